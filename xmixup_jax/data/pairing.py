@@ -1,0 +1,120 @@
+"""Pairing: every target record meets a record of its matched source classes.
+
+Both data sets are grain `MapDataset`s with random access. Order, pairing and the seeds of the
+augmentation follow from (seed, step) alone, whatever the number of processes: step `s` of a run
+is the global batch of positions [s * B, (s + 1) * B), and process p of P reads every P-th of
+them. The iterator's state is therefore one number and a resumed run is the same run.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from xmixup_jax.data.decode import decode
+from xmixup_jax.data.sources import Records
+from xmixup_jax.matching import ClassMatch
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    target: Records,
+    source: Records | None,
+    match: ClassMatch | None,
+    *,
+    seed: int,
+    batch_size: int,
+    resize: int,
+    num_threads: int,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> grain.IterDataset:
+    """Endless batches of this process's share, reshuffled in every epoch of the target.
+
+    Args:
+      target: the target's training records.
+      source: the source's records, or None for methods that use none.
+      match: the source classes of every target class; with `source`.
+      seed: of order, pairing and augmentation.
+      batch_size: global; the process gets batch_size / process_count records.
+      resize: side of the square images in px.
+      num_threads: threads that read and decode.
+      process_index, process_count: jax's own by default.
+
+    Returns:
+      batches of 'image' uint8 [b, R, R, 3], 'label' int32 [b], 'seed' uint32 [b] and, with a
+      source, 'source_image' uint8 [b, R, R, 3] and 'source_label' int32 [b], the class's
+      position in `match.selected`.
+    """
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
+    if source is not None:
+        pools = {c: np.flatnonzero(source.labels == c) for c in match.selected}
+
+    def draw(i: int, rng: np.random.Generator) -> dict[str, Any]:
+        drawn = {'index': i, 'seed': rng.integers(2**32, dtype=np.uint32)}
+        if source is not None:
+            pool = pools[rng.choice(match.classes[target.labels[i]])]
+            drawn['source_index'] = rng.choice(pool)
+        return drawn
+
+    def load(drawn: dict[str, Any]) -> Batch:
+        i = drawn['index']
+        record = {
+            'image': decode(target.encoded(i), resize, target.describe(i)),
+            'label': target.labels[i],
+            'seed': drawn['seed'],
+        }
+        if source is not None:
+            j = drawn['source_index']
+            record['source_image'] = decode(source.encoded(j), resize, source.describe(j))
+            label = np.searchsorted(match.selected, source.labels[j])
+            record['source_label'] = label.astype(np.int32)
+        return record
+
+    # Drawn before the processes part, so that their number does not change what is drawn.
+    drawn = grain.MapDataset.range(len(target)).seed(seed).shuffle().repeat().random_map(draw)
+    share = drawn[process_index::process_count].map(load)
+    return share.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
+    )
+
+
+def eval_batches(
+    records: Records,
+    *,
+    batch_size: int,
+    resize: int,
+    num_threads: int,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> Iterator[Batch]:
+    """Every record once, this process's share; the last batch is filled up with masked ones.
+
+    All processes get the same number of batches, so that collective operations line up.
+
+    Yields:
+      'image' uint8 [b, R, R, 3], 'label' int32 [b], 'mask' float32 [b], 0 for filling.
+    """
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
+    padded = -(-len(records) // batch_size) * batch_size
+
+    def load(i: int) -> Batch:
+        real = i < len(records)
+        i = i if real else 0
+        return {
+            'image': decode(records.encoded(i), resize, records.describe(i)),
+            'label': records.labels[i],
+            'mask': np.float32(real),
+        }
+
+    share = grain.MapDataset.range(padded)[process_index::process_count].map(load)
+    return iter(
+        share.batch(batch_size // process_count).to_iter_dataset(
+            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
+        )
+    )

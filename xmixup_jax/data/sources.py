@@ -1,0 +1,255 @@
+"""Records: random access to the encoded images and the labels of one split of a data set.
+
+A data set is named either `NAME` (a tfds builder, read as array_record without TensorFlow) or
+`folder:PATH` (an image folder, PATH/SPLIT/CLASS/FILE).
+"""
+
+import difflib
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+
+from xmixup_jax.data import digits  # noqa: F401  (registers the project's own builders)
+from xmixup_jax.errors import DataError
+
+log = logging.getLogger('xmixup_jax')
+
+FOLDER = 'folder:'
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
+
+# Builders whose images come inside a package, so that preparing them needs no permission.
+_IN_PACKAGES = ('mnist5k', 'uci_digits')
+
+# Data sets of the experiments that tfds has no builder for, and where their archive is.
+_NO_BUILDER = {
+    'fgvc_aircraft': 'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz',
+}
+
+
+@dataclass(frozen=True)
+class Records:
+    """One split, or a selection from it."""
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    """int32 [N], 0 <= label < K = len(class_names)."""
+    read: Callable[[int], bytes]
+    """Record number to encoded image; safe to call from several threads."""
+    where: Callable[[int], str]
+    """Record number to words that find it again, for errors."""
+    index: np.ndarray
+    """int64 [N], the record numbers of this selection."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def encoded(self, i: int) -> bytes:
+        return self.read(int(self.index[i]))
+
+    def describe(self, i: int) -> str:
+        return self.where(int(self.index[i]))
+
+    def select(self, positions: np.ndarray) -> 'Records':
+        """The records at these positions of this selection."""
+        return Records(
+            self.name,
+            self.class_names,
+            self.labels[positions],
+            self.read,
+            self.where,
+            self.index[positions],
+        )
+
+
+def few_shot_positions(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+    """Positions of `shots` records of every class, at random; ascending, int64.
+
+    Raises:
+      DataError: a class has fewer records.
+    """
+    rng = np.random.default_rng(seed)
+    positions = []
+    for label in np.unique(labels):
+        candidates = np.flatnonzero(labels == label)
+        if len(candidates) < shots:
+            raise DataError(
+                f'class number {label} has {len(candidates)} training images, fewer than '
+                f'config.target.shots={shots}: lower it, or 0 for all images'
+            )
+        positions.append(rng.choice(candidates, shots, replace=False))
+    return np.sort(np.concatenate(positions))
+
+
+def open_split(dataset: ConfigDict, split: str, config: ConfigDict) -> Records:
+    """Opens one split of `dataset` (config.source or config.target).
+
+    Raises:
+      DataError: the data set, the split or its classes cannot be had; says what to do.
+    """
+    missing = problem(dataset.name, config)
+    if missing:
+        raise DataError(missing)
+    if dataset.name.startswith(FOLDER):
+        records = _open_folder(dataset.name, split)
+    else:
+        records = _open_tfds(dataset.name, split, config)
+    if not len(records):
+        raise DataError(f'split {split!r} of {dataset.name} holds no images')
+    return records
+
+
+def train_and_test(dataset: ConfigDict, config: ConfigDict) -> tuple[Records, Records | None]:
+    """The training records (few-shot if `dataset.shots`) and the test records.
+
+    `dataset.test_split` names a split, or 'rest' for the records of the training split that
+    few-shot selection left over, or '' for none.
+    """
+    full = open_split(dataset, dataset.split, config)
+    train = full
+    if dataset.shots:
+        chosen = few_shot_positions(full.labels, dataset.shots, config.seed)
+        train = full.select(chosen)
+    if not dataset.test_split:
+        return train, None
+    if dataset.test_split == 'rest':
+        test = full.select(np.setdiff1d(np.arange(len(full)), chosen))
+    else:
+        test = open_split(dataset, dataset.test_split, config)
+    if test.class_names != train.class_names:
+        odd = sorted(set(test.class_names) ^ set(train.class_names))
+        raise DataError(
+            f'the splits {dataset.split!r} and {dataset.test_split!r} of {dataset.name} differ in '
+            f'their classes, for example {odd[0]!r}: both need the same class folders'
+        )
+    return train, test
+
+
+def problem(name: str, config: ConfigDict) -> str | None:
+    """Says what is missing before data set `name` can be read, and how to get it; None if nothing."""
+    if name.startswith(FOLDER):
+        path = Path(name[len(FOLDER) :]).expanduser()
+        if path.is_dir():
+            return None
+        return (
+            f'image folder {path} does not exist: it should hold SPLIT/CLASS/FILE, '
+            'or name another with folder:PATH'
+        )
+    if name in _IN_PACKAGES:
+        return None
+    try:
+        builder = _builder(name, config)
+    except tfds.core.DatasetNotFoundError:
+        return _unknown(name)
+    if not builder.info.splits:
+        manual = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+        manual = re.sub(r'\s+', ' ', manual).strip() if manual else ''
+        manual_dir = Path(builder.data_dir).parents[1] / 'downloads' / 'manual'
+        data_dir = f', data_dir={config.data_dir!r}' if config.data_dir else ''
+        return (
+            f'data set {name} is not prepared in {builder.data_dir}: '
+            + (f'put its archives into {manual_dir} ({manual}), then ' if manual else '')
+            + f'run  python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}'
+            f"{data_dir}, file_format='array_record').download_and_prepare()\""
+        )
+    return None
+
+
+def _unknown(name: str) -> str:
+    if name in _NO_BUILDER:
+        return (
+            f'data set {name} has no tfds builder: get {_NO_BUILDER[name]}, sort its images into '
+            f'{name}/SPLIT/CLASS/FILE and pass --config.target.name=folder:{name}'
+        )
+    close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 3)
+    hint = f'did you mean {" or ".join(close)}? ' if close else ''
+    return f'there is no data set {name}: {hint}Use a tfds name, or folder:PATH for an image folder'
+
+
+def _builder(name: str, config: ConfigDict) -> tfds.core.DatasetBuilder:
+    data_dir = str(Path(config.data_dir).expanduser()) if config.data_dir else None
+    # tfds warns of every folder that is about to be written for the first time.
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        return tfds.builder(name, data_dir=data_dir, file_format='array_record')
+    finally:
+        absl_logging.set_verbosity(verbosity)
+
+
+def _open_tfds(name: str, split: str, config: ConfigDict) -> Records:
+    builder = _builder(name, config)
+    if not builder.info.splits:
+        log.info('Writing %s as array_record to %s', name, builder.data_dir)
+        builder.download_and_prepare()
+    image_key, label_key = builder.info.supervised_keys or ('image', 'label')
+    try:
+        data_source = builder.as_data_source(
+            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
+        )
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f'{name} has no split {split!r}: it has {", ".join(sorted(builder.info.splits))}'
+        ) from error
+    except NotImplementedError as error:
+        raise DataError(
+            f'{name} in {builder.data_dir} is not stored as array_record: prepare it again '
+            "with file_format='array_record' in another data_dir"
+        ) from error
+    return Records(
+        name=name,
+        class_names=tuple(builder.info.features[label_key].names),
+        labels=_tfds_labels(data_source, label_key, builder, split, config),
+        read=lambda i: data_source[i][image_key],
+        where=lambda i: f'record {i} of {name} ({split})',
+        index=np.arange(len(data_source)),
+    )
+
+
+def _tfds_labels(data_source, label_key, builder, split, config) -> np.ndarray:
+    """Every record's label; kept on disk, for finding them means reading the whole split."""
+    key = f'{builder.data_dir} {split} {len(data_source)}'
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = Path(config.cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npy'
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    labels = np.array([record[label_key] for record in data_source], np.int32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + '.tmp.npy')
+    np.save(partial, labels)
+    partial.rename(path)
+    return labels
+
+
+def _open_folder(name: str, split: str) -> Records:
+    root = Path(name[len(FOLDER) :]).expanduser() / split
+    if not root.is_dir():
+        present = sorted(p.name for p in root.parent.iterdir() if p.is_dir())
+        raise DataError(
+            f'{root.parent} has no split {split!r}: it has {", ".join(present) or "none"}'
+        )
+    folders = sorted(p for p in root.iterdir() if p.is_dir())
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise DataError(f'class folder {folder} holds no images: fill or remove it')
+        files += found
+        labels += [label] * len(found)
+    return Records(
+        name=name,
+        class_names=tuple(folder.name for folder in folders),
+        labels=np.array(labels, np.int32),
+        read=lambda i: files[i].read_bytes(),
+        where=lambda i: str(files[i]),
+        index=np.arange(len(files)),
+    )

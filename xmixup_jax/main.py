@@ -1,0 +1,63 @@
+"""What users run: python -m xmixup_jax.main --config=configs/digits.py
+
+  --config=FILE          the experiment; the files in configs/ are examples
+  --config.KEY=VALUE     changes one value, for example --config.method=finetune
+  --workdir=DIR          folder of the run; given again, it continues (default: runs/...)
+
+Exit codes: 0 done; 1 something is missing or broken; 2 an impossible configuration; 75 stopped by
+a signal and saved, run the same command again.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+
+from xmixup_jax import config as config_lib
+from xmixup_jax.errors import UserError
+from xmixup_jax.train import train_and_evaluate
+
+
+def setup(config: ConfigDict) -> None:
+    """Process-wide settings: log level and the persistent compilation cache."""
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and tfds narrate every file
+    logging.basicConfig(format='%(message)s')
+    logging.getLogger('xmixup_jax').setLevel(logging.INFO)
+    jax.config.update('jax_compilation_cache_dir', str(Path(config.cache_dir).expanduser() / 'xla'))
+
+
+def run(argv: list[str]) -> None:
+    """Parses, checks, trains and prints the result line."""
+    if {'-h', '--help', '-help'} & set(argv):
+        print(__doc__)
+        return
+    config, workdir = config_lib.parse_flags(argv)
+    config_lib.validate(config, jax.device_count())
+    setup(config)
+    experiment = next(Path(a.split('=', 1)[1]).stem for a in argv if a.startswith('--config='))
+    default = Path('runs') / f'{experiment}-{config.method}-seed{config.seed}'
+    folder = Path(workdir) if workdir else default
+    result = train_and_evaluate(config, folder)
+    print(
+        f'{result["method"]}  top1 {100 * result["top1"]:.2f} %  on {result["test_images"]} images  '
+        f'({result["steps"]} steps, {result["seconds"]:.1f} s, '
+        f'{result["images_per_second"]} images/s)  ->  {folder}'
+    )
+
+
+def main() -> None:
+    try:
+        run(sys.argv)
+    except UserError as error:
+        print(f'xmixup: {error}', file=sys.stderr)
+        sys.stderr.flush()
+        # Loader threads may still be reading; nothing that was saved depends on them.
+        os._exit(error.exit_code)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,81 @@
+"""Mixup across domains: pure functions on one batch, to be used inside a jitted step.
+
+The mixed image and its soft label follow Zhang et al., "mixup: Beyond Empirical Risk
+Minimization" (ICLR 2018), eq. 1; pairing a target image with an image of a matched source
+class is XMixup's (arXiv 2007.10252). The law of lambda and the label spaces are options of
+this project, since the text of the paper at hand does not fix them.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+LABEL_SPACES = ('joint', 'separate', 'target')
+
+
+def sample_lam(keys: jax.Array, alpha: float, reflect: bool) -> jax.Array:
+    """Draws one mixing weight for each sample, lam ~ Beta(alpha, alpha).
+
+    Args:
+      keys: random keys, [B].
+      alpha: concentration, > 0; small values put lam near 0 and 1.
+      reflect: replace lam by max(lam, 1 - lam), so that the target image dominates.
+
+    Returns:
+      lam, float32 [B], in [0, 1] ([0.5, 1] when reflected).
+    """
+    lam = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=jnp.float32))(keys)
+    return jnp.maximum(lam, 1.0 - lam) if reflect else lam
+
+
+def mix_images(images: jax.Array, source_images: jax.Array, lam: jax.Array) -> jax.Array:
+    """Returns lam * images + (1 - lam) * source_images.
+
+    Args:
+      images, source_images: float [B, H, W, C].
+      lam: float32 [B].
+    """
+    lam = lam.reshape(-1, 1, 1, 1).astype(images.dtype)
+    return lam * images + (1.0 - lam) * source_images
+
+
+def mixed_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    source_labels: jax.Array,
+    lam: jax.Array,
+    label_space: str,
+    num_classes: int,
+) -> jax.Array:
+    """Cross-entropy of a mixed image, one value for each sample.
+
+    With `p` the softmax over all columns, `p_t` over the first K_t and `p_s` over the rest:
+
+    - `joint`:    -lam log p[y_t] - (1 - lam) log p[K_t + y_s]   (one head, one softmax)
+    - `separate`: -lam log p_t[y_t] - (1 - lam) log p_s[y_s]     (two heads)
+    - `target`:   -log p_t[y_t]                                  (the label stays y_t)
+
+    Args:
+      logits: float [B, K_t + K_s]; for `target` the source's columns may be missing.
+      labels: int32 [B], target classes, 0 <= y_t < K_t = num_classes.
+      source_labels: int32 [B], index among the selected source classes, 0 <= y_s < K_s.
+      lam: float32 [B], weight of the target.
+      label_space: one of LABEL_SPACES.
+      num_classes: K_t.
+
+    Returns:
+      float32 [B].
+    """
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    logits = logits.astype(jnp.float32)
+    if label_space == 'joint':
+        loss_t = cross_entropy(logits, labels)
+        loss_s = cross_entropy(logits, num_classes + source_labels)
+        return lam * loss_t + (1.0 - lam) * loss_s
+    loss_t = cross_entropy(logits[:, :num_classes], labels)
+    if label_space == 'target':
+        return loss_t
+    if label_space == 'separate':
+        loss_s = cross_entropy(logits[:, num_classes:], source_labels)
+        return lam * loss_t + (1.0 - lam) * loss_s
+    raise ValueError(f'label_space must be one of {LABEL_SPACES}, not {label_space!r}')

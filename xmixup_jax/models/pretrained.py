@@ -1,0 +1,108 @@
+"""Weights as safetensors files in torchvision's (and timm's) key layout, in and out.
+
+`layer1.0.conv1.weight` [O, I, kH, kW] here is `layer1` / 0 / `conv1` / `kernel` [kH, kW, I, O];
+`bn1.weight`, `.bias`, `.running_mean` and `.running_var` are scale, bias, mean and var.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from xmixup_jax.errors import DataError
+
+PyTree = Any
+_NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+
+
+def _key(path) -> str:
+    *parents, leaf = [str(entry.key) for entry in path]
+    return '.'.join([*parents, _NAMES.get(leaf, leaf)])
+
+
+def _to_torch(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+    elif array.ndim == 2:
+        array = array.T
+    return np.ascontiguousarray(array)
+
+
+def _from_torch(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    return array.T if array.ndim == 2 else array
+
+
+def save_weights(path: Path, params: PyTree, batch_stats: PyTree, metadata: dict[str, str]) -> None:
+    """Writes parameters and batch statistics; the file appears whole or not at all."""
+    tensors = {}
+    for tree in (params, batch_stats):
+        for key_path, array in jax.tree.leaves_with_path(tree):
+            tensors[_key(key_path)] = _to_torch(np.asarray(array))
+    partial = path.with_name(path.name + '.tmp')
+    save_file(tensors, partial, metadata)
+    partial.rename(path)
+
+
+def load_backbone(path: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
+    """Fills a network with the weights in `path`, all but the head (`fc`), which stays as it is.
+
+    Args:
+      path: a safetensors file in torchvision's key layout.
+      params, batch_stats: of the network; they give names and shapes, and the head.
+
+    Raises:
+      DataError: no such file, not a safetensors file, or its tensors are not this network's;
+        lists every missing, unexpected and misshapen key.
+    """
+    if not path.is_file():
+        raise DataError(missing_weights(path))
+    try:
+        with safe_open(path, framework='numpy') as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, TypeError) as error:
+        raise DataError(
+            f'weights file {path} is not a readable safetensors file: {error}'
+        ) from error
+    ours = {
+        _key(key_path): array.shape
+        for tree in (params, batch_stats)
+        for key_path, array in jax.tree.leaves_with_path(tree)
+    }
+    theirs = {
+        key: _from_torch(tensor)
+        for key, tensor in tensors.items()
+        if not key.startswith('fc.') and not key.endswith('.num_batches_tracked')
+    }
+    ours = {key: shape for key, shape in ours.items() if not key.startswith('fc.')}
+    faults = [f'missing {key}' for key in sorted(ours.keys() - theirs.keys())]
+    faults += [f'unexpected {key}' for key in sorted(theirs.keys() - ours.keys())]
+    faults += [
+        f'{key} has shape {theirs[key].shape}, not {shape}'
+        for key, shape in sorted(ours.items())
+        if key in theirs and theirs[key].shape != shape
+    ]
+    if faults:
+        raise DataError(
+            f'weights file {path} does not fit config.model ({len(faults)} tensors differ): '
+            + '; '.join(faults)
+        )
+
+    def fill(key_path, array):
+        key = _key(key_path)
+        return np.asarray(theirs[key], np.float32) if key in theirs else array
+
+    return jax.tree.map_with_path(fill, params), jax.tree.map_with_path(fill, batch_stats)
+
+
+def missing_weights(path: Path) -> str:
+    """What to do about a weights file that does not exist."""
+    return (
+        f'weights file {path} does not exist: save an ImageNet checkpoint in torchvision key layout '
+        'there as safetensors (model.safetensors of timm/resnet50.tv_in1k on the Hugging Face Hub '
+        'fits resnet50), or train the network on the source first with --config.weights=source'
+    )

@@ -1,0 +1,110 @@
+"""ResNet v1.5 (He et al., CVPR 2016; stride in the 3x3 convolution), in torchvision's layout.
+
+Attribute names are torchvision's (`conv1`, `bn1`, `layer1`, ..., `fc`), so that a parameter's
+path is its key in a PyTorch state dict (see `pretrained`).
+"""
+
+from flax import nnx
+from jax import numpy as jnp
+
+from xmixup_jax.models.base import Outputs
+
+# Blocks in each of the four stages, and whether they are bottlenecks.
+DEPTHS = {
+    'resnet10': ((1, 1, 1, 1), False),
+    'resnet18': ((2, 2, 2, 2), False),
+    'resnet34': ((3, 4, 6, 3), False),
+    'resnet50': ((3, 4, 6, 3), True),
+    'resnet101': ((3, 4, 23, 3), True),
+}
+STEMS = ('imagenet', 'cifar')
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
+    # Explicit padding: 'SAME' would pad a strided convolution on one side only, unlike PyTorch.
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2,
+        use_bias=False,
+        kernel_init=nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
+        rngs=rngs,
+    )
+
+
+def _norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    # axis_name: in training the statistics are those of the whole batch over all devices.
+    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, axis_name='batch', rngs=rngs)
+
+
+class Block(nnx.Module):
+    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 ones (`expansion` = 4)."""
+
+    def __init__(self, inputs, width, stride, bottleneck, rngs):
+        outputs = width * 4 if bottleneck else width
+        if bottleneck:
+            self.conv1 = _conv(inputs, width, 1, 1, rngs)
+            self.conv2 = _conv(width, width, 3, stride, rngs)
+            self.conv3 = _conv(width, outputs, 1, 1, rngs)
+            self.bn3 = _norm(outputs, rngs)
+        else:
+            self.conv1 = _conv(inputs, width, 3, stride, rngs)
+            self.conv2 = _conv(width, width, 3, 1, rngs)
+        self.bn1 = _norm(width, rngs)
+        self.bn2 = _norm(width, rngs)
+        if stride != 1 or inputs != outputs:
+            self.downsample = nnx.List(
+                [_conv(inputs, outputs, 1, stride, rngs), _norm(outputs, rngs)]
+            )
+        self.bottleneck = bottleneck
+
+    def __call__(self, x):
+        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(nnx.relu(y)))
+        if hasattr(self, 'downsample'):
+            conv, norm = self.downsample
+            x = norm(conv(x))
+        return nnx.relu(x + y)
+
+
+class ResNet(nnx.Module):
+    """A residual network; `width` is the first stage's (64 in the papers).
+
+    The `imagenet` stem is a 7x7 convolution of stride 2 and a max pool of stride 2; `cifar` is one
+    3x3 convolution of stride 1, for images of a few dozen px.
+    """
+
+    def __init__(self, name: str, num_logits: int, width: int, stem: str, rngs: nnx.Rngs):
+        depths, bottleneck = DEPTHS[name]
+        self.conv1 = (
+            _conv(3, width, 7, 2, rngs) if stem == 'imagenet' else _conv(3, width, 3, 1, rngs)
+        )
+        self.bn1 = _norm(width, rngs)
+        self.stem = stem
+        channels = width
+        for stage, depth in enumerate(depths):
+            stage_width = width * 2**stage
+            blocks = []
+            for i in range(depth):
+                stride = 2 if i == 0 and stage > 0 else 1
+                blocks.append(Block(channels, stage_width, stride, bottleneck, rngs))
+                channels = stage_width * 4 if bottleneck else stage_width
+            setattr(self, f'layer{stage + 1}', nnx.List(blocks))
+        self.fc = nnx.Linear(channels, num_logits, rngs=rngs)
+
+    def __call__(self, x) -> Outputs:
+        """float32 [B, H, W, 3], normalised, to `Outputs` with four stages."""
+        x = nnx.relu(self.bn1(self.conv1(x)))
+        if self.stem == 'imagenet':
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        stages = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in layer:
+                x = block(x)
+            stages.append(x)
+        features = jnp.mean(x, axis=(1, 2))
+        return Outputs(self.fc(features), features, tuple(stages))
