@@ -14,8 +14,8 @@ def get_config():
     config.source = default.dataset('mnist5k', 'train[:90%]', 'train[90%:]')
     config.target = default.dataset('uci_digits', 'train', 'rest')
     config.target.shots = 5
-    config.resize = 18
-    config.image_size = 16
+    config.resize = 22
+    config.image_size = 20
     config.flip = False
     config.model.name = 'resnet10'
     config.model.width = 16

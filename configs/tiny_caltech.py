@@ -1,7 +1,8 @@
 """Tiny-ImageNet to Caltech-101 at 64 px, a small ResNet that trains on a CPU.
 
     python -m xmixup_jax.main --config=configs/tiny_caltech.py \
-        --config.source.name=folder:PATH/tiny_imagenet --config.target.name=folder:PATH/caltech101_64
+        --config.source.name=folder:PATH/tiny_imagenet \
+        --config.target.name=folder:PATH/caltech101_64
 
 Both are image folders, SPLIT/CLASS/FILE: Tiny-ImageNet with `train` and `validation` (200
 classes), Caltech-101 with `train` and `test` (101 classes). `target.shots` images a class are
@@ -20,10 +21,14 @@ def get_config():
     config.image_size = 64
     config.model.name = 'resnet10'
     config.model.width = 32
-    config.pretrain.steps = 5000
+    config.model.stem = 'tiny'
+    config.pretrain.steps = 3000
     config.pretrain.batch_size = 128
     config.pretrain.optimizer = default.optimizer(0.1, 'cosine')
-    config.steps = 2000
+    config.pretrain.optimizer.weight_decay = 5e-4
+    config.pretrain.optimizer.warmup_steps = 200
+    config.steps = 1500
+    config.batch_size = 32
     config.optimizer = default.optimizer(0.03)
     config.num_threads = 2
     return config

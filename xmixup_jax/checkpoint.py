@@ -12,7 +12,6 @@ from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.step import TrainState
 
-
 log = logging.getLogger('xmixup_jax')
 
 

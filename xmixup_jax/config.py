@@ -1,6 +1,7 @@
 """Reading, checking and comparing configurations."""
 
 import copy
+import difflib
 import hashlib
 import json
 from typing import Any
@@ -28,7 +29,7 @@ _RUNTIME_KEYS = (
 _CHOICES = {
     'method': tuple(METHODS),
     'model.name': tuple(DEPTHS),
-    'model.stem': STEMS,
+    'model.stem': tuple(STEMS),
     'match.similarity': SIMILARITIES,
     'match.assignment': ASSIGNMENTS,
     'xmixup.label_space': LABEL_SPACES,
@@ -83,13 +84,10 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, str | None]:
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(f'{error}: the flags are --config, --config.KEY and --workdir') from error
     except AttributeError as error:
-        # config_flags reports an unknown key by its last part alone.
-        message = ' '.join(str(error).strip('"').split())
-        bad = [arg for arg in argv if arg.split('=')[0].endswith('.' + message.split("'")[1])]
-        where = bad[0] if bad else '--config'
-        raise ConfigError(
-            f'{where}: there is no such key: {message}; see configs/default.py'
-        ) from error
+        # config_flags names an unknown key by its last part alone, in quotes.
+        key = str(error).replace('"', "'").lstrip("'\\").split("'")[0].rstrip('\\')
+        given = next((arg for arg in argv if arg.split('=')[0].endswith(f'.{key}')), f'key {key}')
+        raise ConfigError(f'{given}: there is no such key{_close_keys(argv, key)}') from error
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(' '.join(str(error).split())) from error
     except (OSError, SyntaxError, ImportError) as error:
@@ -102,7 +100,18 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, str | None]:
         )
     if config_flag.value is None:
         raise ConfigError('name an experiment, for example --config=configs/digits.py')
+    if not isinstance(config_flag.value, ConfigDict):  # a stand-in that raises when it is read
+        raise ConfigError(f'cannot read the configuration file {values["config"].config_filename}')
     return config_flag.value, values.workdir
+
+
+def _close_keys(argv: list[str], key: str) -> str:
+    file_flag = [arg for arg in argv if arg.startswith('--config=')]
+    known = flatten(parse_flags([argv[0], *file_flag])[0])
+    sections = {full.rsplit('.', 1)[0] for full in known if '.' in full}
+    parts = {full.rsplit('.', 1)[-1]: full for full in [*known, *sections]}
+    close = [f'config.{parts[part]}' for part in difflib.get_close_matches(key, parts)]
+    return f'; did you mean {" or ".join(close)}?' if close else '; configs/default.py has them all'
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -25,7 +25,7 @@ from xmixup_jax.train import train_and_evaluate
 def setup(config: ConfigDict) -> None:
     """Process-wide settings: log level and the persistent compilation cache."""
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and tfds narrate every file
-    logging.basicConfig(format='%(message)s')
+    logging.basicConfig(format='%(message)s', force=True)
     logging.getLogger('xmixup_jax').setLevel(logging.INFO)
     jax.config.update('jax_compilation_cache_dir', str(Path(config.cache_dir).expanduser() / 'xla'))
 
@@ -43,7 +43,7 @@ def run(argv: list[str]) -> None:
     folder = Path(workdir) if workdir else default
     result = train_and_evaluate(config, folder)
     print(
-        f'{result["method"]}  top1 {100 * result["top1"]:.2f} %  on {result["test_images"]} images  '
+        f'{result["method"]}  top1 {100 * result["top1"]:.2f} %  on {result["test_images"]} images '
         f'({result["steps"]} steps, {result["seconds"]:.1f} s, '
         f'{result["images_per_second"]} images/s)  ->  {folder}'
     )
@@ -53,10 +53,17 @@ def main() -> None:
     try:
         run(sys.argv)
     except UserError as error:
-        print(f'xmixup: {error}', file=sys.stderr)
-        sys.stderr.flush()
-        # Loader threads may still be reading; nothing that was saved depends on them.
-        os._exit(error.exit_code)
+        fail(str(error), error.exit_code)
+    except OSError as error:  # a full disk, a read-only folder
+        if error.filename is None and error.strerror is None:
+            raise
+        fail(f'{error.strerror}: {error.filename or "no file named"}', UserError.exit_code)
+
+
+def fail(message: str, exit_code: int) -> None:
+    """Ends the process with one message; threads that still read images are not waited for."""
+    print(f'xmixup: {message}', file=sys.stderr, flush=True)
+    os._exit(exit_code)
 
 
 if __name__ == '__main__':

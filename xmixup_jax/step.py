@@ -50,7 +50,7 @@ def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransform
     """SGD with momentum and coupled weight decay; the head (`fc`) learns faster by a factor."""
 
     def is_head(params):
-        return {name: jax.tree.map(lambda _: name == 'fc', tree) for name, tree in params.items()}
+        return jax.tree.map_with_path(lambda path, _: path[0].key == 'fc', params)
 
     return optax.chain(
         optax.add_decayed_weights(optimizer.weight_decay),
@@ -156,7 +156,7 @@ def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree)
 
 
 def map_train_step(step_fn):
-    """Maps (state, batch) -> (state, metrics) over the devices; the old state's buffers are reused."""
+    """Maps (state, batch) -> (state, metrics) over the devices; donates the old state."""
     return jax.pmap(step_fn, axis_name='batch', in_axes=(None, 0), out_axes=None, donate_argnums=0)
 
 

@@ -132,19 +132,19 @@ def check_inputs(config: ConfigDict) -> None:
         missing['config.weights'] = missing_weights(Path(config.weights))
     missing = {key: words for key, words in missing.items() if words}
     if missing:
-        raise DataError('; '.join(f'{key}: {words}' for key, words in missing.items()))
+        lines = [f'{key}: {words}' for key, words in missing.items()]
+        raise DataError(lines[0] if len(lines) == 1 else '\n- '.join(['missing:', *lines]))
 
 
 @contextlib.contextmanager
-def locked(workdir: Path, wait: bool = False):
-    """Makes the folder and holds it, so that no second run writes into it."""
+def locked(workdir: Path, key: str = '--workdir', wait: bool = False):
+    """Makes the folder and holds it, so that no second run writes into it; `key` can change it."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = (workdir / '.lock').open('a+')
     except OSError as error:
         raise UserError(
-            f'cannot write into the work directory {workdir}: {error.strerror}; '
-            'choose another with --workdir'
+            f'cannot write into {workdir}: {error.strerror}; choose another folder with {key}'
         ) from error
     with file:
         try:
@@ -203,7 +203,7 @@ def backbone_weights(config: ConfigDict) -> Path | None:
     name = f'{config.source.name.split("/")[-1]}-{config.model.name}-{config_lib.digest(pretrain)}'
     folder = Path(config.cache_dir).expanduser() / 'pretrained' / name
     weights = folder / WEIGHTS_FILE
-    with locked(folder.with_name(folder.name + '.lock'), wait=True):
+    with locked(folder.with_name(folder.name + '.lock'), '--config.cache_dir', wait=True):
         if not (folder / 'result.json').exists():
             log.info(
                 'Training %s on %s, once, in %s', config.model.name, config.source.name, folder
@@ -257,7 +257,8 @@ def fit(task, state, batches, test, match, checkpoints: Checkpoints, workdir: Pa
     first_step = int(state.step)
     schedule = step_lib.make_schedule(config.optimizer, config.steps)
     train_step = step_lib.map_train_step(partial(step_lib.train_step, task))
-    run_log = RunLog(workdir, first_step, config.steps, config.method)
+    title = f'{config.target.name.split("/")[-1]} {config.method}'
+    run_log = RunLog(workdir, first_step, config.steps, title)
     stored_config = json.loads(json.dumps(config.to_dict()))
     start = time.perf_counter()
     pending: list[Any] = []  # metrics that are still on the device

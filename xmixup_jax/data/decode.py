@@ -1,5 +1,7 @@
 """Decoding on the host: encoded bytes to square uint8 RGB images, with OpenCV."""
 
+import contextlib
+
 import cv2
 import numpy as np
 
@@ -26,10 +28,9 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
     """
     image = None
     if encoded:
-        try:
+        # OpenCV raises for some damage and returns None for other; both are reported below.
+        with contextlib.suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-        except cv2.error:
-            pass  # Reported below like bytes of an unknown format, for which OpenCV returns None.
     if image is None:
         raise DataError(
             f'{where} is not an image that can be decoded ({len(encoded)} bytes): '

@@ -78,7 +78,8 @@ class UciDigits(_Digits):
     def _info(self):
         return self._digits_info(
             8,
-            'Test set of the UCI "Optical Recognition of Handwritten Digits", as shipped in scikit-learn.',
+            'Test set of the UCI "Optical Recognition of Handwritten Digits", as shipped in '
+            'scikit-learn.',
             'Alpaydin, Kaynak: Optical Recognition of Handwritten Digits. UCI Machine Learning '
             'Repository, 1998. doi:10.24432/C50P49',
             'https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits',

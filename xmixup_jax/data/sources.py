@@ -134,7 +134,7 @@ def train_and_test(dataset: ConfigDict, config: ConfigDict) -> tuple[Records, Re
 
 
 def problem(name: str, config: ConfigDict) -> str | None:
-    """Says what is missing before data set `name` can be read, and how to get it; None if nothing."""
+    """Says what is missing before data set `name` can be read and how to get it, or None."""
     if name.startswith(FOLDER):
         path = Path(name[len(FOLDER) :]).expanduser()
         if path.is_dir():

@@ -63,7 +63,7 @@ def load_backbone(path: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTr
         raise DataError(missing_weights(path))
     try:
         with safe_open(path, framework='numpy') as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, TypeError) as error:
         raise DataError(
             f'weights file {path} is not a readable safetensors file: {error}'
@@ -102,7 +102,8 @@ def load_backbone(path: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTr
 def missing_weights(path: Path) -> str:
     """What to do about a weights file that does not exist."""
     return (
-        f'weights file {path} does not exist: save an ImageNet checkpoint in torchvision key layout '
-        'there as safetensors (model.safetensors of timm/resnet50.tv_in1k on the Hugging Face Hub '
-        'fits resnet50), or train the network on the source first with --config.weights=source'
+        f'weights file {path} does not exist: save an ImageNet checkpoint in torchvision key '
+        'layout there as safetensors (for resnet50, model.safetensors of timm/resnet50.tv_in1k on '
+        'the Hugging Face Hub), or train the network on the source first with '
+        '--config.weights=source'
     )

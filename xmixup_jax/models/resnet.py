@@ -17,7 +17,8 @@ DEPTHS = {
     'resnet50': ((3, 4, 6, 3), True),
     'resnet101': ((3, 4, 23, 3), True),
 }
-STEMS = ('imagenet', 'cifar')
+# First convolution's kernel and stride, and whether a max pool of stride 2 follows.
+STEMS = {'imagenet': (7, 2, True), 'tiny': (3, 2, False), 'cifar': (3, 1, False)}
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
@@ -74,17 +75,15 @@ class Block(nnx.Module):
 class ResNet(nnx.Module):
     """A residual network; `width` is the first stage's (64 in the papers).
 
-    The `imagenet` stem is a 7x7 convolution of stride 2 and a max pool of stride 2; `cifar` is one
-    3x3 convolution of stride 1, for images of a few dozen px.
+    The stem reduces the resolution by 4 (`imagenet`), 2 (`tiny`, for 64 px) or 1 (`cifar`, for
+    32 px).
     """
 
     def __init__(self, name: str, num_logits: int, width: int, stem: str, rngs: nnx.Rngs):
         depths, bottleneck = DEPTHS[name]
-        self.conv1 = (
-            _conv(3, width, 7, 2, rngs) if stem == 'imagenet' else _conv(3, width, 3, 1, rngs)
-        )
+        kernel, stride, self.pooled = STEMS[stem]
+        self.conv1 = _conv(3, width, kernel, stride, rngs)
         self.bn1 = _norm(width, rngs)
-        self.stem = stem
         channels = width
         for stage, depth in enumerate(depths):
             stage_width = width * 2**stage
@@ -99,7 +98,7 @@ class ResNet(nnx.Module):
     def __call__(self, x) -> Outputs:
         """float32 [B, H, W, 3], normalised, to `Outputs` with four stages."""
         x = nnx.relu(self.bn1(self.conv1(x)))
-        if self.stem == 'imagenet':
+        if self.pooled:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         stages = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):

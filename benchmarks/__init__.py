@@ -1,0 +1,1 @@
+"""Measurements; nothing here is needed to use the package."""

@@ -1,0 +1,86 @@
+"""Runs one experiment for every combination of some values and every seed, and tabulates top-1.
+
+    python -m benchmarks.sweep --config=configs/digits.py --workdir=sweeps/digits \
+        --vary=method=finetune,xmixup --vary=target.shots=2,5,10 --seeds=0,1,2,3,4
+
+Finished runs are kept, so that a sweep can be stopped and continued, or extended by more values.
+Writes sweep.csv (one row a run) and sweep.md (mean and standard deviation over seeds).
+"""
+
+import argparse
+import csv
+import itertools
+import statistics
+import sys
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from xmixup_jax import config as config_lib
+from xmixup_jax.errors import UserError
+from xmixup_jax.main import setup
+from xmixup_jax.train import train_and_evaluate
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('--workdir', required=True, type=Path, help='holds a folder for each run')
+    parser.add_argument(
+        '--vary', action='append', default=[], metavar='KEY=V1,V2', help='repeatable'
+    )
+    parser.add_argument('--seeds', default='0,1,2,3,4')
+    args, config_args = parser.parse_known_args(argv)
+    keys = [vary.split('=', 1)[0] for vary in args.vary]
+    grid = list(itertools.product(*(vary.split('=', 1)[1].split(',') for vary in args.vary)))
+    seeds = args.seeds.split(',')
+
+    rows = []
+    for values, seed in tqdm(list(itertools.product(grid, seeds)), unit='run', disable=None):
+        chosen = dict(zip(keys, values, strict=True))
+        overrides = [f'--config.{key}={value}' for key, value in chosen.items()]
+        config, _ = config_lib.parse_flags(
+            ['sweep', *config_args, *overrides, f'--config.seed={seed}']
+        )
+        config_lib.validate(config, jax.device_count())
+        setup(config)
+        name = '-'.join([*(f'{key.split(".")[-1]}={value}' for key, value in chosen.items())])
+        result = train_and_evaluate(config, args.workdir / (name or 'run') / f'seed{seed}')
+        rows.append(
+            {**chosen, 'seed': seed, 'top1': 100 * result['top1'], 'seconds': result['seconds']}
+        )
+        jax.clear_caches()
+
+    with (args.workdir / 'sweep.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    table = markdown(rows, keys)
+    (args.workdir / 'sweep.md').write_text(table)
+    print(table)
+
+
+def markdown(rows: list[dict], keys: list[str]) -> str:
+    """One line a combination: mean and sample standard deviation of top-1 over its seeds."""
+    lines = [
+        '| ' + ' | '.join([*keys, 'top-1 %', 'seeds']) + ' |',
+        '|' + ' --- |' * (len(keys) + 2),
+    ]
+    for values, group in itertools.groupby(rows, lambda row: [row[key] for key in keys]):
+        top1 = [row['top1'] for row in group]
+        spread = f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else ''
+        lines.append(
+            '| '
+            + ' | '.join([*values, f'{statistics.mean(top1):.2f}{spread}', str(len(top1))])
+            + ' |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f'sweep: {error}')
