@@ -1,6 +1,7 @@
 """Checkpoints with orbax: the state, the iterator, and what else a resumed run needs."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,8 +73,7 @@ class Checkpoints:
 
     def restore_match(self) -> ClassMatch | None:
         """The class match stored with the newest readable checkpoint (needed to shape the head)."""
-        _, meta = self._newest(lambda step: self._read_meta(step))
-        match = meta['match']
+        match = self._newest(self._read_meta)['match']
         if match is None:
             return None
         return ClassMatch(
@@ -98,7 +98,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=items)
             return restored.state, restored.meta
 
-        _, (tree, meta) = self._newest(read)
+        tree, meta = self._newest(read)
         # Restored buffers can be views of memory that is not the device's to donate.
         tree = jax.tree.map(lambda x: x.copy(), tree)
         return Restored(TrainState(**tree), meta['iterator'], meta['seconds'])
@@ -115,14 +115,25 @@ class Checkpoints:
         return self._manager.restore(step, args=items).meta
 
     def _newest(self, read):
+        """The newest checkpoint that can be read; damaged ones are moved aside, never deleted."""
         for step in self.steps:
             try:
-                return step, read(step)
+                return read(step)
             except Exception as error:  # orbax has no common class for what a damaged file raises
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                log.warning('Checkpoint %s/%d cannot be read: %s', self._folder, step, reason)
+                aside = self._folder.parent / 'damaged_checkpoints' / f'{step}-{time.time_ns()}'
+                log.warning(
+                    'Checkpoint %s/%d cannot be read (%s): moved to %s',
+                    self._folder,
+                    step,
+                    reason,
+                    aside,
+                )
+                aside.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(aside)
+                self._manager.reload()
         raise UserError(
-            f'none of the checkpoints in {self._folder} can be read: delete that folder to start '
+            f'none of the checkpoints in {self._folder} could be read: the same command starts '
             'the run anew'
         )
 

@@ -1,0 +1,45 @@
+"""Eight simulated devices for every test, and data that the tests share."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+
+import pytest
+from hypothesis import settings
+
+from configs import digits
+from xmixup_jax.data.sources import train_and_test
+
+settings.register_profile('xmixup', deadline=None, max_examples=50)
+settings.load_profile('xmixup')
+
+
+@pytest.fixture(scope='session')
+def folders(tmp_path_factory):
+    """Data and cache folders of the whole test session, empty at its start."""
+    root = tmp_path_factory.mktemp('shared')
+    return {'data_dir': str(root / 'tfds'), 'cache_dir': str(root / 'cache')}
+
+
+@pytest.fixture
+def config(folders):
+    """The digits experiment, a few steps of a very small network without pre-training."""
+    config = digits.get_config()
+    config.update(folders)
+    config.weights = ''
+    config.model.width = 4
+    config.steps = 6
+    config.batch_size = 16
+    config.eval_batch_size = 64
+    config.log_every = 2
+    config.checkpoint_every = 4
+    return config
+
+
+@pytest.fixture
+def records(config):
+    """(target, test, source) of the digits experiment."""
+    target, test = train_and_test(config.target, config)
+    source, _ = train_and_test(config.source, config)
+    return target, test, source

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+
+from configs import digits
+from xmixup_jax.config import digest, flatten, parse_flags, pretrain_config, validate
+from xmixup_jax.errors import ConfigError
+
+FILES = sorted(Path('configs').glob('[a-z]*.py'))
+
+
+def parse(*flags, file='configs/digits.py'):
+    return parse_flags(['main', f'--config={file}', *flags])
+
+
+@pytest.mark.parametrize(
+    'file', [f for f in FILES if f.stem not in ('default', '__init__')], ids=str
+)
+def test_every_experiment_is_valid_and_says_how_to_run_it(file):
+    config, workdir = parse(file=str(file))
+    validate(config, num_devices=8)
+    validate(pretrain_config_complete(config), num_devices=8)
+    assert workdir is None
+    assert f'--config={file}' in file.read_text()
+
+
+def pretrain_config_complete(config):
+    """The derived run with the sections that it does not need put back, for `validate`."""
+    derived = pretrain_config(config).unlock()
+    for key in ('pretrain', 'match', 'xmixup'):
+        derived[key] = config[key]
+    derived.target.test_split = derived.target.test_split or 'train'
+    return derived
+
+
+def test_aircraft_is_the_full_experiment():
+    config, _ = parse(file='configs/aircraft.py')
+    assert (config.source.name, config.target.name) == ('imagenet2012', 'fgvc_aircraft')
+    assert (config.model.name, config.model.width, config.model.stem) == (
+        'resnet50',
+        64,
+        'imagenet',
+    )
+    assert (config.resize, config.image_size, config.method) == (256, 224, 'xmixup')
+
+
+def test_overrides_reach_the_config():
+    config, workdir = parse(
+        '--config.xmixup.alpha=2', '--config.match.assignment=greedy', '--workdir=w'
+    )
+    assert (config.xmixup.alpha, config.match.assignment, workdir) == (2.0, 'greedy', 'w')
+
+
+@pytest.mark.parametrize(
+    ('flag', 'words'),
+    [
+        ('--config.nonsense=1', '--config.nonsense=1: there is no such key'),
+        ('--config.match.nonsense=1', '--config.match.nonsense=1: there is no such key'),
+        ('--config.model.widht=1', 'did you mean config.model.width'),
+        ('--config.steps=many', '--config.steps=many'),
+        ('--config.steps=1.5', '--config.steps=1.5'),
+        ('--config.flip=perhaps', '--config.flip=perhaps'),
+        ('--config.match=3', '--config.match=3'),
+        ('--steps=3', "Unknown command line flag 'steps'"),
+        ('steps=3', "unexpected argument 'steps=3'"),
+        ('--config.steps=0', 'config.steps=0: must be positive'),
+        ('--config.steps=-5', 'config.steps=-5: must be positive'),
+        ('--config.batch_size=20', 'config.batch_size=20: must be a multiple of the 8 devices'),
+        ('--config.pretrain.batch_size=12', 'must be a multiple of the 8 devices'),
+        ('--config.seed=-1', 'config.seed=-1: must be from 0'),
+        ('--config.xmixup.alpha=0', 'config.xmixup.alpha=0.0: must be positive'),
+        ('--config.xmixup.alpha=nan', 'config.xmixup.alpha=nan: must be positive'),
+        ('--config.optimizer.momentum=1.5', 'config.optimizer.momentum=1.5: must be from 0 to 1'),
+        ('--config.method=magic', "config.method='magic': must be one of finetune, xmixup"),
+        ('--config.match.similarity=l3', 'must be one of cosine, euclidean'),
+        ('--config.image_size=30', 'must not exceed config.resize=22'),
+        (
+            '--config.target.shots=0',
+            "config.target.test_split='rest' needs config.target.shots > 0",
+        ),
+        ('--config.optimizer.warmup_steps=599', 'the rate drops before'),
+        ('--config.target.name=', 'config.target.name'),
+    ],
+)
+def test_impossible_values_end_in_one_line(flag, words):
+    with pytest.raises(ConfigError) as info:
+        config, _ = parse(flag)
+        validate(config, num_devices=8)
+    assert words in str(info.value)
+    assert '\n' not in str(info.value)
+
+
+@pytest.mark.parametrize('file', ['none.py', 'README.md'])
+def test_unreadable_configuration_files(file):
+    with pytest.raises(ConfigError, match=r'cannot read the configuration'):
+        parse(file=file)
+
+
+def test_pretraining_is_shared_by_runs_that_differ_in_nothing_it_depends_on():
+    config = digits.get_config()
+    same = digest(pretrain_config(config))
+    for key, value in (('method', 'finetune'), ('seed', 3), ('steps', 7), ('cache_dir', 'x')):
+        config[key] = value
+    config.xmixup.alpha, config.target.shots, config.match.assignment = 0.2, 10, 'random'
+    assert digest(pretrain_config(config)) == same
+    config.pretrain.steps += 1
+    assert digest(pretrain_config(config)) != same
+
+
+def test_pretraining_trains_on_the_source():
+    config = digits.get_config()
+    derived = pretrain_config(config)
+    assert (derived.method, derived.weights) == ('finetune', '')
+    assert derived.target.to_dict() == config.source.to_dict()
+    assert derived.optimizer.to_dict() == config.pretrain.optimizer.to_dict()
+    assert derived.steps == config.pretrain.steps
+
+
+def test_flatten_has_dotted_keys():
+    assert flatten(digits.get_config())['pretrain.optimizer.learning_rate'] == 0.1

@@ -1,0 +1,140 @@
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from numpy.lib.stride_tricks import sliding_window_view
+from safetensors.numpy import load_file, save_file
+
+from xmixup_jax.errors import DataError
+from xmixup_jax.models import create_model, forward
+from xmixup_jax.models.pretrained import load_backbone, save_weights
+
+
+def make(name='resnet10', width=4, stem='imagenet', num_logits=3, seed=0):
+    return create_model(ConfigDict({'name': name, 'width': width, 'stem': stem}), num_logits, seed)
+
+
+def randomize(tree, seed):
+    """Statistics and affine parameters away from 0 and 1, so that each one matters."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: (np.abs(rng.normal(size=x.shape)) + 0.5).astype(np.float32) * 0.3, tree
+    )
+
+
+# Published sizes of torchvision's networks with 1,000 classes.
+@pytest.mark.parametrize(
+    ('name', 'size'),
+    [('resnet18', 11_689_512), ('resnet34', 21_797_672), ('resnet50', 25_557_032)],
+)
+def test_number_of_parameters(name, size):
+    shapes = jax.eval_shape(lambda: make(name, 64, num_logits=1000)[1])
+    assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == size
+
+
+class NumpyResNet:
+    """The forward pass in NumPy (float64, NCHW), from a state dict in torchvision's layout."""
+
+    def __init__(self, tensors, stem):
+        self.w = {key: value.astype(np.float64) for key, value in tensors.items()}
+        self.stem = {'imagenet': (2, True), 'tiny': (2, False), 'cifar': (1, False)}[stem]
+
+    def conv(self, x, key, stride):
+        w = self.w[f'{key}.weight']
+        pad = w.shape[-1] // 2
+        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        windows = sliding_window_view(x, w.shape[2:], axis=(2, 3))[:, :, ::stride, ::stride]
+        return np.einsum('bihwkl,oikl->bohw', windows, w, optimize=True)
+
+    def norm(self, x, key):
+        mean, var, scale, bias = (
+            self.w[f'{key}.{part}'][:, None, None]
+            for part in ('running_mean', 'running_var', 'weight', 'bias')
+        )
+        return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+
+    def block(self, x, key, stride):
+        bottleneck = f'{key}.conv3.weight' in self.w
+        strides = (1, stride, 1) if bottleneck else (stride, 1)
+        y = x
+        for i, s in enumerate(strides, 1):
+            y = self.norm(self.conv(y, f'{key}.conv{i}', s), f'{key}.bn{i}')
+            if i < len(strides):
+                y = np.maximum(y, 0)
+        if f'{key}.downsample.0.weight' in self.w:
+            x = self.norm(self.conv(x, f'{key}.downsample.0', stride), f'{key}.downsample.1')
+        return np.maximum(x + y, 0)
+
+    def __call__(self, images):
+        stride, pooled = self.stem
+        x = images.transpose(0, 3, 1, 2).astype(np.float64)
+        x = np.maximum(self.norm(self.conv(x, 'conv1', stride), 'bn1'), 0)
+        if pooled:
+            x = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+            x = sliding_window_view(x, (3, 3), axis=(2, 3))[:, :, ::2, ::2].max((-2, -1))
+        for stage in range(1, 5):
+            i = 0
+            while f'layer{stage}.{i}.conv1.weight' in self.w:
+                x = self.block(x, f'layer{stage}.{i}', 2 if i == 0 and stage > 1 else 1)
+                i += 1
+        features = x.mean((2, 3))
+        return features @ self.w['fc.weight'].T + self.w['fc.bias'], features
+
+
+@pytest.mark.parametrize(
+    ('name', 'stem', 'size'),
+    [
+        ('resnet10', 'imagenet', 33),
+        ('resnet18', 'cifar', 12),
+        ('resnet50', 'tiny', 24),
+        ('resnet50', 'imagenet', 32),
+    ],
+)
+def test_forward_against_numpy(tmp_path, name, stem, size):
+    graphdef, params, batch_stats = make(name, 4, stem)
+    batch_stats = randomize(batch_stats, 1)
+    images = np.random.default_rng(2).normal(size=(2, size, size, 3)).astype(np.float32)
+    outputs, unchanged = forward(graphdef, params, batch_stats, images, train=False)
+    save_weights(tmp_path / 'w', params, batch_stats, {})
+    logits, features = NumpyResNet(load_file(tmp_path / 'w'), stem)(images)
+    for ours, expected in ((outputs.features, features), (outputs.logits, logits)):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert len(outputs.stages) == 4
+    jax.tree.map(np.testing.assert_array_equal, unchanged, batch_stats)
+
+
+def test_weights_round_trip_and_new_head(tmp_path):
+    path = tmp_path / 'w.safetensors'
+    _, params, batch_stats = make(seed=0)
+    batch_stats = randomize(batch_stats, 0)
+    save_weights(path, params, batch_stats, {'note': 'x'})
+    _, other, other_stats = make(seed=1, num_logits=7)
+    loaded, loaded_stats = load_backbone(path, other, other_stats)
+    jax.tree.map(np.testing.assert_array_equal, loaded_stats, batch_stats)
+    for name in params:
+        expected = other[name] if name == 'fc' else params[name]
+        jax.tree.map(np.testing.assert_array_equal, loaded[name], expected)
+
+
+def test_weights_faults_are_all_listed(tmp_path):
+    path = tmp_path / 'w.safetensors'
+    _, params, batch_stats = make()
+    save_weights(path, params, batch_stats, {})
+    tensors = load_file(path)
+    tensors['extra.weight'] = tensors.pop('bn1.weight')
+    tensors['conv1.weight'] = tensors['conv1.weight'][:, :1]
+    tensors['bn1.num_batches_tracked'] = np.array(3)
+    save_file(tensors, path)
+    with pytest.raises(DataError, match=r'3 tensors differ') as info:
+        load_backbone(path, params, batch_stats)
+    for words in (
+        'missing bn1.weight',
+        'unexpected extra.weight',
+        'conv1.weight has shape (7, 7, 1, 4)',
+    ):
+        assert words in str(info.value)
+    path.write_text('not tensors')
+    with pytest.raises(DataError, match='not a readable safetensors file'):
+        load_backbone(path, params, batch_stats)
+    with pytest.raises(DataError, match='does not exist'):
+        load_backbone(tmp_path / 'none', params, batch_stats)

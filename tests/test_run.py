@@ -1,0 +1,216 @@
+"""Whole runs: in this process on 8 simulated devices, and as a user's processes on one."""
+
+import csv
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tensorboardX.proto.event_pb2 import Event
+
+from xmixup_jax.errors import ConfigError, DataError, UserError
+from xmixup_jax.train import locked, train_and_evaluate
+
+
+def rows(workdir):
+    with (workdir / 'metrics.csv').open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def tensorboard_scalars(workdir):
+    """(tag, step) of every scalar; the records are length, checksum, event, checksum."""
+    found = []
+    for path in (workdir / 'tensorboard').iterdir():
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack('<Q', data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            found += [(value.tag, event.step) for value in event.summary.value]
+            data = data[16 + length :]
+    return found
+
+
+def test_run_from_source_training_to_result(config, tmp_path):
+    config.weights = 'source'
+    config.pretrain.steps = 60
+    config.model.width = 8
+    config.eval_every = 3
+    result = train_and_evaluate(config, tmp_path)
+    assert json.loads((tmp_path / 'result.json').read_text()) == result
+    assert (result['method'], result['seed'], result['steps']) == ('xmixup', 0, 6)
+    assert result['test_images'] == 1747
+    assert 0.15 < result['top1'] <= 1
+    assert result['images_per_second'] > 0
+    assert result['seconds'] > 0
+    assert json.loads((tmp_path / 'config.json').read_text()) == config.to_dict()
+    assert [int(row['step']) for row in rows(tmp_path)] == [2, 3, 4, 6]
+    assert [row['test_top1'] != '' for row in rows(tmp_path)] == [False, True, False, False]
+    assert {('loss', 4), ('top1', 6), ('test_top1', 3)} <= set(tensorboard_scalars(tmp_path))
+    assert sorted(p.name for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()) == [
+        '4',
+        '6',
+    ]
+    match = json.loads((tmp_path / 'match.json').read_text())
+    assert [row['target'] for row in match] == [str(i) for i in range(10)]
+    # The head holds ten target and ten source classes.
+    assert load_file(tmp_path / 'model.safetensors')['fc.weight'].shape == (20, 64)
+
+    before = (tmp_path / 'metrics.csv').read_bytes()
+    assert train_and_evaluate(config, tmp_path) == result
+    assert (tmp_path / 'metrics.csv').read_bytes() == before
+    config.xmixup.alpha = 0.3
+    with pytest.raises(ConfigError, match=r'config.xmixup.alpha=1.0, not 0.3 \(1 keys differ\)'):
+        train_and_evaluate(config, tmp_path)
+
+    # The source's network is trained already: a second experiment finds it.
+    trained = list(Path(config.cache_dir).glob('pretrained/mnist5k-resnet10-*/result.json'))
+    stamps = [path.stat().st_mtime_ns for path in trained]
+    config.method = 'finetune'
+    assert train_and_evaluate(config, tmp_path / 'second')['method'] == 'finetune'
+    assert [path.stat().st_mtime_ns for path in trained] == stamps
+
+
+def test_text_file_in_place_of_an_image(config, tmp_path):
+    folder = tmp_path / 'images'
+    for split in ('train', 'test'):
+        for name in ('a', 'b'):
+            (folder / split / name).mkdir(parents=True)
+            (folder / split / name / 'note.png').write_text('this is a text file')
+    config.target.name, config.target.test_split = f'folder:{folder}', 'test'
+    config.target.shots = 0
+    with pytest.raises(DataError, match=r'note\.png is not an image that can be decoded'):
+        train_and_evaluate(config, tmp_path / 'run')
+
+
+def test_missing_data_and_weights_are_named_together(config, tmp_path):
+    config.source.name, config.target.name = 'imagenet2012', 'fgvc_aircraft'
+    config.weights = str(tmp_path / 'none.safetensors')
+    with pytest.raises(DataError) as info:
+        train_and_evaluate(config, tmp_path / 'run')
+    for words in ('fgvc-aircraft-2013b.tar.gz', 'ILSVRC2012_img_train.tar', 'none.safetensors'):
+        assert words in str(info.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_diverged_run_stops(config, tmp_path):
+    config.optimizer.learning_rate = 1e20
+    with pytest.raises(
+        UserError, match=r'the loss is (nan|inf).*lower config.optimizer.learning_rate'
+    ):
+        train_and_evaluate(config, tmp_path)
+
+
+def test_more_target_than_source_classes(config, tmp_path):
+    config.match.classes_per_target = 2
+    with pytest.raises(ConfigError, match=r'at least 10 x 2 source classes, but the source has 10'):
+        train_and_evaluate(config, tmp_path)
+
+
+def test_a_work_directory_has_one_run_at_a_time(config, tmp_path):
+    with locked(tmp_path), pytest.raises(UserError, match='another run is writing'):
+        train_and_evaluate(config, tmp_path)
+
+
+# One device, as a user's process has it.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
+
+
+def command(config, workdir, **values):
+    flags = {'data_dir': config.data_dir, 'cache_dir': config.cache_dir, 'weights': ''} | values
+    return [
+        sys.executable,
+        '-m',
+        'xmixup_jax.main',
+        '--config=configs/digits.py',
+        f'--workdir={workdir}',
+        *(f'--config.{key}={value}' for key, value in flags.items()),
+    ]
+
+
+def finish(args, code=0):
+    done = subprocess.run(args, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert 'Traceback' not in done.stderr
+    return done
+
+
+KILLED = {'model.width': 4, 'steps': 60, 'checkpoint_every': 5, 'log_every': 5}
+
+
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_continued_is_the_undisturbed_run(config, records, tmp_path, number):
+    undisturbed, killed = tmp_path / 'undisturbed', tmp_path / 'killed'
+    finish(command(config, undisturbed, **KILLED))
+    process = subprocess.Popen(
+        command(config, killed, **KILLED), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    # Any later moment will do: checkpoints are being written all the time.
+    goal = int(np.random.default_rng().integers(2, 8))
+    deadline = time.monotonic() + 120
+    while not (killed / 'metrics.csv').exists() or len(rows(killed)) < goal:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75)
+    assert number == signal.SIGKILL or 'the same command with this --workdir continues' in stderr
+    assert not (killed / 'result.json').exists()
+
+    done = finish(command(config, killed, **KILLED))
+    assert done.stdout.splitlines()[-1].startswith('xmixup  top1 ')
+    ours, theirs = (load_file(path / 'model.safetensors') for path in (killed, undisturbed))
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+    speed = ('images_per_second',)
+    for a, b in zip(rows(killed), rows(undisturbed), strict=True):
+        assert {k: v for k, v in a.items() if k not in speed} == {
+            k: v for k, v in b.items() if k not in speed
+        }
+
+
+def test_a_damaged_checkpoint_is_named_and_skipped(config, records, tmp_path):
+    values = KILLED | {'steps': 10}
+    finish(command(config, tmp_path / 'whole', **values))
+    finish(command(config, tmp_path / 'damaged', **values))
+    (tmp_path / 'damaged' / 'result.json').unlink()
+    for path in (tmp_path / 'damaged' / 'checkpoints' / '10').rglob('*'):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    done = finish(command(config, tmp_path / 'damaged', **values))
+    assert 'checkpoints/10 cannot be read' in done.stderr
+    assert len(list((tmp_path / 'damaged' / 'damaged_checkpoints').iterdir())) == 1
+    whole, damaged = (load_file(tmp_path / p / 'model.safetensors') for p in ('whole', 'damaged'))
+    for key in whole:
+        np.testing.assert_array_equal(whole[key], damaged[key])
+
+
+@pytest.mark.parametrize(
+    ('values', 'code', 'words'),
+    [
+        ({'nonsense': 1}, 2, '--config.nonsense=1: there is no such key'),
+        ({'target.name': 'uci_digit'}, 1, 'did you mean uci_digits?'),
+        ({'cache_dir': '/proc/cache', 'weights': 'source'}, 1, '/proc/cache'),
+    ],
+)
+def test_mistakes_end_in_one_line(config, records, tmp_path, values, code, words):
+    done = finish(command(config, tmp_path / 'run', **values), code)
+    assert words in done.stderr
+    assert done.stderr.count('\n') == 1
+
+
+def test_unwritable_work_directory(config):
+    done = finish(command(config, '/proc/run'), 1)
+    assert done.stderr.startswith('xmixup: cannot write into /proc/run')
+
+
+def test_help():
+    done = finish([sys.executable, '-m', 'xmixup_jax.main', '--help'])
+    assert '--config.KEY=VALUE' in done.stdout
