@@ -8,9 +8,9 @@ import scipy.special
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.features import class_means
+from xmixup_jax.loop import evaluate
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.models import forward
-from xmixup_jax.train import evaluate
 
 MATCH = ClassMatch(np.arange(10, dtype=np.int32)[:, None], np.ones((10, 1), np.float32))
 

@@ -54,6 +54,8 @@ def main() -> None:
         run(sys.argv)
     except UserError as error:
         fail(str(error), error.exit_code)
+    except KeyboardInterrupt:  # outside the training loop, which saves first
+        fail('interrupted; the same command continues', 130)
     except OSError as error:  # a full disk, a read-only folder
         if error.filename is None and error.strerror is None:
             raise
@@ -62,6 +64,7 @@ def main() -> None:
 
 def fail(message: str, exit_code: int) -> None:
     """Ends the process with one message; threads that still read images are not waited for."""
+    sys.stdout.flush()
     print(f'xmixup: {message}', file=sys.stderr, flush=True)
     os._exit(exit_code)
 
