@@ -20,7 +20,7 @@ def test_every_experiment_is_valid_and_says_how_to_run_it(file):
     config, workdir = parse(file=str(file))
     validate(config, num_devices=8)
     validate(pretrain_config_complete(config), num_devices=8)
-    assert workdir is None
+    assert workdir == Path('runs') / f'{file.stem}-xmixup-seed0'
     assert f'--config={file}' in file.read_text()
 
 
@@ -48,7 +48,7 @@ def test_overrides_reach_the_config():
     config, workdir = parse(
         '--config.xmixup.alpha=2', '--config.match.assignment=greedy', '--workdir=w'
     )
-    assert (config.xmixup.alpha, config.match.assignment, workdir) == (2.0, 'greedy', 'w')
+    assert (config.xmixup.alpha, config.match.assignment, workdir) == (2.0, 'greedy', Path('w'))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,11 @@ def test_impossible_values_end_in_one_line(flag, words):
         validate(config, num_devices=8)
     assert words in str(info.value)
     assert '\n' not in str(info.value)
+
+
+def test_flag_and_value_may_be_two_arguments():
+    config, workdir = parse_flags(['main', '--config', 'configs/digits.py', '--config.seed', '3'])
+    assert (config.seed, workdir) == (3, Path('runs/digits-xmixup-seed3'))
 
 
 @pytest.mark.parametrize('file', ['none.py', 'README.md'])

@@ -4,6 +4,7 @@ import copy
 import difflib
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -62,14 +63,14 @@ _BOUNDS = (
 )
 
 
-def parse_flags(argv: list[str]) -> tuple[ConfigDict, str | None]:
+def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
     """Reads `--config=FILE`, `--config.KEY=VALUE` and `--workdir=DIR`.
 
     Args:
       argv: the program's name and its arguments.
 
     Returns:
-      (config, workdir or None).
+      (config, workdir), the latter runs/EXPERIMENT-METHOD-seedN unless given.
 
     Raises:
       ConfigError: an unknown flag or key, a value of the wrong type, an unreadable file.
@@ -102,12 +103,15 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, str | None]:
         raise ConfigError('name an experiment, for example --config=configs/digits.py')
     if not isinstance(config_flag.value, ConfigDict):  # a stand-in that raises when it is read
         raise ConfigError(f'cannot read the configuration file {values["config"].config_filename}')
-    return config_flag.value, values.workdir
+    config = config_flag.value
+    experiment = Path(values['config'].config_filename).stem
+    default = Path('runs') / f'{experiment}-{config.method}-seed{config.seed}'
+    return config, Path(values.workdir) if values.workdir else default
 
 
 def _close_keys(argv: list[str], key: str) -> str:
-    file_flag = [arg for arg in argv if arg.startswith('--config=')]
-    known = flatten(parse_flags([argv[0], *file_flag])[0])
+    without = [arg for arg in argv if not arg.lstrip('-').startswith('config.')]
+    known = flatten(parse_flags(without)[0])
     sections = {full.rsplit('.', 1)[0] for full in known if '.' in full}
     parts = {full.rsplit('.', 1)[-1]: full for full in [*known, *sections]}
     close = [f'config.{parts[part]}' for part in difflib.get_close_matches(key, parts)]

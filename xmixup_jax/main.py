@@ -38,14 +38,11 @@ def run(argv: list[str]) -> None:
     config, workdir = config_lib.parse_flags(argv)
     config_lib.validate(config, jax.device_count())
     setup(config)
-    experiment = next(Path(a.split('=', 1)[1]).stem for a in argv if a.startswith('--config='))
-    default = Path('runs') / f'{experiment}-{config.method}-seed{config.seed}'
-    folder = Path(workdir) if workdir else default
-    result = train_and_evaluate(config, folder)
+    result = train_and_evaluate(config, workdir)
     print(
         f'{result["method"]}  top1 {100 * result["top1"]:.2f} %  on {result["test_images"]} images '
         f'({result["steps"]} steps, {result["seconds"]:.1f} s, '
-        f'{result["images_per_second"]} images/s)  ->  {folder}'
+        f'{result["images_per_second"]} images/s)  ->  {workdir}'
     )
 
 
