@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.xmixup = ml_collections.ConfigDict(
         {
-            'alpha': 1.0,  # lam ~ Beta(alpha, alpha)
+            'alpha': 0.2,  # lam ~ Beta(alpha, alpha); by the sweeps in benchmarks/RESULTS.md
             'reflect': True,  # lam >= 1/2: the target image dominates
             'label_space': 'joint',  # 'joint', 'separate', 'target'
         }

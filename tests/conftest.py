@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from configs import digits
-from xmixup_jax.data.sources import train_and_test
+from xmixup_jax.data.sources import train_and_test, train_records
 
 settings.register_profile('xmixup', deadline=None, max_examples=50)
 settings.load_profile('xmixup')
@@ -41,5 +41,4 @@ def config(folders):
 def records(config):
     """(target, test, source) of the digits experiment."""
     target, test = train_and_test(config.target, config)
-    source, _ = train_and_test(config.source, config)
-    return target, test, source
+    return target, test, train_records(config.source, config)

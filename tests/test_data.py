@@ -72,9 +72,10 @@ def test_few_shot_and_rest_part_the_split(config, records):
     assert set(train_and_test(config.target, config)[0].index) != set(target.index)
 
 
-def test_too_few_images_for_the_shots():
-    with pytest.raises(DataError, match=r'class number 1 has 1 training images.*shots=2'):
-        few_shot_positions(np.array([0, 0, 1]), 2, seed=0)
+def test_too_few_images_for_the_shots(records):
+    target, _, _ = records
+    with pytest.raises(DataError, match=r"class '0' of uci_digits has 5 training .*shots=6"):
+        few_shot_positions(target, 6, seed=0)
 
 
 def test_every_target_meets_one_of_its_matched_classes(records):

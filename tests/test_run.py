@@ -67,7 +67,7 @@ def test_run_from_source_training_to_result(config, tmp_path):
     assert train_and_evaluate(config, tmp_path) == result
     assert (tmp_path / 'metrics.csv').read_bytes() == before
     config.xmixup.alpha = 0.3
-    with pytest.raises(ConfigError, match=r'config.xmixup.alpha=1.0, not 0.3 \(1 keys differ\)'):
+    with pytest.raises(ConfigError, match=r'config.xmixup.alpha=0.2, not 0.3 \(1 keys differ\)'):
         train_and_evaluate(config, tmp_path)
 
     # The source's network is trained already: a second experiment finds it.

@@ -13,7 +13,7 @@ from xmixup_jax import config as config_lib
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.pairing import train_batches
-from xmixup_jax.data.sources import Records, problem, train_and_test
+from xmixup_jax.data.sources import Records, problem, train_and_test, train_records
 from xmixup_jax.errors import DataError
 from xmixup_jax.features import class_means
 from xmixup_jax.loop import evaluate, fit
@@ -132,7 +132,7 @@ def open_source(config: ConfigDict, target: Records) -> Records | None:
     """The auxiliary records, if the method uses any; checks that the classes can be matched."""
     if not METHODS[config.method].uses_source:
         return None
-    source, _ = train_and_test(config.source, config)
+    source = train_records(config.source, config)
     check_assignment(
         config.match.assignment,
         len(target.class_names),

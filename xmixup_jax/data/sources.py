@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,17 +60,10 @@ class Records:
 
     def select(self, positions: np.ndarray) -> 'Records':
         """The records at these positions of this selection."""
-        return Records(
-            self.name,
-            self.class_names,
-            self.labels[positions],
-            self.read,
-            self.where,
-            self.index[positions],
-        )
+        return replace(self, labels=self.labels[positions], index=self.index[positions])
 
 
-def few_shot_positions(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+def few_shot_positions(records: Records, shots: int, seed: int) -> np.ndarray:
     """Positions of `shots` records of every class, at random; ascending, int64.
 
     Raises:
@@ -78,12 +71,12 @@ def few_shot_positions(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """
     rng = np.random.default_rng(seed)
     positions = []
-    for label in np.unique(labels):
-        candidates = np.flatnonzero(labels == label)
+    for label, name in enumerate(records.class_names):
+        candidates = np.flatnonzero(records.labels == label)
         if len(candidates) < shots:
             raise DataError(
-                f'class number {label} has {len(candidates)} training images, fewer than '
-                f'config.target.shots={shots}: lower it, or 0 for all images'
+                f'class {name!r} of {records.name} has {len(candidates)} training images, fewer '
+                f'than shots={shots}: lower it, or 0 for all images'
             )
         positions.append(rng.choice(candidates, shots, replace=False))
     return np.sort(np.concatenate(positions))
@@ -107,23 +100,27 @@ def open_split(dataset: ConfigDict, split: str, config: ConfigDict) -> Records:
     return records
 
 
+def train_records(dataset: ConfigDict, config: ConfigDict) -> Records:
+    """The records to train on: `dataset.split`, or `dataset.shots` of each class from it."""
+    records = open_split(dataset, dataset.split, config)
+    if not dataset.shots:
+        return records
+    return records.select(few_shot_positions(records, dataset.shots, config.seed))
+
+
 def train_and_test(dataset: ConfigDict, config: ConfigDict) -> tuple[Records, Records | None]:
-    """The training records (few-shot if `dataset.shots`) and the test records.
+    """The training records and the test records.
 
     `dataset.test_split` names a split, or 'rest' for the records of the training split that
     few-shot selection left over, or '' for none.
     """
-    full = open_split(dataset, dataset.split, config)
-    train = full
-    if dataset.shots:
-        chosen = few_shot_positions(full.labels, dataset.shots, config.seed)
-        train = full.select(chosen)
+    train = train_records(dataset, config)
     if not dataset.test_split:
         return train, None
     if dataset.test_split == 'rest':
-        test = full.select(np.setdiff1d(np.arange(len(full)), chosen))
-    else:
-        test = open_split(dataset, dataset.test_split, config)
+        full = open_split(dataset, dataset.split, config)
+        return train, full.select(np.setdiff1d(full.index, train.index))
+    test = open_split(dataset, dataset.test_split, config)
     if test.class_names != train.class_names:
         odd = sorted(set(test.class_names) ^ set(train.class_names))
         raise DataError(
