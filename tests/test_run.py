@@ -166,10 +166,8 @@ def test_killed_and_continued_is_the_undisturbed_run(config, records, tmp_path, 
 
     done = finish(command(config, killed, **KILLED))
     assert done.stdout.splitlines()[-1].startswith('xmixup  top1 ')
-    ours, theirs = (load_file(path / 'model.safetensors') for path in (killed, undisturbed))
-    assert ours.keys() == theirs.keys()
-    for key in ours:
-        np.testing.assert_array_equal(ours[key], theirs[key])
+    files = [(path / 'model.safetensors').read_bytes() for path in (killed, undisturbed)]
+    assert files[0] == files[1]
     steps = [int(row['step']) for row in rows(killed)]
     if number == signal.SIGTERM:  # the checkpoint between two logs has a row of its own
         assert steps == sorted(set(steps)) and set(steps) >= set(range(5, 61, 5))
@@ -189,9 +187,8 @@ def test_a_damaged_checkpoint_is_named_and_skipped(config, records, tmp_path):
     done = finish(command(config, tmp_path / 'damaged', **values))
     assert 'checkpoints/10 cannot be read' in done.stderr
     assert len(list((tmp_path / 'damaged' / 'damaged_checkpoints').iterdir())) == 1
-    whole, damaged = (load_file(tmp_path / p / 'model.safetensors') for p in ('whole', 'damaged'))
-    for key in whole:
-        np.testing.assert_array_equal(whole[key], damaged[key])
+    files = [(tmp_path / p / 'model.safetensors').read_bytes() for p in ('whole', 'damaged')]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(

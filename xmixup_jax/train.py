@@ -1,7 +1,6 @@
 """A whole run, top to bottom: data, backbone, class match, training, evaluation, result."""
 
 import importlib.metadata
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -93,10 +92,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 workdir / WEIGHTS_FILE,
                 state.params,
                 state.batch_stats,
-                {
-                    'class_names': json.dumps(target.class_names),
-                    'config': json.dumps(config.to_dict()),
-                },
+                {'class_names': target.class_names, 'config': config.to_dict()},
             )
         result = {
             'method': config.method,

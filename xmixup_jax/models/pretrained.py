@@ -4,6 +4,7 @@
 `bn1.weight`, `.bias`, `.running_mean` and `.running_var` are scale, bias, mean and var.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,18 @@ def _from_torch(array: np.ndarray) -> np.ndarray:
     return array.T if array.ndim == 2 else array
 
 
-def save_weights(path: Path, params: PyTree, batch_stats: PyTree, metadata: dict[str, str]) -> None:
-    """Writes parameters and batch statistics; the file appears whole or not at all."""
+def save_weights(path: Path, params: PyTree, batch_stats: PyTree, metadata: dict[str, Any]) -> None:
+    """Writes parameters and batch statistics; the file appears whole or not at all.
+
+    `metadata`, JSON values, becomes one entry of the file's header: safetensors writes several in
+    an order that changes, and equal runs should leave equal files.
+    """
     tensors = {}
     for tree in (params, batch_stats):
         for key_path, array in jax.tree.leaves_with_path(tree):
             tensors[_key(key_path)] = _to_torch(np.asarray(array))
     partial = path.with_name(path.name + '.tmp')
-    save_file(tensors, partial, metadata)
+    save_file(tensors, partial, {'xmixup_jax': json.dumps(metadata)})
     partial.rename(path)
 
 
