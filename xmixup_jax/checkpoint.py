@@ -99,8 +99,6 @@ class Checkpoints:
             return restored.state, restored.meta
 
         tree, meta = self._newest(read)
-        # Restored buffers can be views of memory that is not the device's to donate.
-        tree = jax.tree.map(lambda x: x.copy(), tree)
         return Restored(TrainState(**tree), meta['iterator'], meta['seconds'])
 
     def wait(self) -> None:
