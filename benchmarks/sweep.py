@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         )
         config_lib.validate(config, jax.device_count())
         setup(config)
-        name = '-'.join([*(f'{key.split(".")[-1]}={value}' for key, value in chosen.items())])
+        name = '-'.join(f'{key.split(".")[-1]}={value}' for key, value in chosen.items())
         result = train_and_evaluate(config, args.workdir / (name or 'run') / f'seed{seed}')
         rows.append(
             {**chosen, 'seed': seed, 'top1': 100 * result['top1'], 'seconds': result['seconds']}

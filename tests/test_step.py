@@ -7,8 +7,8 @@ import pytest
 import scipy.special
 
 from xmixup_jax import step as step_lib
+from xmixup_jax.evaluation import evaluate
 from xmixup_jax.features import class_means
-from xmixup_jax.loop import evaluate
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.models import forward
 

@@ -1,15 +1,15 @@
 """Class features: the mean penultimate feature of every class in the pre-trained backbone."""
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.sources import Records
 from xmixup_jax.errors import DataError
-from xmixup_jax.step import Task, TrainState, feature_step, map_eval_step, shard, wait_if_simulated
+from xmixup_jax.evaluation import over_records
+from xmixup_jax.step import Task, TrainState, feature_step, map_eval_step
 
 
 def class_means(task: Task, state: TrainState, records: Records) -> np.ndarray:
@@ -39,15 +39,7 @@ def class_means(task: Task, state: TrainState, records: Records) -> np.ndarray:
         name = records.class_names[empty[0]]
         raise DataError(f'class {name!r} of {records.name} has no image, so it cannot be matched')
     step = map_eval_step(partial(feature_step, task, num_classes))
-    totals = None
-    for batch in eval_batches(
-        records,
-        batch_size=config.eval_batch_size,
-        resize=config.resize,
-        num_threads=config.num_threads,
-    ):
-        result = step(state, shard(batch))
-        wait_if_simulated(result)
-        totals = result if totals is None else jax.tree.map(jnp.add, totals, result)
+    results = over_records(step, config, state, records)
+    totals = reduce(lambda total, result: jax.tree.map(jnp.add, total, result), results)
     sums, counts = jax.device_get(totals)
     return sums / counts[:, None]

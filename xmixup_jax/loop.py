@@ -1,7 +1,6 @@
-"""The training loop and the evaluation."""
+"""The training loop."""
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -15,9 +14,9 @@ import numpy as np
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
-from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.sources import Records
 from xmixup_jax.errors import Interrupted, UserError
+from xmixup_jax.evaluation import evaluate
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.metrics import RunLog
 
@@ -88,7 +87,6 @@ def fit(
     train_step = step_lib.map_train_step(partial(step_lib.train_step, task))
     title = f'{config.target.name.split("/")[-1]} {config.method}'
     log = RunLog(workdir, first_step, config.steps, title)
-    stored_config = json.loads(json.dumps(config.to_dict()))
     pending: list[Any] = []  # metrics that are still on the device
     speed = Speed(config.batch_size)
 
@@ -119,7 +117,7 @@ def fit(
                 values |= {f'test_{key}': tested[key] for key in ('loss', 'top1')}
             log.write(step, values)
             if save:
-                checkpoints.save(state, iterator_state, match, seconds(), stored_config)
+                checkpoints.save(state, iterator_state, match, seconds(), config.to_dict())
             if stop and step < config.steps:
                 checkpoints.wait()
                 raise Interrupted(
@@ -167,26 +165,6 @@ def check_finite(values: dict[str, float], step: int, checkpoints: Checkpoints) 
         f'the loss is {values["loss"]} at or before step {step}, learning rate '
         f'{values["learning_rate"]:g}{newest}: lower config.optimizer.learning_rate'
     )
-
-
-def evaluate(task: step_lib.Task, state: step_lib.TrainState, records: Records) -> dict[str, float]:
-    """Top-1 accuracy and mean cross-entropy over all records, exactly once each."""
-    config = task.config
-    eval_step = step_lib.map_eval_step(partial(step_lib.eval_step, task))
-    sums = []
-    for batch in eval_batches(
-        records,
-        batch_size=config.eval_batch_size,
-        resize=config.resize,
-        num_threads=config.num_threads,
-    ):
-        sums.append(eval_step(state, step_lib.shard(batch)))
-        step_lib.wait_if_simulated(sums[-1])
-    rows = jax.device_get(sums)
-    loss, correct, count = (
-        sum(float(row[key]) for row in rows) for key in ('loss', 'correct', 'count')
-    )
-    return {'top1': correct / count, 'loss': loss / count}
 
 
 @contextlib.contextmanager

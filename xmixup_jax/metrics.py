@@ -58,16 +58,15 @@ class RunLog:
         self._file.flush()
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
-        if 'images_per_second' in values:
-            shown = {
-                'loss': f'{values["loss"]:.3f}',
-                'top1': f'{values["top1"]:.3f}',
-                'images/s': f'{values["images_per_second"]:.0f}',
-            }
-            self._bar.set_postfix(shown, refresh=False)
-            if not self._terminal:
-                words = '  '.join(f'{name} {value}' for name, value in shown.items())
-                print(f'{self._title}  step {step}/{self._total}  {words}', file=sys.stderr)
+        shown = {
+            'loss': f'{values["loss"]:.3f}',
+            'top1': f'{values["top1"]:.3f}',
+            'images/s': f'{values["images_per_second"]:.0f}',
+        }
+        self._bar.set_postfix(shown, refresh=False)
+        if not self._terminal:
+            words = '  '.join(f'{name} {value}' for name, value in shown.items())
+            print(f'{self._title}  step {step}/{self._total}  {words}', file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()

@@ -4,7 +4,9 @@ State is replicated without a leading device axis (`in_axes=None`): since JAX 0.
 of a `shard_map`, for which that is the natural form, and nothing ever has to be indexed by device.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -68,6 +70,11 @@ class Task:
     graphdef: Any
     tx: optax.GradientTransformation
     num_classes: int
+
+    @cached_property
+    def eval_step(self) -> Callable[[TrainState, PyTree], PyTree]:
+        """The mapped `eval_step`; kept, so that it is compiled once a run."""
+        return map_eval_step(partial(eval_step, self))
 
 
 def create_task(

@@ -14,8 +14,9 @@ from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.sources import Records, problem, train_and_test, train_records
 from xmixup_jax.errors import DataError
+from xmixup_jax.evaluation import evaluate
 from xmixup_jax.features import class_means
-from xmixup_jax.loop import evaluate, fit
+from xmixup_jax.loop import fit
 from xmixup_jax.matching import ClassMatch, assign, check_assignment, class_similarity
 from xmixup_jax.methods import METHODS
 from xmixup_jax.models.pretrained import load_backbone, missing_weights, save_weights

@@ -6,7 +6,7 @@ is the global batch of positions [s * B, (s + 1) * B), and process p of P reads 
 them. The iterator's state is therefore one number and a resumed run is the same run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
@@ -49,10 +49,9 @@ def train_batches(
       source, 'source_image' uint8 [b, R, R, 3] and 'source_label' int32 [b], the class's
       position in `match.selected`.
     """
-    process_index = jax.process_index() if process_index is None else process_index
-    process_count = jax.process_count() if process_count is None else process_count
     if source is not None:
-        pools = {c: np.flatnonzero(source.labels == c) for c in match.selected}
+        selected = match.selected
+        pools = {c: np.flatnonzero(source.labels == c) for c in selected}
 
     def draw(i: int, rng: np.random.Generator) -> dict[str, Any]:
         drawn = {'index': i, 'seed': rng.integers(2**32, dtype=np.uint32)}
@@ -71,16 +70,13 @@ def train_batches(
         if source is not None:
             j = drawn['source_index']
             record['source_image'] = decode(source.encoded(j), resize, source.describe(j))
-            label = np.searchsorted(match.selected, source.labels[j])
+            label = np.searchsorted(selected, source.labels[j])
             record['source_label'] = label.astype(np.int32)
         return record
 
     # Drawn before the processes part, so that their number does not change what is drawn.
     drawn = grain.MapDataset.range(len(target)).seed(seed).shuffle().repeat().random_map(draw)
-    share = drawn[process_index::process_count].map(load)
-    return share.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(
-        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
-    )
+    return _batches(drawn, load, batch_size, num_threads, process_index, process_count)
 
 
 def eval_batches(
@@ -99,8 +95,6 @@ def eval_batches(
     Yields:
       'image' uint8 [b, R, R, 3], 'label' int32 [b], 'mask' float32 [b], 0 for filling.
     """
-    process_index = jax.process_index() if process_index is None else process_index
-    process_count = jax.process_count() if process_count is None else process_count
     padded = -(-len(records) // batch_size) * batch_size
 
     def load(i: int) -> Batch:
@@ -112,9 +106,22 @@ def eval_batches(
             'mask': np.float32(real),
         }
 
-    share = grain.MapDataset.range(padded)[process_index::process_count].map(load)
-    return iter(
-        share.batch(batch_size // process_count).to_iter_dataset(
-            grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
-        )
+    places = grain.MapDataset.range(padded)
+    return iter(_batches(places, load, batch_size, num_threads, process_index, process_count))
+
+
+def _batches(
+    dataset: grain.MapDataset,
+    load: Callable[[Any], Batch],
+    batch_size: int,
+    num_threads: int,
+    process_index: int | None,
+    process_count: int | None,
+) -> grain.IterDataset:
+    """This process's share of `dataset`, loaded by threads and batched."""
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
+    share = dataset[process_index::process_count].map(load)
+    return share.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
     )

@@ -102,10 +102,13 @@ def open_split(dataset: ConfigDict, split: str, config: ConfigDict) -> Records:
 
 def train_records(dataset: ConfigDict, config: ConfigDict) -> Records:
     """The records to train on: `dataset.split`, or `dataset.shots` of each class from it."""
-    records = open_split(dataset, dataset.split, config)
+    return _draw(open_split(dataset, dataset.split, config), dataset, config)
+
+
+def _draw(full: Records, dataset: ConfigDict, config: ConfigDict) -> Records:
     if not dataset.shots:
-        return records
-    return records.select(few_shot_positions(records, dataset.shots, config.seed))
+        return full
+    return full.select(few_shot_positions(full, dataset.shots, config.seed))
 
 
 def train_and_test(dataset: ConfigDict, config: ConfigDict) -> tuple[Records, Records | None]:
@@ -114,11 +117,11 @@ def train_and_test(dataset: ConfigDict, config: ConfigDict) -> tuple[Records, Re
     `dataset.test_split` names a split, or 'rest' for the records of the training split that
     few-shot selection left over, or '' for none.
     """
-    train = train_records(dataset, config)
+    full = open_split(dataset, dataset.split, config)
+    train = _draw(full, dataset, config)
     if not dataset.test_split:
         return train, None
     if dataset.test_split == 'rest':
-        full = open_split(dataset, dataset.split, config)
         return train, full.select(np.setdiff1d(full.index, train.index))
     test = open_split(dataset, dataset.test_split, config)
     if test.class_names != train.class_names:

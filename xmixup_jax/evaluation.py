@@ -1,0 +1,38 @@
+"""What a network makes of a whole set of records, exactly once each."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from xmixup_jax.data.pairing import eval_batches
+from xmixup_jax.data.sources import Records
+from xmixup_jax.step import Task, TrainState, shard, wait_if_simulated
+
+
+def over_records(
+    mapped_step: Callable[[TrainState, Any], Any],
+    config: ConfigDict,
+    state: TrainState,
+    records: Records,
+) -> Iterator[Any]:
+    """Yields `mapped_step(state, batch)`, still on the device, for each batch of the records."""
+    for batch in eval_batches(
+        records,
+        batch_size=config.eval_batch_size,
+        resize=config.resize,
+        num_threads=config.num_threads,
+    ):
+        result = mapped_step(state, shard(batch))
+        wait_if_simulated(result)
+        yield result
+
+
+def evaluate(task: Task, state: TrainState, records: Records) -> dict[str, float]:
+    """Top-1 accuracy and mean cross-entropy over all records."""
+    rows = jax.device_get(list(over_records(task.eval_step, task.config, state, records)))
+    loss, correct, count = (
+        sum(float(row[key]) for row in rows) for key in ('loss', 'correct', 'count')
+    )
+    return {'top1': correct / count, 'loss': loss / count}
