@@ -5,6 +5,8 @@ Not an experiment by itself: the files beside this one start from it and name th
 
 import ml_collections
 
+from xmixup_jax.methods import METHODS
+
 
 def optimizer(learning_rate: float, schedule: str = 'step') -> ml_collections.ConfigDict:
     """SGD with momentum."""
@@ -31,13 +33,14 @@ def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict
             'split': split,
             'test_split': test_split,  # 'rest': what `shots` leaves of `split`; '': none
             'shots': 0,  # training images of each class, drawn by the seed; 0: all
+            'sample_rate': 1.0,  # or the share of each class's training images
         }
     )
 
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.method = 'xmixup'
+    config.method = 'xmixup'  # a file of xmixup_jax/methods/
     config.seed = 0  # of the few-shot draw, initialisation, order, pairing and augmentation
 
     config.source = dataset('imagenet2012', 'train', 'validation')
@@ -61,19 +64,16 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.match = ml_collections.ConfigDict(
         {
-            'similarity': 'cosine',  # 'cosine', 'euclidean'
+            'similarity': 'cosine',  # 'cosine', 'euclidean', 'emd'
             'assignment': 'optimal',  # 'optimal', 'greedy', 'nearest', 'random'
             'classes_per_target': 1,
             'images_per_class': 50,  # for the class means; 0: all
         }
     )
-    config.xmixup = ml_collections.ConfigDict(
-        {
-            'alpha': 0.2,  # lam ~ Beta(alpha, alpha); by the sweeps in benchmarks/RESULTS.md
-            'reflect': True,  # lam >= 1/2: the target image dominates
-            'label_space': 'joint',  # 'joint', 'separate', 'target'
-        }
-    )
+    # Each method's coefficients, as its file in xmixup_jax/methods/ gives and explains them.
+    for name, method in METHODS.items():
+        if method.defaults:
+            config[name] = ml_collections.ConfigDict(method.defaults)
 
     config.steps = 9000
     config.batch_size = 48  # over all devices and processes
@@ -83,6 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data_dir = ''  # of tfds; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.cache_dir = '~/.cache/xmixup_jax'  # networks trained on a source, label indices
     config.num_threads = 16  # that read and decode images
+    config.keep_decoded_mb = 1024  # of decoded images that are kept in memory, for each split
     config.log_every = 50
     config.eval_every = 0  # 0: only at the end
     config.checkpoint_every = 500

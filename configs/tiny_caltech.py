@@ -20,12 +20,11 @@ def get_config():
     config.resize = 72
     config.image_size = 64
     config.model.name = 'resnet10'
-    config.model.width = 32
+    config.model.width = 16
     config.model.stem = 'tiny'
-    config.pretrain.steps = 3000
+    config.pretrain.steps = 6000
     config.pretrain.batch_size = 128
     config.pretrain.optimizer = default.optimizer(0.1, 'cosine')
-    config.pretrain.optimizer.weight_decay = 5e-4
     config.pretrain.optimizer.warmup_steps = 200
     config.steps = 1500
     config.batch_size = 32

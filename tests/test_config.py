@@ -5,6 +5,7 @@ import pytest
 from configs import digits
 from xmixup_jax.config import digest, flatten, parse_flags, pretrain_config, validate
 from xmixup_jax.errors import ConfigError
+from xmixup_jax.methods import METHODS
 
 FILES = sorted(Path('configs').glob('[a-z]*.py'))
 
@@ -27,8 +28,9 @@ def test_every_experiment_is_valid_and_says_how_to_run_it(file):
 def pretrain_config_complete(config):
     """The derived run with the sections that it does not need put back, for `validate`."""
     derived = pretrain_config(config).unlock()
-    for key in ('pretrain', 'match', 'xmixup'):
-        derived[key] = config[key]
+    for key in ('pretrain', 'match', *METHODS):
+        if key in config:
+            derived[key] = config[key]
     derived.target.test_split = derived.target.test_split or 'train'
     return derived
 
@@ -71,8 +73,8 @@ def test_overrides_reach_the_config():
         ('--config.xmixup.alpha=0', 'config.xmixup.alpha=0.0: must be positive'),
         ('--config.xmixup.alpha=nan', 'config.xmixup.alpha=nan: must be positive'),
         ('--config.optimizer.momentum=1.5', 'config.optimizer.momentum=1.5: must be from 0 to 1'),
-        ('--config.method=magic', "config.method='magic': must be one of finetune, xmixup"),
-        ('--config.match.similarity=l3', 'must be one of cosine, euclidean'),
+        ('--config.method=magic', "config.method='magic': must be one of finetune, l2sp, delta"),
+        ('--config.match.similarity=l3', 'must be one of cosine, euclidean, emd'),
         ('--config.image_size=30', 'must not exceed config.resize=22'),
         (
             '--config.target.shots=0',

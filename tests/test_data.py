@@ -9,7 +9,13 @@ from sklearn.datasets import load_digits
 from configs import default
 from xmixup_jax.data.decode import decode
 from xmixup_jax.data.pairing import eval_batches, train_batches
-from xmixup_jax.data.sources import few_shot_positions, open_split, problem, train_and_test
+from xmixup_jax.data.sources import (
+    Data,
+    draw_positions,
+    open_split,
+    problem,
+    train_and_test,
+)
 from xmixup_jax.errors import DataError
 from xmixup_jax.matching import ClassMatch
 
@@ -24,11 +30,15 @@ def png(image):
     return cv2.imencode('.png', image)[1].tobytes()
 
 
+def encoded(records, i):
+    return records.read(records.index[i])
+
+
 def pairs(records, **changes):
     target, _, source = records
     arguments = {'seed': 3, 'batch_size': 16, 'resize': 10, 'num_threads': 2} | changes
     arguments = {'process_index': 0, 'process_count': 1} | arguments
-    return iter(train_batches(target, source, MATCH, **arguments))
+    return iter(train_batches(Data(target, None, source), MATCH, **arguments))
 
 
 def test_builders_hold_every_digit_of_the_packages(config):
@@ -38,13 +48,13 @@ def test_builders_hold_every_digit_of_the_packages(config):
     expected = sorted(
         np.round(image * 255 / 16).astype(np.uint8).tobytes() for image in digits.images
     )
-    stored = [cv2.imdecode(np.frombuffer(uci.encoded(i), np.uint8), -1) for i in range(len(uci))]
+    stored = [cv2.imdecode(np.frombuffer(encoded(uci, i), np.uint8), -1) for i in range(len(uci))]
     assert sorted(image.tobytes() for image in stored) == expected
     np.testing.assert_array_equal(np.bincount(uci.labels), np.bincount(digits.target))
 
     mnist = open_split(config.source, 'train', config)
     np.testing.assert_array_equal(np.bincount(mnist.labels), np.full(10, 500))
-    assert decode(mnist.encoded(0), 28, '').shape == (28, 28, 3)
+    assert decode(encoded(mnist, 0), 28, '').shape == (28, 28, 3)
     # Labels come from an index the second time; it must say the same.
     np.testing.assert_array_equal(open_split(config.source, 'train', config).labels, mnist.labels)
 
@@ -75,7 +85,7 @@ def test_few_shot_and_rest_part_the_split(config, records):
 def test_too_few_images_for_the_shots(records):
     target, _, _ = records
     with pytest.raises(DataError, match=r"class '0' of uci_digits has 5 training .*shots=6"):
-        few_shot_positions(target, 6, seed=0)
+        draw_positions(target, 6, 1.0, seed=0)
 
 
 def test_every_target_meets_one_of_its_matched_classes(records):
@@ -95,7 +105,7 @@ def test_every_target_meets_one_of_its_matched_classes(records):
 def test_the_source_label_is_the_source_images_class(records):
     _, _, source = records
     by_pixels = {
-        decode(source.encoded(i), 28, '').tobytes(): source.labels[i] for i in range(len(source))
+        decode(encoded(source, i), 28, '').tobytes(): source.labels[i] for i in range(len(source))
     }
     batch = next(pairs(records, resize=28))
     for image, label in zip(batch['source_image'], batch['source_label'], strict=True):
@@ -154,7 +164,7 @@ def test_evaluation_sees_every_record_once(records, process_count):
         for batch in batches:
             seen += [im.tobytes() for im, m in zip(batch['image'], batch['mask'], strict=True) if m]
     assert all(length == [12 // process_count] * 5 for length in lengths)
-    assert sorted(seen) == sorted(decode(target.encoded(i), 8, '').tobytes() for i in range(50))
+    assert sorted(seen) == sorted(decode(encoded(target, i), 8, '').tobytes() for i in range(50))
 
 
 def test_decode_scales_the_short_side_and_cuts_the_middle():
@@ -194,7 +204,7 @@ def test_image_folder(tmp_path, config):
     assert train.class_names == test.class_names == ('a', 'b')
     assert train.labels.tolist() == [0, 0, 1]
     assert train.describe(2) == str(tmp_path / 'train/b/1.png')
-    assert decode(test.encoded(1), 6, '').shape == (6, 6, 3)
+    assert decode(encoded(test, 1), 6, '').shape == (6, 6, 3)
 
 
 def test_image_folder_faults(tmp_path, config):

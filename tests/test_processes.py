@@ -12,6 +12,7 @@ import portpicker
 
 from configs import digits
 from xmixup_jax import step as step_lib
+from xmixup_jax.methods.base import Sizes
 
 
 def make_batch():
@@ -30,11 +31,11 @@ def make_batch():
 def make_task():
     config = digits.get_config()
     config.model.width = 4
-    return step_lib.create_task(config, 10, 10)
+    return step_lib.create_task(config, Sizes(10, 10))
 
 
 def take_step(step, state, batch):
-    state, metrics = jax.device_get(step(state, batch))
+    state, metrics = jax.device_get(step({}, state, batch))
     leaves = [np.ravel(leaf) for leaf in jax.tree.leaves((state.params, state.batch_stats))]
     return np.concatenate([*leaves, [metrics['loss'], metrics['top1']]])
 
@@ -69,7 +70,7 @@ def test_two_processes_make_the_step_of_one(tmp_path):
     step = jax.pmap(
         partial(step_lib.train_step, task),
         axis_name='batch',
-        in_axes=(None, 0),
+        in_axes=(None, None, 0),
         out_axes=None,
         devices=jax.devices()[:1],
     )

@@ -9,10 +9,11 @@ import scipy.special
 from xmixup_jax import step as step_lib
 from xmixup_jax.evaluation import evaluate
 from xmixup_jax.features import class_means
-from xmixup_jax.matching import ClassMatch
+from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import forward
+from xmixup_jax.optimizer import make_optimizer, make_schedule
 
-MATCH = ClassMatch(np.arange(10, dtype=np.int32)[:, None], np.ones((10, 1), np.float32))
+SIZES = Sizes(target=10, source=10, pretrained=10)
 
 
 def random_batch(size, seed=0):
@@ -31,7 +32,7 @@ def on_devices(task, count):
     return jax.pmap(
         partial(step_lib.train_step, task),
         axis_name='batch',
-        in_axes=(None, 0),
+        in_axes=(None, None, 0),
         out_axes=None,
         devices=devices,
     )
@@ -44,14 +45,14 @@ def on_devices(task, count):
 def test_one_and_eight_devices_give_the_same_update(config, method, label_space):
     assert jax.device_count() == 8
     config.method, config.xmixup.label_space, config.flip = method, label_space, True
-    task, state = step_lib.create_task(config, 10, 10)
+    task, state = step_lib.create_task(config, SIZES)
     results = []
     for count in (1, 8):
         step, current = on_devices(task, count), jax.tree.map(np.asarray, state)
         for seed in range(2):
             batch = random_batch(16, seed)
             split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)  # noqa: B023
-            current, metrics = jax.device_get(step(current, split))
+            current, metrics = jax.device_get(step({}, current, split))
         results.append((current, metrics))
     (one, one_metrics), (eight, eight_metrics) = results
     assert int(one.step) == int(eight.step) == 2
@@ -63,10 +64,10 @@ def test_one_and_eight_devices_give_the_same_update(config, method, label_space)
 
 
 def test_the_mapped_step_donates_and_replicates(config):
-    task, state = step_lib.create_task(config, 10, 10)
+    task, state = step_lib.create_task(config, SIZES)
     step = step_lib.map_train_step(partial(step_lib.train_step, task))
     old = step_lib.replicate(state)
-    new, _ = step(old, step_lib.shard(random_batch(16)))
+    new, _ = step({}, old, step_lib.shard(random_batch(16)))
     jax.block_until_ready(new)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(new))
@@ -79,13 +80,13 @@ def test_the_mapped_step_donates_and_replicates(config):
 def test_evaluation_is_exact_for_a_partly_filled_batch(config, records):
     _, test, _ = records
     test = test.select(np.arange(77))  # batches of 64 on 8 devices: 51 of 128 places are filling
-    task, state = step_lib.create_task(config, 10, 10)
-    metrics = evaluate(task, step_lib.replicate(state), test)
+    task, state = step_lib.create_task(config, SIZES)
+    metrics = evaluate(task, config, step_lib.replicate(state), test)
 
     from xmixup_jax.augment import center_crop, normalize
     from xmixup_jax.data.decode import decode
 
-    images = np.stack([decode(test.encoded(i), config.resize, '') for i in range(77)])
+    images = np.stack([decode(test.read(test.index[i]), config.resize, '') for i in range(77)])
     images = normalize(center_crop(images, config.image_size))
     outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
     logits = np.asarray(outputs.logits, np.float64)[:, :10]
@@ -95,7 +96,7 @@ def test_evaluation_is_exact_for_a_partly_filled_batch(config, records):
         metrics['loss'], -log_p[np.arange(77), test.labels].mean(), rtol=1e-5
     )
 
-    means = class_means(task, step_lib.replicate(state), test)
+    means = class_means(task, config, step_lib.replicate(state), test)
     features = np.asarray(outputs.features)
     expected = np.stack([features[test.labels == c].mean(0) for c in range(10)])
     np.testing.assert_allclose(means, expected, rtol=1e-4, atol=1e-5)
@@ -105,7 +106,7 @@ def test_optimizer_is_pytorchs_sgd(config):
     """Against the update rule in torch.optim.SGD's documentation, in NumPy."""
     config.optimizer.head_multiplier = 10.0
     config.optimizer.weight_decay = 0.01
-    tx = step_lib.make_optimizer(config.optimizer, steps=10)
+    tx = make_optimizer(config.optimizer, steps=10)
     rng = np.random.default_rng(0)
     params = {name: {'kernel': rng.normal(size=(3, 2))} for name in ('conv1', 'fc')}
     state = tx.init(params)
@@ -128,10 +129,10 @@ def test_optimizer_is_pytorchs_sgd(config):
 def test_schedules(config):
     optimizer = config.optimizer
     optimizer.warmup_steps = 10
-    rates = [float(step_lib.make_schedule(optimizer, 100)(i)) for i in range(100)]
+    rates = [float(make_schedule(optimizer, 100)(i)) for i in range(100)]
     np.testing.assert_allclose(rates[:10], np.arange(10) / 10 * 0.02, rtol=1e-5)
     np.testing.assert_allclose(rates[10:67], 0.02, rtol=1e-5)
     np.testing.assert_allclose(rates[67:], 0.002, rtol=1e-5)
     optimizer.schedule, optimizer.warmup_steps = 'cosine', 0
-    rates = [float(step_lib.make_schedule(optimizer, 100)(i)) for i in range(100)]
+    rates = [float(make_schedule(optimizer, 100)(i)) for i in range(100)]
     np.testing.assert_allclose(rates, 0.01 * (1 + np.cos(np.pi * np.arange(100) / 100)), atol=1e-8)

@@ -11,36 +11,53 @@ import orbax.checkpoint as ocp
 
 from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ClassMatch
+from xmixup_jax.methods.base import Sizes
 from xmixup_jax.step import TrainState
+
+PyTree = Any
 
 log = logging.getLogger('xmixup_jax')
 
 
-class Restored(NamedTuple):
-    """A checkpoint as read back."""
+class Meta(NamedTuple):
+    """What a checkpoint holds beside the state."""
 
-    state: TrainState
-    iterator: dict[str, Any]
-    """State of the training iterator, for `set_state`."""
+    iterator: dict[str, Any] | None
+    """State of the training iterator, for `set_state`; None before the first step."""
+    match: ClassMatch | None
+    sizes: Sizes
+    """Numbers of classes, which shape the head."""
     seconds: float
-    """Training time so far."""
+    """Time of preparation and training so far."""
 
+    def to_json(self) -> dict[str, Any]:
+        match = self.match and {key: value.tolist() for key, value in self.match._asdict().items()}
+        return self._replace(match=match, sizes=self.sizes._asdict())._asdict()
 
-def _dump(match: ClassMatch | None) -> dict[str, Any] | None:
-    if match is None:
-        return None
-    return {'classes': match.classes.tolist(), 'similarity': match.similarity.tolist()}
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> 'Meta':
+        match = values['match'] and ClassMatch(
+            np.array(values['match']['classes'], np.int32),
+            np.array(values['match']['similarity'], np.float32),
+        )
+        sizes = Sizes(**values['sizes'])
+        return cls(values['iterator'], match, sizes, values['seconds'])
 
 
 class Checkpoints:
     """The checkpoints of one run; written in the background, each appears whole or not at all."""
 
     def __init__(self, workdir: Path, keep: int):
-        self._folder = (workdir / 'checkpoints').absolute()
+        self.workdir = workdir.absolute()
+        self._folder = self.workdir / 'checkpoints'
+        self._constants = self.workdir / 'constants'
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-            item_names=('state', 'meta'),
+            item_handlers={
+                'state': ocp.StandardCheckpointHandler(),
+                'meta': ocp.JsonCheckpointHandler(),
+            },
         )
 
     @property
@@ -48,58 +65,69 @@ class Checkpoints:
         """Steps of the checkpoints at hand, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(
-        self,
-        state: TrainState,
-        iterator: dict[str, Any],
-        match: ClassMatch | None,
-        seconds: float,
-        config: dict[str, Any],
-    ) -> None:
+    def save(self, state: TrainState, meta: Meta, config: dict[str, Any]) -> None:
         """Starts writing; returns once the state's buffers may be reused."""
-        meta = {
-            'iterator': iterator,
-            'match': _dump(match),
-            'seconds': seconds,
-            'config': config,
-        }
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(state)), meta=ocp.args.JsonSave(meta)
+                state=ocp.args.StandardSave(_as_dict(state)),
+                meta=ocp.args.JsonSave(meta.to_json() | {'config': config}),
             ),
             force=True,
         )
 
-    def restore_match(self) -> ClassMatch | None:
-        """The class match stored with the newest readable checkpoint (needed to shape the head)."""
-        match = self._newest(self._read_meta)['match']
-        if match is None:
-            return None
-        return ClassMatch(
-            np.array(match['classes'], np.int32), np.array(match['similarity'], np.float32)
-        )
+    def save_constants(self, constants: PyTree) -> None:
+        """Writes what the method's preparatory phase found, once a run."""
+        if constants:
+            with ocp.StandardCheckpointer() as checkpointer:
+                tree = jax.tree.map(np.asarray, constants)
+                checkpointer.save(self._constants, tree, force=True)
 
-    def restore(self, state: TrainState) -> Restored:
+    def restore_constants(self) -> PyTree:
+        """Reads what `save_constants` wrote; {} if there was nothing to write.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        if not self._constants.exists():
+            return {}
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return _int_keys(checkpointer.restore(self._constants))
+        except Exception as error:  # orbax has no common class for what a damaged file raises
+            raise UserError(
+                f'{self._constants} cannot be read ({_first_line(error)}): the checkpoints beside '
+                'it need it; restore it from a copy, or start anew in another --workdir'
+            ) from error
+
+    def restore_meta(self) -> Meta:
+        """That of the newest readable checkpoint."""
+        return self._newest(self._read_meta)
+
+    def restore(self, state: TrainState) -> tuple[TrainState, Meta]:
         """Reads the newest readable checkpoint.
 
         Args:
-          state: replicated, gives the structure, shapes and sharding.
+          state: replicated, gives the structure, shapes and sharding of all but the memory.
 
         Raises:
           UserError: none of the checkpoints can be read.
         """
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
+        sharding = state.step.sharding
 
         def read(step):
+            memory = _int_keys(self._manager.item_metadata(step).state['memory'])
+            template['memory'] = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), memory
+            )
             items = ocp.args.Composite(
                 state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()
             )
             restored = self._manager.restore(step, args=items)
-            return restored.state, restored.meta
+            return TrainState(**restored.state), Meta.from_json(restored.meta)
 
-        tree, meta = self._newest(read)
-        return Restored(TrainState(**tree), meta['iterator'], meta['seconds'])
+        return self._newest(read)
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
@@ -108,9 +136,9 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def _read_meta(self, step: int) -> dict[str, Any]:
+    def _read_meta(self, step: int) -> Meta:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items).meta
+        return Meta.from_json(self._manager.restore(step, args=items).meta)
 
     def _newest(self, read):
         """The newest checkpoint that can be read; damaged ones are moved aside, never deleted."""
@@ -118,13 +146,12 @@ class Checkpoints:
             try:
                 return read(step)
             except Exception as error:  # orbax has no common class for what a damaged file raises
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 aside = self._folder.parent / 'damaged_checkpoints' / f'{step}-{time.time_ns()}'
                 log.warning(
                     'Checkpoint %s/%d cannot be read (%s): moved to %s',
                     self._folder,
                     step,
-                    reason,
+                    _first_line(error),
                     aside,
                 )
                 aside.parent.mkdir(exist_ok=True)
@@ -142,4 +169,16 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
         'params': state.params,
         'batch_stats': state.batch_stats,
         'opt_state': state.opt_state,
+        'memory': state.memory,
     }
+
+
+def _int_keys(tree: PyTree) -> PyTree:
+    """Without a template, orbax returns the places in a list of layers (0, 1, ...) as text."""
+    if not isinstance(tree, dict):
+        return tree
+    return {int(key) if key.isdigit() else key: _int_keys(value) for key, value in tree.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -25,6 +25,7 @@ _RUNTIME_KEYS = (
     'eval_every',
     'checkpoint_every',
     'keep_checkpoints',
+    'keep_decoded_mb',
 )
 
 _CHOICES = {
@@ -37,12 +38,21 @@ _CHOICES = {
     'optimizer.schedule': ('step', 'cosine'),
     'pretrain.optimizer.schedule': ('step', 'cosine'),
 }
+# Every number that is a method's own.
+_COEFFICIENTS = tuple(
+    f'{name}.{key}'
+    for name, method in METHODS.items()
+    for key, value in method.defaults.items()
+    if isinstance(value, int | float) and not isinstance(value, bool)
+)
 # Each bound: the keys, a test of the value, and the words for what is allowed.
 _BOUNDS = (
     (
         'steps batch_size eval_batch_size resize image_size num_threads log_every checkpoint_every '
-        'keep_checkpoints model.width match.classes_per_target xmixup.alpha pretrain.steps '
-        'pretrain.batch_size optimizer.learning_rate pretrain.optimizer.learning_rate',
+        'keep_checkpoints model.width match.classes_per_target xmixup.alpha mixup.alpha '
+        'cutmix.alpha smile.alpha lwf.temperature bituning.queue bituning.temperature '
+        'bituning.dim rifle.periods bss.k delta.images pretrain.steps pretrain.batch_size '
+        'optimizer.learning_rate pretrain.optimizer.learning_rate',
         lambda value: value > 0,
         'positive',
     ),
@@ -50,13 +60,14 @@ _BOUNDS = (
         'seed pretrain.seed source.shots target.shots match.images_per_class eval_every '
         'optimizer.warmup_steps pretrain.optimizer.warmup_steps optimizer.weight_decay '
         'pretrain.optimizer.weight_decay optimizer.head_multiplier '
-        'pretrain.optimizer.head_multiplier',
+        'pretrain.optimizer.head_multiplier keep_decoded_mb ' + ' '.join(_COEFFICIENTS),
         lambda value: 0 <= value < 2**32,
         'from 0 to 2**32 - 1',
     ),
     (
         'optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
-        'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor',
+        'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor '
+        'source.sample_rate target.sample_rate stochnorm.p bituning.momentum smile.momentum',
         lambda value: 0 <= value <= 1,
         'from 0 to 1',
     ),
@@ -150,10 +161,18 @@ def validate(config: ConfigDict, num_devices: int) -> None:
             f'config.image_size={config.image_size}: must not exceed config.resize={config.resize}'
         )
     for key in ('source', 'target'):
-        if config[key].test_split == 'rest' and not config[key].shots:
+        part = config[key]
+        if part.shots and part.sample_rate != 1:
             raise ConfigError(
-                f"config.{key}.test_split='rest' needs config.{key}.shots > 0: with all images in "
-                'training none are left for the test'
+                f'config.{key}.shots={part.shots} and config.{key}.sample_rate={part.sample_rate}: '
+                'give one of them (shots=0 or sample_rate=1 is none)'
+            )
+        if not part.sample_rate:
+            raise ConfigError(f'config.{key}.sample_rate=0: must be more than 0')
+        if part.test_split == 'rest' and not part.shots and part.sample_rate == 1:
+            raise ConfigError(
+                f"config.{key}.test_split='rest' needs config.{key}.shots > 0 or a sample_rate "
+                'below 1: with all images in training none are left for the test'
             )
     for part, steps in (
         (config.optimizer, config.steps),
@@ -187,8 +206,9 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
     derived.method = 'finetune'
     derived.weights = ''
     derived.target = copy.deepcopy(config.source)
-    for key in ('pretrain', 'match', 'xmixup'):
-        del derived[key]
+    for key in ('pretrain', 'match', *METHODS):
+        if key in derived:
+            del derived[key]
     derived.eval_every = 0
     return derived.lock()
 
@@ -204,9 +224,25 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The nested form of what `flatten` returns."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split('.')
+        place = nested
+        for part in parents:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return nested
+
+
 def experiment_values(config: ConfigDict) -> dict[str, Any]:
-    """The flat configuration without the keys that do not change what is computed."""
-    return {key: value for key, value in flatten(config).items() if key not in _RUNTIME_KEYS}
+    """The flat configuration without the keys that do not change what is computed.
+
+    Those are the runtime's and the coefficients of the methods that are not used.
+    """
+    unused = (*_RUNTIME_KEYS, *(method for method in METHODS if method != config.method))
+    return {key: v for key, v in flatten(config).items() if key.split('.')[0] not in unused}
 
 
 def digest(config: ConfigDict) -> str:

@@ -29,9 +29,11 @@ def over_records(
         yield result
 
 
-def evaluate(task: Task, state: TrainState, records: Records) -> dict[str, float]:
+def evaluate(
+    task: Task, config: ConfigDict, state: TrainState, records: Records
+) -> dict[str, float]:
     """Top-1 accuracy and mean cross-entropy over all records."""
-    rows = jax.device_get(list(over_records(task.eval_step, task.config, state, records)))
+    rows = jax.device_get(list(over_records(task.eval_step, config, state, records)))
     loss, correct, count = (
         sum(float(row[key]) for row in rows) for key in ('loss', 'correct', 'count')
     )

@@ -1,23 +1,63 @@
-"""Class features: the mean penultimate feature of every class in the pre-trained backbone."""
+"""What a network makes of data sets as a whole: outputs of all records, means of all classes."""
 
+import hashlib
+import json
 from functools import partial, reduce
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from xmixup_jax.augment import center_crop, normalize
+from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.sources import Records
 from xmixup_jax.errors import DataError
 from xmixup_jax.evaluation import over_records
-from xmixup_jax.step import Task, TrainState, feature_step, map_eval_step
+from xmixup_jax.files import whole_file
+from xmixup_jax.methods.base import Sizes
+from xmixup_jax.models.pretrained import load_backbone
+from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step, replicate
 
 
-def class_means(task: Task, state: TrainState, records: Records) -> np.ndarray:
+def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """All images as the evaluation sees them, float32 [N, H, W, 3], and the labels, int32 [N]."""
+    batches = eval_batches(
+        records,
+        batch_size=len(records),
+        resize=config.resize,
+        num_threads=config.num_threads,
+        process_index=0,
+        process_count=1,
+    )
+    batch = next(batches)
+    return np.asarray(normalize(center_crop(batch['image'], config.image_size))), batch['label']
+
+
+def outputs_of(
+    task: Task, config: ConfigDict, state: TrainState, records: Records
+) -> dict[str, np.ndarray]:
+    """'features' [N, D], 'logits' [N, K] and 'label' [N] of all records, on centre crops.
+
+    The order of the records is not kept over several processes; the three agree.
+    """
+    rows = jax.device_get(list(over_records(task.output_step, config, state, records)))
+    mask = np.concatenate([row['mask'] for row in rows]).astype(bool)
+    return {
+        key: np.concatenate([row[key] for row in rows])[mask]
+        for key in ('features', 'logits', 'label')
+    }
+
+
+def class_means(task: Task, config: ConfigDict, state: TrainState, records: Records) -> np.ndarray:
     """Mean pooled features of each class, on centre crops, in evaluation mode.
 
     Args:
-      task: its config gives image_size, batch size and config.match.images_per_class, the
-        number of images of a class that count (the first ones; 0 for all).
+      task: of the backbone.
+      config: gives batch size and config.match.images_per_class, the number of images of a class
+        that count (the first ones; 0 for all).
       state: replicated parameters and statistics of the backbone.
       records: labelled images.
 
@@ -27,7 +67,7 @@ def class_means(task: Task, state: TrainState, records: Records) -> np.ndarray:
     Raises:
       DataError: a class has no image.
     """
-    config, num_classes = task.config, len(records.class_names)
+    num_classes = len(records.class_names)
     limit = config.match.images_per_class
     if limit:
         order = np.argsort(records.labels, kind='stable')
@@ -43,3 +83,42 @@ def class_means(task: Task, state: TrainState, records: Records) -> np.ndarray:
     totals = reduce(lambda total, result: jax.tree.map(jnp.add, total, result), results)
     sums, counts = jax.device_get(totals)
     return sums / counts[:, None]
+
+
+def backbone_class_means(config: ConfigDict, backbone: Path | None, records: Records) -> np.ndarray:
+    """`class_means` in the network that the run starts from; kept in the cache folder.
+
+    Args:
+      config: of the experiment.
+      backbone: its weights file, None for random weights (which are not worth keeping).
+      records: labelled images.
+    """
+    path = None
+    if backbone is not None:
+        path = _cache_path(config, backbone, records)
+        if path.exists():
+            return np.load(path, allow_pickle=False)
+    config = config.copy_and_resolve_references()
+    config.method = 'finetune'  # the plain network
+    task, state = create_task(config, Sizes(len(records.class_names)))
+    if backbone is not None:
+        state.params, state.batch_stats = load_backbone(backbone, state.params, state.batch_stats)
+    means = class_means(task, config, replicate(state), records)
+    if path is not None and jax.process_index() == 0:
+        with whole_file(path) as partial_path, partial_path.open('wb') as file:
+            np.save(file, means)
+    return means
+
+
+def _cache_path(config: ConfigDict, backbone: Path, records: Records) -> Path:
+    """Named by everything that the means depend on: weights, network, crop and records."""
+    key: dict[str, Any] = {
+        'weights': hashlib.sha256(backbone.read_bytes()).hexdigest(),
+        'model': config.model.to_dict(),
+        'crop': [config.resize, config.image_size, config.match.images_per_class],
+        'records': [records.name, records.describe(0), len(records.class_names)],
+        'selection': hashlib.sha256(records.index.tobytes() + records.labels.tobytes()).hexdigest(),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    name = records.name.split('/')[-1]
+    return Path(config.cache_dir).expanduser() / 'features' / f'{name}-{digest}.npy'

@@ -4,21 +4,26 @@ import contextlib
 import math
 import signal
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.sources import Records
 from xmixup_jax.errors import Interrupted, UserError
 from xmixup_jax.evaluation import evaluate
-from xmixup_jax.matching import ClassMatch
 from xmixup_jax.metrics import RunLog
+from xmixup_jax.optimizer import make_schedule
+from xmixup_jax.preparation import Start
+
+
+class Diverged(UserError):
+    """The loss is not finite any more."""
 
 
 class Speed:
@@ -53,53 +58,53 @@ class Speed:
 
 
 def fit(
-    task: step_lib.Task,
-    state: step_lib.TrainState,
+    config: ConfigDict,
+    start: Start,
     batches: grain.IterDataset,
     test: Records | None,
-    match: ClassMatch | None,
     checkpoints: Checkpoints,
     workdir: Path,
 ) -> tuple[step_lib.TrainState, dict[str, float | None]]:
-    """Trains up to config.steps, from the newest checkpoint if there is one.
+    """Trains from `start` up to config.steps.
 
     Returns:
-      (state, {'images_per_second', 'seconds'}); 'seconds' is the wall time of the loop over all
-      parts of the run, compilation, evaluation and checkpoints included.
+      (state, {'images_per_second', 'first_step_seconds', 'seconds'}): the first step of this
+      process, most of it compilation; the wall time of preparation and loop over all parts of the
+      run, compilation, evaluation and checkpoints included.
 
     Raises:
       Interrupted: SIGTERM or SIGINT, after a checkpoint.
-      UserError: the loss is not finite.
+      Diverged: the loss is not finite.
     """
-    config = task.config
+    task, state, constants, meta = start
     iterator = iter(batches)
-    seconds_before = 0.0
-    if checkpoints.steps:
-        state, iterator_state, seconds_before = checkpoints.restore(state)
-        iterator.set_state(iterator_state)
+    if meta.iterator is not None:
+        iterator.set_state(meta.iterator)
     first_step = int(state.step)
-    start = time.perf_counter()
+    begun = time.perf_counter()
 
     def seconds() -> float:
-        return seconds_before + time.perf_counter() - start
+        return meta.seconds + time.perf_counter() - begun
 
-    schedule = step_lib.make_schedule(config.optimizer, config.steps)
-    train_step = step_lib.map_train_step(partial(step_lib.train_step, task))
+    schedule = make_schedule(config.optimizer, config.steps)
     title = f'{config.target.name.split("/")[-1]} {config.method}'
     log = RunLog(workdir, first_step, config.steps, title)
     pending: list[Any] = []  # metrics that are still on the device
+    first_step_seconds = None
     speed = Speed(config.batch_size)
 
     with stop_signal() as stopping, contextlib.closing(log):
         for step, (batch, iterator_state) in enumerate(
             prefetch(iterator, config.steps - first_step), first_step + 1
         ):
-            state, metrics = train_step(state, batch)
+            dispatched = time.perf_counter()
+            state, metrics = task.train_step(constants, state, batch)
             step_lib.wait_if_simulated(metrics)
             pending.append(metrics)
             log.advance()
             if not speed.running:  # the first step of a process compiles: it does not count
                 jax.block_until_ready(metrics)
+                first_step_seconds = round(time.perf_counter() - dispatched, 3)
                 speed.start(step)
             stop = stopping()
             save = stop or step % config.checkpoint_every == 0 or step == config.steps
@@ -113,11 +118,12 @@ def fit(
             values['images_per_second'] = speed.stop(step)
             check_finite(values, step, checkpoints)
             if test_now and step < config.steps:  # the last one is the run's result
-                tested = evaluate(task, state, test)
+                tested = evaluate(task, config, state, test)
                 values |= {f'test_{key}': tested[key] for key in ('loss', 'top1')}
             log.write(step, values)
             if save:
-                checkpoints.save(state, iterator_state, match, seconds(), config.to_dict())
+                now = meta._replace(iterator=iterator_state, seconds=seconds())
+                checkpoints.save(state, now, config.to_dict())
             if stop and step < config.steps:
                 checkpoints.wait()
                 raise Interrupted(
@@ -126,7 +132,11 @@ def fit(
                 )
             speed.start(step)
     checkpoints.wait()
-    return state, {'images_per_second': speed.mean, 'seconds': round(seconds(), 2)}
+    return state, {
+        'images_per_second': speed.mean,
+        'first_step_seconds': first_step_seconds,
+        'seconds': round(seconds(), 2),
+    }
 
 
 def prefetch(iterator: grain.DatasetIterator, count: int):
@@ -161,7 +171,7 @@ def check_finite(values: dict[str, float], step: int, checkpoints: Checkpoints) 
         if checkpoints.steps
         else ''
     )
-    raise UserError(
+    raise Diverged(
         f'the loss is {values["loss"]} at or before step {step}, learning rate '
         f'{values["learning_rate"]:g}{newest}: lower config.optimizer.learning_rate'
     )

@@ -11,6 +11,7 @@ a signal and saved, run the same command again.
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -47,8 +48,13 @@ def run(argv: list[str]) -> None:
 
 
 def main() -> None:
+    ended(run, sys.argv)
+
+
+def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Runs a program; a user's mistake ends the process with one line and the exit code."""
     try:
-        run(sys.argv)
+        program(argv)
     except UserError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:  # outside the training loop, which saves first

@@ -12,9 +12,10 @@ from scipy.spatial.distance import cdist
 
 from xmixup_jax.errors import ConfigError
 
-SIMILARITIES = ('cosine', 'euclidean')
+SIMILARITIES = ('cosine', 'euclidean', 'emd')
 ASSIGNMENTS = ('optimal', 'greedy', 'nearest', 'random')
 ONE_TO_ONE = ('optimal', 'greedy')
+EMD_GAMMA = 0.01
 
 
 class ClassMatch(NamedTuple):
@@ -36,15 +37,41 @@ def class_similarity(target_means: np.ndarray, source_means: np.ndarray, kind: s
 
     Args:
       target_means: [K_t, D] and source_means: [K_s, D], mean penultimate features.
-      kind: 'cosine' (cosine of the means) or 'euclidean' (minus their distance).
+      kind: 'cosine' (cosine of the means), 'euclidean' (minus their distance d) or 'emd'
+        (exp(-0.01 d), Cui et al., CVPR 2018, eq. 3: the earth mover's distance between two
+        domains of one class each is the distance of their means).
 
     Returns:
       float64 [K_t, K_s].
     """
+    metric = 'cosine' if kind == 'cosine' else 'euclidean'
     distance = cdist(
-        np.asarray(target_means, np.float64), np.asarray(source_means, np.float64), kind
+        np.asarray(target_means, np.float64), np.asarray(source_means, np.float64), metric
     )
+    if kind == 'emd':
+        return np.exp(-EMD_GAMMA * distance)
     return 1.0 - distance if kind == 'cosine' else -distance
+
+
+def domain_similarity(
+    target_means: np.ndarray, target_counts: np.ndarray, source_means: np.ndarray
+) -> np.ndarray:
+    """Similarity of each single source class with the whole target domain.
+
+    Cui et al., CVPR 2018, eq. 1 and 3: exp(-0.01 d), d the earth mover's distance between the
+    source class, all its mass at its mean, and the target's class means, each with the class's
+    share of the images. From one point there is but one flow: d = sum_t share_t ||s - t||.
+
+    Args:
+      target_means: [K_t, D] and source_means: [K_s, D], mean penultimate features.
+      target_counts: [K_t], images of each target class.
+
+    Returns:
+      float64 [K_s].
+    """
+    shares = target_counts / target_counts.sum()
+    distance = cdist(np.asarray(source_means, np.float64), np.asarray(target_means, np.float64))
+    return np.exp(-EMD_GAMMA * (distance @ shares))
 
 
 def check_assignment(kind: str, num_target: int, num_source: int, classes_per_target: int) -> None:

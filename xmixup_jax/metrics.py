@@ -7,6 +7,8 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from xmixup_jax.files import whole_file
+
 COLUMNS = (
     'step',
     'loss',
@@ -27,12 +29,10 @@ class RunLog:
         if first_step and path.exists():
             with path.open(newline='') as file:
                 kept = [row for row in csv.DictReader(file) if int(row['step']) <= first_step]
-        partial = path.with_suffix('.tmp')
-        with partial.open('w', newline='') as file:
+        with whole_file(path) as partial, partial.open('w', newline='') as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)
-        partial.rename(path)
         self._file = path.open('a', newline='')
         self._csv = csv.DictWriter(self._file, COLUMNS, restval='')
         self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step + 1)
@@ -46,6 +46,7 @@ class RunLog:
             unit='step',
             disable=not self._terminal,
             dynamic_ncols=True,
+            leave=None,  # unless it stands below another bar
         )
 
     def advance(self) -> None:

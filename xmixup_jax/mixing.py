@@ -6,10 +6,13 @@ class is XMixup's (arXiv 2007.10252). The law of lambda and the label spaces are
 this project, since the text of the paper at hand does not fix them.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
+PyTree = Any
 LABEL_SPACES = ('joint', 'separate', 'target')
 
 
@@ -37,6 +40,41 @@ def mix_images(images: jax.Array, source_images: jax.Array, lam: jax.Array) -> j
     """
     lam = lam.reshape(-1, 1, 1, 1).astype(images.dtype)
     return lam * images + (1.0 - lam) * source_images
+
+
+def neighbour(tree: PyTree) -> PyTree:
+    """For each record of the batch, the one before it; for the first, the last.
+
+    Records come in random order, so this is a random partner. It reaches over the devices of the
+    mapped axis 'batch', which hold one batch in order: what a record meets does not depend on how
+    many devices a process has.
+
+    Args:
+      tree: arrays [B, ...].
+    """
+    devices = jax.lax.axis_size('batch')
+    to_next = [(i, (i + 1) % devices) for i in range(devices)]
+
+    def roll(x):
+        last = jax.lax.ppermute(x[-1:], 'batch', to_next)
+        return jnp.concatenate([last, x[:-1]])
+
+    return jax.tree.map(roll, tree)
+
+
+def two_label_cross_entropy(
+    logits: jax.Array, labels: jax.Array, other_labels: jax.Array, lam: jax.Array
+) -> jax.Array:
+    """-lam log p[y] - (1 - lam) log p[y'], float32 [B].
+
+    Args:
+      logits: float [B, K].
+      labels, other_labels: int32 [B], y and y'.
+      lam: float32 [B].
+    """
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    logits = logits.astype(jnp.float32)
+    return lam * cross_entropy(logits, labels) + (1.0 - lam) * cross_entropy(logits, other_labels)
 
 
 def mixed_cross_entropy(
@@ -69,9 +107,7 @@ def mixed_cross_entropy(
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     logits = logits.astype(jnp.float32)
     if label_space == 'joint':
-        loss_t = cross_entropy(logits, labels)
-        loss_s = cross_entropy(logits, num_classes + source_labels)
-        return lam * loss_t + (1.0 - lam) * loss_s
+        return two_label_cross_entropy(logits, labels, num_classes + source_labels, lam)
     loss_t = cross_entropy(logits[:, :num_classes], labels)
     if label_space == 'target':
         return loss_t

@@ -4,21 +4,25 @@ State is replicated without a leading device axis (`in_axes=None`): since JAX 0.
 of a `shard_map`, for which that is the natural form, and nothing ever has to be indexed by device.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from xmixup_jax import augment
+from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.methods import METHODS
-from xmixup_jax.models import create_model, forward
+from xmixup_jax.methods.base import Method, Sizes, View
+from xmixup_jax.models import Outputs, create_model, forward
 
 PyTree = Any
 
@@ -33,33 +37,8 @@ class TrainState:
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-
-
-def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then `step` (one drop) or `cosine` (to 0)."""
-    warmup = optimizer.warmup_steps
-    peak = optimizer.learning_rate
-    if optimizer.schedule == 'cosine':
-        return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps)
-    drop = round(optimizer.drop_at * steps)
-    schedule = optax.piecewise_constant_schedule(peak, {drop - warmup: optimizer.drop_factor})
-    if not warmup:
-        return schedule
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
-
-
-def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """SGD with momentum and coupled weight decay; the head (`fc`) learns faster by a factor."""
-
-    def is_head(params):
-        return jax.tree.map_with_path(lambda path, _: path[0].key == 'fc', params)
-
-    return optax.chain(
-        optax.add_decayed_weights(optimizer.weight_decay),
-        optax.sgd(make_schedule(optimizer, steps), optimizer.momentum, optimizer.nesterov),
-        # SGD's update is linear in the learning rate, so scaling one is scaling the other.
-        optax.masked(optax.scale(optimizer.head_multiplier), is_head),
-    )
+    memory: PyTree
+    """The method's own, nested dicts of arrays."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +51,55 @@ class Task:
     num_classes: int
 
     @cached_property
+    def train_step(self) -> Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree]]:
+        """The mapped `train_step`, kept like the following, so that it is compiled once."""
+        return map_train_step(partial(train_step, self))
+
+    @cached_property
     def eval_step(self) -> Callable[[TrainState, PyTree], PyTree]:
-        """The mapped `eval_step`; kept, so that it is compiled once a run."""
+        """The mapped `eval_step`."""
         return map_eval_step(partial(eval_step, self))
 
-
-def create_task(
-    config: ConfigDict, num_classes: int, num_source_classes: int
-) -> tuple[Task, TrainState]:
-    """Builds network and optimiser for K_t target and K_s selected source classes."""
-    num_logits = METHODS[config.method].num_logits(config, num_classes, num_source_classes)
-    graphdef, params, batch_stats = create_model(config.model, num_logits, config.seed)
-    tx = make_optimizer(config.optimizer, config.steps)
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params))
-    return Task(config, graphdef, tx, num_classes), state
+    @cached_property
+    def output_step(self) -> Callable[[TrainState, PyTree], PyTree]:
+        """The mapped `output_step`."""
+        return map_eval_step(partial(output_step, self))
 
 
-def train_step(task: Task, state: TrainState, batch: PyTree) -> tuple[TrainState, PyTree]:
+def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
+    """Builds network and optimiser for these numbers of classes.
+
+    Runs of one process that differ in nothing but their seed share one task, and with it the
+    compiled steps.
+    """
+    task = _shared_task(json.dumps(experiment_values(config) | {'seed': 0}, sort_keys=True), sizes)
+    params, batch_stats = _create_model(config, sizes)[1:]
+    step = jnp.zeros((), jnp.int32)
+    return task, TrainState(step, params, batch_stats, task.tx.init(params), {})
+
+
+@lru_cache(maxsize=32)
+def _shared_task(flat_values: str, sizes: Sizes) -> Task:
+    config = ConfigDict(unflatten(json.loads(flat_values)))
+    graphdef = nnx.eval_shape(lambda: _create_model(config, sizes))[0]
+    return Task(config, graphdef, METHODS[config.method].optimizer(config), sizes.target)
+
+
+def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree]:
+    method = METHODS[config.method]
+    num_logits = sizes.target + method.extra_logits(config, sizes)
+    norm = method.norm(config) if method.norm else nnx.BatchNorm
+    return create_model(config.model, num_logits, config.seed, norm)
+
+
+def train_step(
+    task: Task, constants: PyTree, state: TrainState, batch: PyTree
+) -> tuple[TrainState, PyTree]:
     """One update from this device's part of the batch, under a mapped axis 'batch'.
 
     Args:
       task: static.
+      constants: the method's, from its preparatory phase; replicated.
       state: replicated; the same on every device before and after.
       batch: one device's share of `pairing.train_batches`.
 
@@ -101,35 +108,75 @@ def train_step(task: Task, state: TrainState, batch: PyTree) -> tuple[TrainState
       the target's label among the target's logits, on the images as the network saw them.
     """
     config, method = task.config, METHODS[task.config.method]
+    inputs = method.transform(config, *_prepare_batch(config, method, batch))
+    view = View(
+        config=config,
+        num_classes=task.num_classes,
+        # From all records' seeds: the same on all devices, whatever their number.
+        key=jax.random.key(jax.lax.psum(jnp.sum(batch['seed']), 'batch')),
+        params=state.params,
+        batch=inputs,
+        constants=constants,
+        memory=state.memory,
+        network=partial(network, task.graphdef),
+        batch_stats=state.batch_stats,
+    )
+    if method.teach:
+        view = view._replace(taught=jax.lax.stop_gradient(method.teach(view)))
+
+    def terms(params):
+        outputs, batch_stats = forward(
+            task.graphdef, params, state.batch_stats, inputs['image'], train=True, key=view.key
+        )
+        seen = view._replace(params=params, outputs=outputs)
+        penalty = method.penalty(seen) if method.penalty else 0.0
+        return method.loss(seen), penalty, (seen.logits, batch_stats)
+
+    def total(params):
+        loss, penalty, others = terms(params)
+        return loss + penalty, others
+
+    if method.combine:
+        # Two backward passes over one forward pass: the compiler merges the equal halves.
+        loss, others = total(state.params)
+        parts = [jax.grad(lambda params, i=i: terms(params)[i])(state.params) for i in (0, 1)]
+        grads = method.combine(*jax.lax.pmean(parts, 'batch'))
+    else:
+        (loss, others), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+        grads = jax.lax.pmean(grads, 'batch')
+    logits, batch_stats = others
+    top1 = jnp.mean(jnp.argmax(logits, axis=-1) == batch['label'])
+    # Batch norm has reduced its statistics over 'batch' already; this only says so to the mapping.
+    metrics, batch_stats = jax.lax.pmean(({'loss': loss, 'top1': top1}, batch_stats), 'batch')
+    updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = TrainState(state.step + 1, params, batch_stats, opt_state, state.memory)
+    if method.after_step:
+        state = method.after_step(view, state)
+    return state, metrics
+
+
+def _prepare_batch(config: ConfigDict, method: Method, batch: PyTree) -> tuple[jax.Array, PyTree]:
+    """Keys for the method, and its images: cropped, mirrored, normalised."""
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(batch['seed'])
-    key_image, key_source, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
+    key_image, key_second, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
 
     def prepare(keys, images):
         images = augment.random_crop_flip(keys, images, config.image_size, config.flip)
         return augment.normalize(images)
 
     images = {'image': prepare(key_image, batch['image']), 'label': batch['label']}
-    if method.uses_source:
-        images['source_image'] = prepare(key_source, batch['source_image'])
+    if method.pairs:
+        images['source_image'] = prepare(key_second, batch['source_image'])
         images['source_label'] = batch['source_label']
-    inputs = method.transform(config, key_method, images)
+    if method.second_view:
+        images['second_image'] = prepare(key_second, batch['image'])
+    return key_method, images
 
-    def loss_fn(params):
-        outputs, batch_stats = forward(
-            task.graphdef, params, state.batch_stats, inputs['image'], train=True
-        )
-        return method.loss(config, task.num_classes, outputs, inputs), (outputs, batch_stats)
 
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (outputs, batch_stats)), grads = grad_fn(state.params)
-    prediction = jnp.argmax(outputs.logits[:, : task.num_classes], axis=-1)
-    top1 = jnp.mean(prediction == batch['label'])
-    grads, metrics = jax.lax.pmean((grads, {'loss': loss, 'top1': top1}), 'batch')
-    # Batch norm has reduced its statistics over 'batch' already; this only says so to the mapping.
-    batch_stats = jax.lax.pmean(batch_stats, 'batch')
-    updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+def network(graphdef, params, batch_stats, images, train: bool = False, scales=None) -> Outputs:
+    """`models.forward` for a network beside the one that is trained: its outputs alone."""
+    return forward(graphdef, params, batch_stats, images, train=train, scales=scales)[0]
 
 
 def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
@@ -149,6 +196,19 @@ def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     return jax.lax.psum(sums, 'batch')
 
 
+def output_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
+    """The network's outputs for a batch of `pairing.eval_batches`, gathered from all devices.
+
+    Returns:
+      {'features' [B, D], 'logits' [B, K], 'label' [B], 'mask' [B]}.
+    """
+    images = augment.normalize(augment.center_crop(batch['image'], task.config.image_size))
+    outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
+    values = {'features': outputs.features, 'logits': outputs.logits}
+    values |= {'label': batch['label'], 'mask': batch['mask']}
+    return jax.lax.all_gather(values, 'batch', tiled=True)
+
+
 def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree) -> PyTree:
     """Sums of the penultimate features of each class over a batch of `pairing.eval_batches`.
 
@@ -163,8 +223,10 @@ def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree)
 
 
 def map_train_step(step_fn):
-    """Maps (state, batch) -> (state, metrics) over the devices; donates the old state."""
-    return jax.pmap(step_fn, axis_name='batch', in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    """Maps (constants, state, batch) -> (state, metrics) over devices; donates the old state."""
+    return jax.pmap(
+        step_fn, axis_name='batch', in_axes=(None, None, 0), out_axes=None, donate_argnums=1
+    )
 
 
 def map_eval_step(step_fn):

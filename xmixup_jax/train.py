@@ -9,22 +9,21 @@ import jax
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
-from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.pairing import train_batches
-from xmixup_jax.data.sources import Records, problem, train_and_test, train_records
+from xmixup_jax.data.sources import Data, Opened, problem, train_and_test, train_records
 from xmixup_jax.errors import DataError
 from xmixup_jax.evaluation import evaluate
-from xmixup_jax.features import class_means
+from xmixup_jax.files import write_json
 from xmixup_jax.loop import fit
-from xmixup_jax.matching import ClassMatch, assign, check_assignment, class_similarity
+from xmixup_jax.matching import ClassMatch, check_assignment
 from xmixup_jax.methods import METHODS
-from xmixup_jax.models.pretrained import load_backbone, missing_weights, save_weights
-from xmixup_jax.workdir import claim, locked, write_json
+from xmixup_jax.models.pretrained import WEIGHTS_FILE, missing_weights, save_weights
+from xmixup_jax.preparation import begin, resume
+from xmixup_jax.workdir import claim, locked
 
 log = logging.getLogger('xmixup_jax')
 
-WEIGHTS_FILE = 'model.safetensors'
 _PACKAGES = (
     'jax',
     'jaxlib',
@@ -37,13 +36,16 @@ _PACKAGES = (
 )
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: Path, data: Data | None = None
+) -> dict[str, Any]:
     """Trains, or continues, or merely reports the run in `workdir`.
 
     Args:
       config: an experiment, as `config.validate` accepts it.
       workdir: folder of the run; gets config.json, match.json, metrics.csv, tensorboard/,
-        checkpoints/, model.safetensors and result.json.
+        checkpoints/, constants/, model.safetensors and result.json.
+      data: the records, where the caller has them; otherwise the configuration's are opened.
 
     Returns:
       the content of result.json.
@@ -51,41 +53,35 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
       UserError: something that the user can mend.
     """
-    check_inputs(config)
+    if data is None:
+        check_inputs(config)
     with locked(workdir):
         finished = claim(config, workdir)
         if finished:
             return finished
-        target, test = train_and_test(config.target, config)
-        source = open_source(config, target)
+        data = data or open_data(config)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+
+        def train(auxiliary: ConfigDict, name: str, data: Data) -> dict[str, Any]:
+            return train_and_evaluate(auxiliary, workdir / name, data)
+
         try:
             if checkpoints.steps:
-                match, backbone = checkpoints.restore_match(), None
+                start = resume(config, checkpoints)
             else:
-                backbone = backbone_weights(config)
-                match = find_match(config, backbone, target, source)
-            if match is not None:
-                report_match(workdir, match, target, source)
-            num_source = 0 if match is None else len(match.selected)
-            task, state = step_lib.create_task(config, len(target.class_names), num_source)
-            if backbone is not None:
-                state.params, state.batch_stats = load_backbone(
-                    backbone, state.params, state.batch_stats
-                )
+                start = begin(config, data, backbone_weights(config), checkpoints, train)
+            if start.meta.match is not None:
+                report_match(workdir, start.meta.match, data)
             batches = train_batches(
-                target,
-                source,
-                match,
+                data,
+                start.meta.match,
                 seed=config.seed,
                 batch_size=config.batch_size,
                 resize=config.resize,
                 num_threads=config.num_threads,
             )
-            state, speed = fit(
-                task, step_lib.replicate(state), batches, test, match, checkpoints, workdir
-            )
-            metrics = evaluate(task, state, test) if test is not None else {}
+            state, speed = fit(config, start, batches, data.test, checkpoints, workdir)
+            metrics = evaluate(start.task, config, state, data.test) if data.test else {}
         finally:
             checkpoints.close()
         if jax.process_index() == 0:
@@ -93,7 +89,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 workdir / WEIGHTS_FILE,
                 state.params,
                 state.batch_stats,
-                {'class_names': target.class_names, 'config': config.to_dict()},
+                {'class_names': data.target.class_names, 'config': config.to_dict()},
             )
         result = {
             'method': config.method,
@@ -101,9 +97,9 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             **metrics,
             'steps': config.steps,
             **speed,
-            'train_images': len(target),
-            'test_images': 0 if test is None else len(test),
-            'num_classes': len(target.class_names),
+            'train_images': len(data.target),
+            'test_images': len(data.test) if data.test else 0,
+            'num_classes': len(data.target.class_names),
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
         }
@@ -111,10 +107,16 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return result
 
 
+def uses_source(config: ConfigDict) -> bool:
+    """Whether the method reads the source's records."""
+    method = METHODS[config.method]
+    return method.pairs or method.reads_source(config)
+
+
 def check_inputs(config: ConfigDict) -> None:
     """Raises DataError with everything that is missing, data sets and weights, in one message."""
     names = {'target': config.target.name}
-    if METHODS[config.method].uses_source or config.weights == 'source':
+    if uses_source(config) or config.weights == 'source':
         names['source'] = config.source.name
     missing = {f'config.{key}.name': problem(name, config) for key, name in names.items()}
     if config.weights not in ('', 'source') and not Path(config.weights).expanduser().is_file():
@@ -125,18 +127,25 @@ def check_inputs(config: ConfigDict) -> None:
         raise DataError(lines[0] if len(lines) == 1 else '\n- '.join(['missing:', *lines]))
 
 
-def open_source(config: ConfigDict, target: Records) -> Records | None:
-    """The auxiliary records, if the method uses any; checks that the classes can be matched."""
-    if not METHODS[config.method].uses_source:
-        return None
-    source = train_records(config.source, config)
-    check_assignment(
-        config.match.assignment,
-        len(target.class_names),
-        len(source.class_names),
-        config.match.classes_per_target,
-    )
-    return source
+def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
+    """Opens the records of the run; checks that the classes can be matched, if they have to be.
+
+    Args:
+      config: of the run.
+      opened: what earlier runs have opened, to share it; see `sources.open_split`.
+    """
+    target, test = train_and_test(config.target, config, opened)
+    if not uses_source(config):
+        return Data(target, test, None)
+    source = train_records(config.source, config, opened)
+    if METHODS[config.method].pairs:
+        check_assignment(
+            config.match.assignment,
+            len(target.class_names),
+            len(source.class_names),
+            config.match.classes_per_target,
+        )
+    return Data(target, test, source)
 
 
 def backbone_weights(config: ConfigDict) -> Path | None:
@@ -158,28 +167,12 @@ def backbone_weights(config: ConfigDict) -> Path | None:
     return weights
 
 
-def find_match(
-    config: ConfigDict, backbone: Path | None, target: Records, source: Records | None
-) -> ClassMatch | None:
-    """Matches classes by their mean features in the pre-trained backbone."""
-    if source is None:
-        return None
-    task, state = step_lib.create_task(config, len(target.class_names), 0)
-    if backbone is not None:
-        state.params, state.batch_stats = load_backbone(backbone, state.params, state.batch_stats)
-    state = step_lib.replicate(state)
-    similarity = class_similarity(
-        class_means(task, state, target), class_means(task, state, source), config.match.similarity
-    )
-    return assign(similarity, config.match.assignment, config.match.classes_per_target, config.seed)
-
-
-def report_match(workdir: Path, match: ClassMatch, target: Records, source: Records) -> None:
+def report_match(workdir: Path, match: ClassMatch, data: Data) -> None:
     """Writes match.json: each target class with its source classes and their similarities."""
     rows = [
         {
-            'target': target.class_names[i],
-            'source': [source.class_names[c] for c in classes],
+            'target': data.target.class_names[i],
+            'source': [data.source.class_names[c] for c in classes],
             'similarity': [round(float(s), 6) for s in similarity],
         }
         for i, (classes, similarity) in enumerate(zip(match.classes, match.similarity, strict=True))

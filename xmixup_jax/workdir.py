@@ -1,9 +1,8 @@
-"""The folder of a run: one writer at a time, one experiment, files that are whole."""
+"""The folder of a run: one writer at a time, one experiment."""
 
 import contextlib
 import fcntl
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
 from xmixup_jax.errors import ConfigError, UserError
+from xmixup_jax.files import write_json
 
 
 @contextlib.contextmanager
@@ -54,14 +54,3 @@ def claim(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     write_json(path, config.to_dict())
     result = workdir / 'result.json'
     return json.loads(result.read_text()) if result.exists() else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes the file whole or not at all."""
-    partial = path.with_name(path.name + '.tmp')
-    with partial.open('w') as file:
-        json.dump(value, file, indent=2)
-        file.write('\n')
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -13,16 +13,14 @@ import grain
 import jax
 import numpy as np
 
-from xmixup_jax.data.decode import decode
-from xmixup_jax.data.sources import Records
+from xmixup_jax.data.sources import Data, Records
 from xmixup_jax.matching import ClassMatch
 
 Batch = dict[str, np.ndarray]
 
 
 def train_batches(
-    target: Records,
-    source: Records | None,
+    data: Data,
     match: ClassMatch | None,
     *,
     seed: int,
@@ -35,9 +33,8 @@ def train_batches(
     """Endless batches of this process's share, reshuffled in every epoch of the target.
 
     Args:
-      target: the target's training records.
-      source: the source's records, or None for methods that use none.
-      match: the source classes of every target class; with `source`.
+      data: the target's training records and, with a match, the source's.
+      match: the source classes of every target class; None for methods that do not pair.
       seed: of order, pairing and augmentation.
       batch_size: global; the process gets batch_size / process_count records.
       resize: side of the square images in px.
@@ -46,16 +43,17 @@ def train_batches(
 
     Returns:
       batches of 'image' uint8 [b, R, R, 3], 'label' int32 [b], 'seed' uint32 [b] and, with a
-      source, 'source_image' uint8 [b, R, R, 3] and 'source_label' int32 [b], the class's
+      match, 'source_image' uint8 [b, R, R, 3] and 'source_label' int32 [b], the class's
       position in `match.selected`.
     """
-    if source is not None:
+    target, source = data.target, data.source
+    if match is not None:
         selected = match.selected
         pools = {c: np.flatnonzero(source.labels == c) for c in selected}
 
     def draw(i: int, rng: np.random.Generator) -> dict[str, Any]:
         drawn = {'index': i, 'seed': rng.integers(2**32, dtype=np.uint32)}
-        if source is not None:
+        if match is not None:
             pool = pools[rng.choice(match.classes[target.labels[i]])]
             drawn['source_index'] = rng.choice(pool)
         return drawn
@@ -63,13 +61,13 @@ def train_batches(
     def load(drawn: dict[str, Any]) -> Batch:
         i = drawn['index']
         record = {
-            'image': decode(target.encoded(i), resize, target.describe(i)),
+            'image': target.image(i, resize),
             'label': target.labels[i],
             'seed': drawn['seed'],
         }
-        if source is not None:
+        if match is not None:
             j = drawn['source_index']
-            record['source_image'] = decode(source.encoded(j), resize, source.describe(j))
+            record['source_image'] = source.image(j, resize)
             label = np.searchsorted(selected, source.labels[j])
             record['source_label'] = label.astype(np.int32)
         return record
@@ -101,7 +99,7 @@ def eval_batches(
         real = i < len(records)
         i = i if real else 0
         return {
-            'image': decode(records.encoded(i), resize, records.describe(i)),
+            'image': records.image(i, resize),
             'label': records.labels[i],
             'mask': np.float32(real),
         }

@@ -9,8 +9,9 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -18,7 +19,9 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from xmixup_jax.data import digits  # noqa: F401  (registers the project's own builders)
+from xmixup_jax.data.decode import decode
 from xmixup_jax.errors import DataError
+from xmixup_jax.files import whole_file
 
 log = logging.getLogger('xmixup_jax')
 
@@ -48,12 +51,27 @@ class Records:
     """Record number to words that find it again, for errors."""
     index: np.ndarray
     """int64 [N], the record numbers of this selection."""
+    keep_bytes: int
+    """Limit of `kept`."""
+    kept: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, compare=False)
+    """Decoded images by record number and side, shared by all selections from one split."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def encoded(self, i: int) -> bytes:
-        return self.read(int(self.index[i]))
+    def image(self, i: int, resize: int) -> np.ndarray:
+        """uint8 [resize, resize, 3]; decoded once, as long as there is room for it.
+
+        Images that are kept are never given up for others: epochs go round, so that the one that
+        was not used for longest is the one that is needed next.
+        """
+        number = int(self.index[i])
+        image = self.kept.get((number, resize))
+        if image is None:
+            image = decode(self.read(number), resize, self.where(number))
+            if (len(self.kept) + 1) * image.nbytes <= self.keep_bytes:
+                self.kept[number, resize] = image
+        return image
 
     def describe(self, i: int) -> str:
         return self.where(int(self.index[i]))
@@ -62,12 +80,35 @@ class Records:
         """The records at these positions of this selection."""
         return replace(self, labels=self.labels[positions], index=self.index[positions])
 
+    def restrict(self, classes: np.ndarray) -> 'Records':
+        """The records of these classes alone, which are numbered anew in the order given."""
+        number = np.full(len(self.class_names), -1, np.int32)
+        number[classes] = np.arange(len(classes), dtype=np.int32)
+        chosen = self.select(np.flatnonzero(number[self.labels] >= 0))
+        names = tuple(self.class_names[c] for c in classes)
+        return replace(chosen, labels=number[chosen.labels], class_names=names)
 
-def few_shot_positions(records: Records, shots: int, seed: int) -> np.ndarray:
-    """Positions of `shots` records of every class, at random; ascending, int64.
+
+class Data(NamedTuple):
+    """What a run trains and tests on."""
+
+    target: Records
+    test: Records | None
+    source: Records | None
+    """None for methods that use none."""
+
+
+def draw_positions(records: Records, shots: int, sample_rate: float, seed: int) -> np.ndarray:
+    """Positions of some records of every class, at random; ascending, int64.
+
+    Args:
+      records: to draw from.
+      shots: records of each class, or 0 for
+      sample_rate: the share of each class's records, rounded, at least one.
+      seed: of the draw.
 
     Raises:
-      DataError: a class has fewer records.
+      DataError: a class has fewer than `shots` records.
     """
     rng = np.random.default_rng(seed)
     positions = []
@@ -78,52 +119,72 @@ def few_shot_positions(records: Records, shots: int, seed: int) -> np.ndarray:
                 f'class {name!r} of {records.name} has {len(candidates)} training images, fewer '
                 f'than shots={shots}: lower it, or 0 for all images'
             )
-        positions.append(rng.choice(candidates, shots, replace=False))
+        count = shots or min(len(candidates), max(1, round(sample_rate * len(candidates))))
+        positions.append(rng.choice(candidates, count, replace=False))
     return np.sort(np.concatenate(positions))
 
 
-def open_split(dataset: ConfigDict, split: str, config: ConfigDict) -> Records:
+Opened = dict[tuple[str, str], Records]
+"""Whole splits by name of the data set and split, for runs that share what they have opened."""
+
+
+def open_split(
+    dataset: ConfigDict, split: str, config: ConfigDict, opened: Opened | None = None
+) -> Records:
     """Opens one split of `dataset` (config.source or config.target).
+
+    Args:
+      dataset: gives the name.
+      split: of it.
+      config: gives the folders.
+      opened: where to look first, and to leave what is opened, decoded images included.
 
     Raises:
       DataError: the data set, the split or its classes cannot be had; says what to do.
     """
+    if opened is not None and (dataset.name, split) in opened:
+        return opened[dataset.name, split]
     missing = problem(dataset.name, config)
     if missing:
         raise DataError(missing)
     if dataset.name.startswith(FOLDER):
-        records = _open_folder(dataset.name, split)
+        records = _open_folder(dataset.name, split, config.keep_decoded_mb)
     else:
-        records = _open_tfds(dataset.name, split, config)
+        folders = (config.data_dir, config.cache_dir)
+        records = _open_tfds(dataset.name, split, *folders, config.keep_decoded_mb)
     if not len(records):
         raise DataError(f'split {split!r} of {dataset.name} holds no images')
+    if opened is not None:
+        opened[dataset.name, split] = records
     return records
 
 
-def train_records(dataset: ConfigDict, config: ConfigDict) -> Records:
-    """The records to train on: `dataset.split`, or `dataset.shots` of each class from it."""
-    return _draw(open_split(dataset, dataset.split, config), dataset, config)
+def train_records(dataset: ConfigDict, config: ConfigDict, opened: Opened | None = None) -> Records:
+    """The records to train on: `dataset.split`, or some of each class (shots, sample_rate)."""
+    return _draw(open_split(dataset, dataset.split, config, opened), dataset, config)
 
 
 def _draw(full: Records, dataset: ConfigDict, config: ConfigDict) -> Records:
-    if not dataset.shots:
+    if not dataset.shots and dataset.sample_rate == 1:
         return full
-    return full.select(few_shot_positions(full, dataset.shots, config.seed))
+    return full.select(draw_positions(full, dataset.shots, dataset.sample_rate, config.seed))
 
 
-def train_and_test(dataset: ConfigDict, config: ConfigDict) -> tuple[Records, Records | None]:
+def train_and_test(
+    dataset: ConfigDict, config: ConfigDict, opened: Opened | None = None
+) -> tuple[Records, Records | None]:
     """The training records and the test records.
 
     `dataset.test_split` names a split, or 'rest' for the records of the training split that
     few-shot selection left over, or '' for none.
     """
-    full = open_split(dataset, dataset.split, config)
+    full = open_split(dataset, dataset.split, config, opened)
     train = _draw(full, dataset, config)
     if not dataset.test_split:
         return train, None
     if dataset.test_split == 'rest':
         return train, full.select(np.setdiff1d(full.index, train.index))
-    test = open_split(dataset, dataset.test_split, config)
+    test = open_split(dataset, dataset.test_split, config, opened)
     if test.class_names != train.class_names:
         odd = sorted(set(test.class_names) ^ set(train.class_names))
         raise DataError(
@@ -146,7 +207,7 @@ def problem(name: str, config: ConfigDict) -> str | None:
     if name in _IN_PACKAGES:
         return None
     try:
-        builder = _builder(name, config)
+        builder = _builder(name, config.data_dir)
     except tfds.core.DatasetNotFoundError:
         return _unknown(name)
     if not builder.info.splits:
@@ -174,8 +235,8 @@ def _unknown(name: str) -> str:
     return f'there is no data set {name}: {hint}Use a tfds name, or folder:PATH for an image folder'
 
 
-def _builder(name: str, config: ConfigDict) -> tfds.core.DatasetBuilder:
-    data_dir = str(Path(config.data_dir).expanduser()) if config.data_dir else None
+def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    data_dir = str(Path(data_dir).expanduser()) if data_dir else None
     # tfds warns of every folder that is about to be written for the first time.
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)
@@ -185,8 +246,8 @@ def _builder(name: str, config: ConfigDict) -> tfds.core.DatasetBuilder:
         absl_logging.set_verbosity(verbosity)
 
 
-def _open_tfds(name: str, split: str, config: ConfigDict) -> Records:
-    builder = _builder(name, config)
+def _open_tfds(name: str, split: str, data_dir: str, cache_dir: str, keep_mb: int) -> Records:
+    builder = _builder(name, data_dir)
     if not builder.info.splits:
         log.info('Writing %s as array_record to %s', name, builder.data_dir)
         builder.download_and_prepare()
@@ -207,29 +268,28 @@ def _open_tfds(name: str, split: str, config: ConfigDict) -> Records:
     return Records(
         name=name,
         class_names=tuple(builder.info.features[label_key].names),
-        labels=_tfds_labels(data_source, label_key, builder, split, config),
+        labels=_tfds_labels(data_source, label_key, builder, split, cache_dir),
         read=lambda i: data_source[i][image_key],
         where=lambda i: f'record {i} of {name} ({split})',
         index=np.arange(len(data_source)),
+        keep_bytes=keep_mb * 2**20,
     )
 
 
-def _tfds_labels(data_source, label_key, builder, split, config) -> np.ndarray:
+def _tfds_labels(data_source, label_key, builder, split, cache_dir) -> np.ndarray:
     """Every record's label; kept on disk, for finding them means reading the whole split."""
     key = f'{builder.data_dir} {split} {len(data_source)}'
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    path = Path(config.cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npy'
+    path = Path(cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npy'
     if path.exists():
         return np.load(path, allow_pickle=False)
     labels = np.array([record[label_key] for record in data_source], np.int32)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.tmp.npy')
-    np.save(partial, labels)
-    partial.rename(path)
+    with whole_file(path) as partial, partial.open('wb') as file:
+        np.save(file, labels)
     return labels
 
 
-def _open_folder(name: str, split: str) -> Records:
+def _open_folder(name: str, split: str, keep_mb: int) -> Records:
     root = Path(name[len(FOLDER) :]).expanduser() / split
     if not root.is_dir():
         present = sorted(p.name for p in root.parent.iterdir() if p.is_dir())
@@ -252,4 +312,5 @@ def _open_folder(name: str, split: str) -> Records:
         read=lambda i: files[i].read_bytes(),
         where=lambda i: str(files[i]),
         index=np.arange(len(files)),
+        keep_bytes=keep_mb * 2**20,
     )

@@ -1,31 +1,206 @@
-"""What a transfer-learning method has to say about one training step."""
+"""What a transfer-learning method has to say; the loop and the step know nothing else of it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from xmixup_jax.models.base import Outputs
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.models import Outputs
+from xmixup_jax.optimizer import HEAD, make_optimizer
 
+PyTree = Any
 Batch = dict[str, Any]
 
 
-class Method(NamedTuple):
-    """Three pure functions and a flag; the loop knows nothing else of a method."""
+class Sizes(NamedTuple):
+    """Numbers of classes."""
 
-    uses_source: bool
+    target: int
+    """K_t; the first K_t logits are always the target's."""
+    source: int = 0
+    """K_s, the source classes that were selected by the class match; 0 without pairs."""
+    pretrained: int = 0
+    """K_0, the classes of the pre-trained network's own head; 0 if it has none."""
+
+
+class View(NamedTuple):
+    """What a method sees of one step, on one device, under the mapped axis 'batch'."""
+
+    config: ConfigDict
+    num_classes: int
+    """K_t."""
+    key: jax.Array
+    """A random key of this step, the same on all devices."""
+    params: PyTree
+    """The network's, those that are differentiated."""
+    batch: Batch
+    """What `transform` made of the batch."""
+    constants: PyTree
+    """What `prepare` left for all steps, for example the reference network's parameters."""
+    memory: PyTree
+    """What `prepare` began and `after_step` changes from step to step."""
+    network: Callable[..., Outputs]
+    """(params, batch_stats, images, train=False) to Outputs; leaves batch statistics alone."""
+    batch_stats: PyTree
+    """The network's, before this step."""
+    taught: PyTree = None
+    """What `teach` returned; no gradient flows into it."""
+    outputs: Outputs | None = None
+    """The network's outputs for batch['image'], in training mode."""
+
+    @property
+    def logits(self) -> jax.Array:
+        """The target's logits, float32 [B, K_t]."""
+        return self.outputs.logits[: len(self.batch['label']), : self.num_classes]
+
+    @property
+    def extra_logits(self) -> jax.Array:
+        """The other heads' logits, float32 [B, extra]."""
+        return self.outputs.logits[:, self.num_classes :]
+
+
+class Setup(NamedTuple):
+    """What a preparatory phase works with, on the host, before the first step."""
+
+    config: ConfigDict
+    sizes: Sizes
+    state: Any
+    """The initial TrainState, NumPy arrays: pre-trained backbone, random head."""
+    head: dict[str, np.ndarray] | None
+    """The pre-trained network's own head: kernel [D, K_0], bias [K_0]."""
+    target: Any
+    """Records to train on."""
+    source: Any
+    """The source's Records, if the method pairs or `reads_source`."""
+    network: Callable[..., Outputs]
+    """(params, batch_stats, images, train=False, scales=None) to Outputs."""
+    images: Callable[[Any], tuple[np.ndarray, np.ndarray]]
+    """Records to (centre crops float32 [N, H, W, 3], labels int32 [N])."""
+    outputs: Callable[[Any], dict[str, np.ndarray]]
+    """Records to the initial network's 'features' [N, D], 'logits' [N, K] and 'label' [N]."""
+    class_means: Callable[[Any], np.ndarray]
+    """Records to the mean features of each class in the pre-trained backbone, [K, D]."""
+    source_test: Callable[[], Any]
+    """Opens the Records of config.source.test_split."""
+    train: Callable[[ConfigDict, Any, str], tuple[PyTree, PyTree]]
+    """(config, records, name) to (params, batch_stats) after a fine-tuning run on the records
+    that starts from the pre-trained backbone; kept in the folder `name` of the work directory."""
+
+
+class Prepared(NamedTuple):
+    """The outcome of a preparatory phase."""
+
+    state: Any
+    constants: PyTree
+    """Nested dicts of arrays."""
+
+
+def no_extra_logits(config: ConfigDict, sizes: Sizes) -> int:
+    del config, sizes
+    return 0
+
+
+def same(config: ConfigDict, keys: jax.Array, batch: Batch) -> Batch:
+    """The transform of methods that train on the images as they are."""
+    del config, keys
+    return batch
+
+
+def unprepared(setup: Setup) -> Prepared:
+    """The preparation of methods that need none."""
+    return Prepared(setup.state, {})
+
+
+def cross_entropy(view: View) -> jax.Array:
+    """Mean cross-entropy of the target's label among the target's logits."""
+    return optax.softmax_cross_entropy_with_integer_labels(view.logits, view.batch['label']).mean()
+
+
+class Method(NamedTuple):
+    """A method: its coefficients and pure functions. Everything has the default of fine-tuning."""
+
+    loss: Callable[[View], jax.Array] = cross_entropy
+    """Scalar, the mean over this device's share of the batch."""
+
+    penalty: Callable[[View], jax.Array] | None = None
+    """A second scalar, added to the loss, or kept apart for `combine`."""
+
+    combine: Callable[[PyTree, PyTree], PyTree] | None = None
+    """(gradient of the loss, gradient of the penalty) to the gradient that is followed; both are
+    those of the whole batch. None: their sum, in one backward pass."""
+
+    defaults: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+    """The coefficients, as published; `config.METHOD` in a configuration."""
+
+    transform: Callable[[ConfigDict, jax.Array, Batch], Batch] = same
+    """(config, keys [B], batch) to the batch whose 'image' goes through the network. The batch
+    holds 'image' float32 [B, H, W, 3] and 'label' int32 [B]; with `pairs` also 'source_image' and
+    'source_label' (an index among the selected source classes), with `second_view` also
+    'second_image', the same images cropped and mirrored anew."""
+
+    pairs: bool = False
     """Whether each target record comes with an auxiliary source record."""
 
-    num_logits: Callable[[ConfigDict, int, int], int]
-    """(config, K_t, K_s) to the head's width; the first K_t logits are the target's."""
+    second_view: bool = False
 
-    transform: Callable[[ConfigDict, jax.Array, Batch], Batch]
-    """(config, keys [B], batch) to the batch whose 'image' goes through the network.
+    teach: Callable[[View], PyTree] | None = None
+    """What the loss aims at, computed beforehand and without gradient."""
 
-    The batch holds 'image' float32 [B, H, W, 3], 'label' int32 [B] and, where the method uses
-    the source, 'source_image' and 'source_label' (an index among the selected source classes).
+    after_step: Callable[[View, Any], Any] | None = None
+    """(view, TrainState after the update) to the TrainState that is kept."""
+
+    extra_logits: Callable[[ConfigDict, Sizes], int] = no_extra_logits
+    """Width of further heads; they are the head's columns from K_t on."""
+
+    reads_source: Callable[[ConfigDict], bool] = lambda config: False
+    """Whether `prepare` needs the source's records."""
+
+    prepare: Callable[[Setup], Prepared] = unprepared
+    """The preparatory phase."""
+
+    optimizer: Callable[[ConfigDict], optax.GradientTransformation] = lambda config: make_optimizer(
+        config.optimizer, config.steps
+    )
+
+    norm: Callable[[ConfigDict], Callable] | None = None
+    """Replaces batch normalisation: (config) to a constructor with nnx.BatchNorm's arguments."""
+
+
+def without_weight_decay(config: ConfigDict) -> optax.GradientTransformation:
+    """The optimiser of methods whose penalty replaces weight decay."""
+    return make_optimizer(config.optimizer, config.steps, weight_decay=False)
+
+
+def reference(setup: Setup) -> Prepared:
+    """Keeps the initial network, w0, as constants 'params' and 'batch_stats'."""
+    state = setup.state
+    return Prepared(state, {'params': state.params, 'batch_stats': state.batch_stats})
+
+
+def pretrained_columns(config: ConfigDict, sizes: Sizes) -> int:
+    """Extra logits for the pre-trained network's own head.
+
+    Raises:
+      ConfigError: it has none.
     """
+    if not sizes.pretrained:
+        raise ConfigError(
+            f'config.method={config.method} continues the head of the pre-trained network, but '
+            f'config.weights={config.weights!r} holds none (fc.weight): give weights with their '
+            'head, or config.weights=source'
+        )
+    return sizes.pretrained
 
-    loss: Callable[[ConfigDict, int, Outputs, Batch], jax.Array]
-    """(config, K_t, outputs of the transformed batch, transformed batch) to the scalar loss."""
+
+def with_pretrained_head(setup: Setup) -> Any:
+    """The initial state with the pre-trained head in the columns from K_t on."""
+    fc = setup.state.params[HEAD]
+    kernel, bias = np.array(fc['kernel']), np.array(fc['bias'])
+    kernel[:, setup.sizes.target :] = setup.head['kernel']
+    bias[setup.sizes.target :] = setup.head['bias']
+    setup.state.params = setup.state.params | {HEAD: {'kernel': kernel, 'bias': bias}}
+    return setup.state

@@ -9,34 +9,44 @@ as plain fine-tuning:
 """
 
 from xmixup_jax import mixing
-from xmixup_jax.methods.base import Method
+from xmixup_jax.methods.base import Method, View
 
 
-def num_logits(config, num_classes, num_source_classes):
-    if config.xmixup.label_space == 'target':
-        return num_classes
-    return num_classes + num_source_classes
+def extra_logits(config, sizes):
+    return 0 if config.xmixup.label_space == 'target' else sizes.source
 
 
 def transform(config, keys, batch):
     lam = mixing.sample_lam(keys, config.xmixup.alpha, config.xmixup.reflect)
+    image = mixing.mix_images(batch['image'], batch['source_image'], lam)
     return {
-        'image': mixing.mix_images(batch['image'], batch['source_image'], lam),
+        'image': image,
         'label': batch['label'],
         'source_label': batch['source_label'],
         'lam': lam,
     }
 
 
-def loss(config, num_classes, outputs, batch):
+def loss(view: View):
+    batch = view.batch
     return mixing.mixed_cross_entropy(
-        outputs.logits,
+        view.outputs.logits,
         batch['label'],
         batch['source_label'],
         batch['lam'],
-        config.xmixup.label_space,
-        num_classes,
+        view.config.xmixup.label_space,
+        view.num_classes,
     ).mean()
 
 
-METHOD = Method(uses_source=True, num_logits=num_logits, transform=transform, loss=loss)
+METHOD = Method(
+    loss=loss,
+    defaults={
+        'alpha': 0.2,  # lam ~ Beta(alpha, alpha); by the sweeps in benchmarks/RESULTS.md
+        'reflect': True,  # lam >= 1/2: the target image dominates
+        'label_space': 'joint',  # 'joint', 'separate', 'target'
+    },
+    transform=transform,
+    pairs=True,
+    extra_logits=extra_logits,
+)

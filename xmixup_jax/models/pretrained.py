@@ -5,6 +5,7 @@
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xmixup_jax.errors import DataError
+from xmixup_jax.files import whole_file
+from xmixup_jax.optimizer import HEAD
 
 PyTree = Any
+WEIGHTS_FILE = 'model.safetensors'
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 
 
@@ -48,9 +52,8 @@ def save_weights(path: Path, params: PyTree, batch_stats: PyTree, metadata: dict
     for tree in (params, batch_stats):
         for key_path, array in jax.tree.leaves_with_path(tree):
             tensors[_key(key_path)] = _to_torch(np.asarray(array))
-    partial = path.with_name(path.name + '.tmp')
-    save_file(tensors, partial, {'xmixup_jax': json.dumps(metadata)})
-    partial.rename(path)
+    with whole_file(path) as partial:
+        save_file(tensors, partial, {'xmixup_jax': json.dumps(metadata)})
 
 
 def load_backbone(path: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
@@ -64,15 +67,7 @@ def load_backbone(path: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTr
       DataError: no such file, not a safetensors file, or its tensors are not this network's;
         lists every missing, unexpected and misshapen key.
     """
-    if not path.is_file():
-        raise DataError(missing_weights(path))
-    try:
-        with safe_open(path, framework='numpy') as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError) as error:
-        raise DataError(
-            f'weights file {path} is not a readable safetensors file: {error}'
-        ) from error
+    tensors = _read(path, lambda key: not key.startswith(f'{HEAD}.'))
     ours = {
         _key(key_path): array.shape
         for tree in (params, batch_stats)
@@ -81,9 +76,9 @@ def load_backbone(path: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTr
     theirs = {
         key: _from_torch(tensor)
         for key, tensor in tensors.items()
-        if not key.startswith('fc.') and not key.endswith('.num_batches_tracked')
+        if not key.endswith('.num_batches_tracked')
     }
-    ours = {key: shape for key, shape in ours.items() if not key.startswith('fc.')}
+    ours = {key: shape for key, shape in ours.items() if not key.startswith(f'{HEAD}.')}
     faults = [f'missing {key}' for key in sorted(ours.keys() - theirs.keys())]
     faults += [f'unexpected {key}' for key in sorted(theirs.keys() - ours.keys())]
     faults += [
@@ -102,6 +97,28 @@ def load_backbone(path: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTr
         return np.asarray(theirs[key], np.float32) if key in theirs else array
 
     return jax.tree.map_with_path(fill, params), jax.tree.map_with_path(fill, batch_stats)
+
+
+def load_head(path: Path) -> dict[str, np.ndarray] | None:
+    """The head in the weights file, float32 'kernel' [D, K] and 'bias' [K]; None if it has none."""
+    tensors = _read(path, lambda key: key in (f'{HEAD}.weight', f'{HEAD}.bias'))
+    if len(tensors) < 2:
+        return None
+    kernel, bias = (_from_torch(tensors[f'{HEAD}.{key}']) for key in ('weight', 'bias'))
+    return {'kernel': np.asarray(kernel, np.float32), 'bias': np.asarray(bias, np.float32)}
+
+
+def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """The tensors of the file whose key is wanted."""
+    if not path.is_file():
+        raise DataError(missing_weights(path))
+    try:
+        with safe_open(path, framework='numpy') as file:
+            return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as error:
+        raise DataError(
+            f'weights file {path} is not a readable safetensors file: {error}'
+        ) from error
 
 
 def missing_weights(path: Path) -> str:

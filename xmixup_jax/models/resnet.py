@@ -4,6 +4,9 @@ Attribute names are torchvision's (`conv1`, `bn1`, `layer1`, ..., `fc`), so that
 path is its key in a PyTorch state dict (see `pretrained`).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 from flax import nnx
 from jax import numpy as jnp
 
@@ -35,29 +38,24 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -
     )
 
 
-def _norm(channels: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    # axis_name: in training the statistics are those of the whole batch over all devices.
-    return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, axis_name='batch', rngs=rngs)
-
-
 class Block(nnx.Module):
     """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 ones (`expansion` = 4)."""
 
-    def __init__(self, inputs, width, stride, bottleneck, rngs):
+    def __init__(self, inputs, width, stride, bottleneck, norm, rngs):
         outputs = width * 4 if bottleneck else width
         if bottleneck:
             self.conv1 = _conv(inputs, width, 1, 1, rngs)
             self.conv2 = _conv(width, width, 3, stride, rngs)
             self.conv3 = _conv(width, outputs, 1, 1, rngs)
-            self.bn3 = _norm(outputs, rngs)
+            self.bn3 = norm(outputs, rngs=rngs)
         else:
             self.conv1 = _conv(inputs, width, 3, stride, rngs)
             self.conv2 = _conv(width, width, 3, 1, rngs)
-        self.bn1 = _norm(width, rngs)
-        self.bn2 = _norm(width, rngs)
+        self.bn1 = norm(width, rngs=rngs)
+        self.bn2 = norm(width, rngs=rngs)
         if stride != 1 or inputs != outputs:
             self.downsample = nnx.List(
-                [_conv(inputs, outputs, 1, stride, rngs), _norm(outputs, rngs)]
+                [_conv(inputs, outputs, 1, stride, rngs), norm(outputs, rngs=rngs)]
             )
         self.bottleneck = bottleneck
 
@@ -76,34 +74,49 @@ class ResNet(nnx.Module):
     """A residual network; `width` is the first stage's (64 in the papers).
 
     The stem reduces the resolution by 4 (`imagenet`), 2 (`tiny`, for 64 px) or 1 (`cifar`, for
-    32 px).
+    32 px). `norm` is nnx.BatchNorm or takes the same arguments.
     """
 
-    def __init__(self, name: str, num_logits: int, width: int, stem: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        name: str,
+        num_logits: int,
+        width: int,
+        stem: str,
+        norm: Callable[..., nnx.Module],
+        rngs: nnx.Rngs,
+    ):
+        # axis_name: in training the statistics are those of the whole batch over all devices.
+        norm = partial(norm, momentum=0.9, epsilon=1e-5, axis_name='batch')
         depths, bottleneck = DEPTHS[name]
         kernel, stride, self.pooled = STEMS[stem]
         self.conv1 = _conv(3, width, kernel, stride, rngs)
-        self.bn1 = _norm(width, rngs)
+        self.bn1 = norm(width, rngs=rngs)
         channels = width
         for stage, depth in enumerate(depths):
             stage_width = width * 2**stage
             blocks = []
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 0 else 1
-                blocks.append(Block(channels, stage_width, stride, bottleneck, rngs))
+                blocks.append(Block(channels, stage_width, stride, bottleneck, norm, rngs))
                 channels = stage_width * 4 if bottleneck else stage_width
             setattr(self, f'layer{stage + 1}', nnx.List(blocks))
         self.fc = nnx.Linear(channels, num_logits, rngs=rngs)
 
-    def __call__(self, x) -> Outputs:
-        """float32 [B, H, W, 3], normalised, to `Outputs` with four stages."""
+    def __call__(self, x, scales=None) -> Outputs:
+        """float32 [B, H, W, 3], normalised, to `Outputs` with four stages.
+
+        `scales` are factors for the channels at the end of each stage, [C] each.
+        """
         x = nnx.relu(self.bn1(self.conv1(x)))
         if self.pooled:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         stages = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for i, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in layer:
                 x = block(x)
+            if scales is not None:
+                x = x * scales[i]
             stages.append(x)
         features = jnp.mean(x, axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages))

@@ -1,0 +1,100 @@
+"""Chooses one hyper-parameter of every method on images that are held out of the training set.
+
+    python -m benchmarks.tune --config=configs/tiny_caltech.py --workdir=DIR --seeds=0 \
+        --config.target.shots=5 --config.target.test_split=rest
+
+Each method gets three values of its main coefficient, the published one among them; fine-tuning
+gets three learning rates, the best of which all the others use. `test_split` must name what the
+final comparison does not test on: 'rest' is what few-shot selection leaves of the training split.
+Runs that are finished are kept. Writes tuned.csv (one row a run) and tuned.txt (the flags that set
+the values chosen: pass them to xmixup_jax.compare).
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from xmixup_jax import config as config_lib
+from xmixup_jax.errors import UserError
+from xmixup_jax.main import setup
+from xmixup_jax.train import train_and_evaluate
+
+# The first value is the default; it wins a draw.
+GRIDS = {
+    'finetune': ('optimizer.learning_rate', (0.03, 0.01, 0.1)),
+    'l2sp': ('l2sp.alpha', (0.01, 0.001, 0.1)),
+    'delta': ('delta.alpha', (0.01, 0.001, 0.1)),
+    'fsp': ('fsp.weight', (50.0, 5.0, 0.5)),
+    'bss': ('bss.eta', (0.001, 0.0001, 0.01)),
+    'dtnh': ('dtnh.alpha', (0.01, 0.001, 0.1)),
+    'seqtrain': ('seqtrain.steps', (600, 300, 150)),
+    'cotrain': ('cotrain.weight', (1.0, 0.3, 0.1)),
+    'xmixup': ('xmixup.alpha', (0.2, 0.1, 0.5)),
+    'mixup': ('mixup.alpha', (0.2, 0.1, 0.5)),
+    'cutmix': ('cutmix.alpha', (1.0, 0.5, 0.2)),
+    'lwf': ('lwf.weight', (1.0, 0.3, 0.1)),
+    'stochnorm': ('stochnorm.p', (0.5, 0.25, 0.75)),
+    'cotuning': ('cotuning.weight', (2.3, 0.7, 0.2)),
+    'bituning': ('bituning.weight', (1.0, 0.3, 0.1)),
+    'rifle': ('rifle.periods', (2, 3, 4)),
+    'smile': ('smile.feature_weight', (0.01, 0.001, 0.1)),
+}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('--workdir', required=True, type=Path, help='holds a folder for each run')
+    parser.add_argument('--seeds', default='0')
+    parser.add_argument('--methods', default=','.join(GRIDS))
+    args, config_args = parser.parse_known_args(argv)
+    seeds = args.seeds.split(',')
+    methods = args.methods.split(',')
+    methods.sort(key=lambda method: method != 'finetune')
+
+    rows, chosen = [], []
+    with tqdm(total=3 * len(seeds) * len(methods), unit='run', disable=None) as bar:
+        for method in methods:
+            key, values = GRIDS[method]
+            means = []
+            for value in values:
+                top1 = []
+                for seed in seeds:
+                    flags = [f'--config.method={method}', f'--config.seed={seed}', *chosen]
+                    flags.append(f'--config.{key}={value}')
+                    config, _ = config_lib.parse_flags(['tune', *config_args, *flags])
+                    config_lib.validate(config, jax.device_count())
+                    setup(config)
+                    folder = args.workdir / method / f'{key}={value:g}' / f'seed{seed}'
+                    result = train_and_evaluate(config, folder)
+                    top1.append(100 * result['top1'])
+                    rows.append(
+                        {'method': method, 'key': key, 'value': value, 'seed': seed}
+                        | {'held_out_images': result['test_images'], 'top1': top1[-1]}
+                    )
+                    bar.update()
+                means.append(statistics.mean(top1))
+            chosen.append(f'--config.{key}={values[means.index(max(means))]}')
+            write(args.workdir, rows, chosen)
+    print('\n'.join(chosen))
+
+
+def write(workdir: Path, rows: list[dict], chosen: list[str]) -> None:
+    with (workdir / 'tuned.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (workdir / 'tuned.txt').write_text('\n'.join(chosen) + '\n')
+
+
+if __name__ == '__main__':
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f'tune: {error}')

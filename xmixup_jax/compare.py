@@ -1,0 +1,152 @@
+"""Runs methods with several seeds and tabulates what they reach and what they cost.
+
+    python -m xmixup_jax.compare --config=configs/digits.py --methods=all --seeds=0,1,2,3,4 \
+        --workdir=DIR [--sample_rates=0.15,0.3,0.5,1.0] [--config.KEY=VALUE ...]
+
+Each run has a folder in DIR and is made once: the same command continues a comparison that was
+stopped, or extends it by methods, seeds or sample rates. DIR gets comparison.csv (one row a run),
+comparison.md (mean and standard deviation, paired differences to fine-tuning, cost) and
+comparison.png.
+
+  --methods       names of methods, or all
+  --seeds         of the few-shot draw, initialisation, order, pairing and augmentation
+  --sample_rates  shares of each class's training images, instead of config.target's
+  --workdir       holds a folder for each run
+
+Exit code 0: done; 1 some runs failed (comparison.csv says which and why) or something is missing;
+2 an impossible configuration; 75 stopped by a signal and saved, run the same command again.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from xmixup_jax import config as config_lib
+from xmixup_jax import cost, tables
+from xmixup_jax.data.sources import Opened
+from xmixup_jax.errors import ConfigError, UserError
+from xmixup_jax.files import write_json
+from xmixup_jax.loop import Diverged
+from xmixup_jax.main import ended, setup
+from xmixup_jax.methods import METHODS
+from xmixup_jax.train import check_inputs, open_data, train_and_evaluate
+
+log = logging.getLogger('xmixup_jax')
+
+
+class Run(NamedTuple):
+    """One cell of the comparison."""
+
+    config: ConfigDict
+    workdir: Path
+    labels: dict[str, Any]
+    """sample_rate (None: the configuration's own), method, seed."""
+
+
+def parse(argv: list[str]) -> tuple[list[Run], Path]:
+    """The runs that the command line asks for, and the folder of the comparison."""
+    parser = argparse.ArgumentParser(
+        prog='compare', description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument('--workdir', required=True, type=Path)
+    parser.add_argument('--methods', default='all')
+    parser.add_argument('--seeds', default='0,1,2,3,4', type=_numbers(int))
+    parser.add_argument('--sample_rates', default=[None], type=_numbers(float))
+    args, config_args = parser.parse_known_args(argv[1:])
+    names = list(METHODS) if args.methods == 'all' else args.methods.split(',')
+    runs = []
+    for rate, seed, name in itertools.product(args.sample_rates, args.seeds, names):
+        config, _ = config_lib.parse_flags([argv[0], *config_args])
+        config.method, config.seed = name, seed
+        folder = args.workdir
+        if rate is not None:
+            config.target.shots, config.target.sample_rate = 0, rate
+            folder = folder / f'sample_rate={rate:g}'
+        config_lib.validate(config, jax.device_count())
+        labels = {'sample_rate': rate, 'method': name, 'seed': seed}
+        runs.append(Run(config, folder / name / f'seed{seed}', labels))
+    return runs, args.workdir
+
+
+def _numbers(kind):
+    def parse_list(text: str) -> list:
+        return [kind(part) for part in text.split(',')]
+
+    parse_list.__name__ = f'comma-separated list of {kind.__name__}'
+    return parse_list
+
+
+def compare(runs: list[Run], workdir: Path) -> list[Run]:
+    """Makes the runs that are not finished, and writes the tables.
+
+    Returns:
+      the runs that failed.
+
+    Raises:
+      Interrupted: after the tables of what is finished have been written.
+    """
+    for run in runs:
+        check_inputs(run.config)
+    rows, failed = [], []
+    opened: Opened = {}
+    try:
+        for run in tqdm(runs, desc='comparison', unit='run', disable=None):
+            try:
+                data = open_data(run.config, opened)
+                rows.append(run.labels | train_and_evaluate(run.config, run.workdir, data))
+            except Diverged as error:
+                log.warning('%s: %s', run.workdir, error)
+                rows.append(run.labels | {'error': str(error)})
+                failed.append(run)
+    finally:
+        if rows:
+            tables.write(workdir, rows, {})
+    tables.write(workdir, rows, step_costs(runs, failed, workdir))
+    return failed
+
+
+def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, cost.StepCost]:
+    """The cost of a step of each method; measured again only when the methods have changed."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run not in failed:
+            first.setdefault(run.labels['method'], run)
+    path = workdir / 'step_costs.json'
+    if path.exists():
+        stored = {name: cost.StepCost(**v) for name, v in json.loads(path.read_text()).items()}
+        if list(stored) == list(first):
+            return stored
+    costs = cost.measure(
+        {name: run.config for name, run in first.items()},
+        {name: run.workdir for name, run in first.items()},
+    )
+    write_json(path, {name: value._asdict() for name, value in costs.items()})
+    return costs
+
+
+def run(argv: list[str]) -> None:
+    runs, workdir = parse(argv)
+    setup(runs[0].config)
+    if not any(run.config.target.test_split for run in runs):
+        raise ConfigError('config.target.test_split is empty: there is nothing to compare on')
+    failed = compare(runs, workdir)
+    print((workdir / tables.MARKDOWN).read_text())
+    print(f'->  {workdir / tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')
+    if failed:
+        raise UserError(f'{len(failed)} of {len(runs)} runs failed: {tables.CSV} says why')
+
+
+def main() -> None:
+    ended(run, sys.argv)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,126 @@
+"""What a training step costs: compile time apart, median time after warm-up, memory."""
+
+import contextlib
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from xmixup_jax import step as step_lib
+from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.data.pairing import train_batches
+from xmixup_jax.methods import METHODS
+from xmixup_jax.preparation import Start, resume
+from xmixup_jax.train import open_data
+
+PyTree = Any
+WARM_UP = 3
+BATCHES = 4
+
+
+class StepCost(NamedTuple):
+    """The cost of one method's training step."""
+
+    compile_seconds: float
+    step_ms: float
+    """Median, data on the device already."""
+    step_ms_spread: float
+    """Interquartile range."""
+    memory_mb: float
+    """Of the compiled step on one device: arguments, outputs and temporaries, in 2**20 bytes."""
+
+
+def measure(
+    configs: dict[str, ConfigDict], workdirs: dict[str, Path], rounds: int = 30
+) -> dict[str, StepCost]:
+    """Times the steps of finished runs, in turns on the same batches, so that a slow moment of the
+    machine hits all methods alike.
+
+    Args:
+      configs: of a finished run of each method.
+      workdirs: of the same runs; their state and constants are what the steps run on.
+      rounds: timed steps of each method.
+    """
+    starts = {name: _open(config, workdirs[name]) for name, config in configs.items()}
+    batches = _batches(configs, starts)
+    costs, steps, states = {}, {}, {}
+    for name, start in tqdm(starts.items(), desc='compiling', unit='method', disable=None):
+        inputs = _only_used(batches[0], name)
+        begun = time.perf_counter()
+        with _no_compilation_cache():
+            # A mapping of its own, which this process has not compiled yet.
+            mapped = step_lib.map_train_step(partial(step_lib.train_step, start.task))
+            steps[name] = mapped.lower(start.constants, start.state, inputs).compile()
+        compile_seconds = time.perf_counter() - begun
+        memory = steps[name].memory_analysis()
+        total = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        costs[name] = StepCost(compile_seconds, 0.0, 0.0, total / 2**20)
+        states[name] = start.state
+
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in tqdm(range(WARM_UP + rounds), desc='timing steps', unit='round', disable=None):
+        for name, step in steps.items():
+            inputs = _only_used(batches[i % len(batches)], name)
+            begun = time.perf_counter()
+            states[name], metrics = step(starts[name].constants, states[name], inputs)
+            jax.block_until_ready((states[name], metrics))
+            times[name].append(1e3 * (time.perf_counter() - begun))
+    for name, values in times.items():
+        low, median, high = np.percentile(values[WARM_UP:], (25, 50, 75))
+        costs[name] = costs[name]._replace(step_ms=median, step_ms_spread=high - low)
+    return costs
+
+
+@contextlib.contextmanager
+def _no_compilation_cache():
+    """Nothing is found in, or added to, the compiled programs on disk."""
+    enabled = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update('jax_enable_compilation_cache', False)
+        compilation_cache.reset_cache()  # JAX looks at the setting once
+        yield
+    finally:
+        jax.config.update('jax_enable_compilation_cache', enabled)
+        compilation_cache.reset_cache()
+
+
+def _open(config: ConfigDict, workdir: Path) -> Start:
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    try:
+        return resume(config, checkpoints)
+    finally:
+        checkpoints.close()
+
+
+def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[PyTree]:
+    """Some batches on the devices, with pairs if any of the methods uses them."""
+    name = next((name for name in configs if METHODS[name].pairs), next(iter(configs)))
+    config = configs[name]
+    iterator = iter(
+        train_batches(
+            open_data(config),
+            starts[name].meta.match,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            resize=config.resize,
+            num_threads=config.num_threads,
+        )
+    )
+    return [step_lib.shard(next(iterator)) for _ in range(BATCHES)]
+
+
+def _only_used(batch: PyTree, name: str) -> PyTree:
+    if METHODS[name].pairs:
+        return batch
+    return {key: value for key, value in batch.items() if not key.startswith('source_')}

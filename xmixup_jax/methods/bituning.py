@@ -1,0 +1,147 @@
+"""Bi-Tuning: a classifier and a projector, both contrasted with a queue of labelled keys.
+
+Zhong, Wang, Kou, Long, "Bi-tuning of Pre-trained Representations", arXiv 2011.06182, eq. 3-5. A
+key encoder follows the network by momentum and sees a second crop of each image. With the query's
+projection z and its features h (a one appended, for the bias), both of length 1,
+
+    loss = CE(logits, y) + weight * (contrast(z_q . z_k) + contrast(w_y . h)),
+
+where contrast is the cross-entropy between the softmax over {current} + all keys in the queue,
+at a temperature, and the uniform distribution over the current one and the keys of class y. In
+the first the current one is the image's own key; in the second it is the query, scored like the
+keys by the classifier's column w_y (of length 1, no gradient).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from xmixup_jax.methods.base import Method, Prepared, Setup, View, cross_entropy
+
+
+def normalize(x):
+    """Rows of length 1."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def with_one(x):
+    """[..., D] to [..., D + 1], a one appended."""
+    return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+
+
+def encode(view: View, outputs):
+    """(h [B, D + 1], z [B, d]) of length 1."""
+    projection = outputs.logits[:, view.num_classes :]
+    return normalize(with_one(outputs.features)), normalize(projection)
+
+
+def contrast(current, queue, labels, temperature):
+    """Mean contrastive loss.
+
+    Args:
+      current: [B], the current one's score.
+      queue: [B, K, L], the scores of L keys of each of K classes.
+      labels: int [B].
+    """
+    scores = jnp.concatenate([current[:, None], queue.reshape(len(queue), -1)], axis=1)
+    own_class = jax.nn.one_hot(labels, queue.shape[1])[..., None]
+    positives = jnp.broadcast_to(own_class, queue.shape).reshape(len(queue), -1)
+    positives = jnp.concatenate([jnp.ones_like(current)[:, None], positives], axis=1)
+    return optax.softmax_cross_entropy(
+        scores / temperature, positives / positives.sum(1, keepdims=True)
+    ).mean()
+
+
+def teach(view: View):
+    keys = view.network(
+        view.memory['params'], view.batch_stats, view.batch['second_image'], train=True
+    )
+    h, z = encode(view, keys)
+    return {'h': h, 'z': z}
+
+
+def loss(view: View):
+    config, labels = view.config.bituning, view.batch['label']
+    h, z = encode(view, view.outputs)
+    projected = contrast(
+        jnp.sum(z * view.taught['z'], axis=1),
+        jnp.einsum('bd,kld->bkl', z, view.memory['z']),
+        labels,
+        config.temperature,
+    )
+    fc = jax.lax.stop_gradient(view.params['fc'])
+    columns = jnp.concatenate([fc['kernel'], fc['bias'][None]]).T[: view.num_classes]
+    own = normalize(columns)[labels]
+    classified = contrast(
+        jnp.sum(own * h, axis=1),
+        jnp.einsum('bd,kld->bkl', own, view.memory['h']),
+        labels,
+        config.temperature,
+    )
+    return cross_entropy(view) + config.weight * (projected + classified)
+
+
+def enqueue(memory, h, z, labels):
+    """The keys take the places of the oldest ones of their class; a ring for each class.
+
+    Args:
+      memory: 'h' [K, L, D + 1], 'z' [K, L, d], 'next' int32 [K].
+      h, z: keys, [B, ...].
+      labels: int32 [B].
+    """
+    num_classes, length = memory['h'].shape[:2]
+    one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
+    rank = (jnp.cumsum(one_hot, axis=0) * one_hot).sum(axis=1) - 1
+    # More keys of a class than it has places: the first ones stay; beyond the end is dropped.
+    place = jnp.where(rank < length, (memory['next'][labels] + rank) % length, length)
+    return memory | {
+        'h': memory['h'].at[labels, place].set(h, mode='drop'),
+        'z': memory['z'].at[labels, place].set(z, mode='drop'),
+        'next': (memory['next'] + jnp.minimum(one_hot.sum(axis=0), length)) % length,
+    }
+
+
+def after_step(view: View, state):
+    keys = view.taught | {'label': view.batch['label']}
+    keys = jax.lax.all_gather(keys, 'batch', tiled=True)
+    memory = enqueue(state.memory, keys['h'], keys['z'], keys['label'])
+    step_size = 1.0 - view.config.bituning.momentum
+    memory['params'] = optax.incremental_update(state.params, memory['params'], step_size)
+    state.memory = memory
+    return state
+
+
+def prepare(setup: Setup) -> Prepared:
+    config, state = setup.config.bituning, setup.state
+    rng = np.random.default_rng(setup.config.seed)
+    width = len(state.params['fc']['kernel'])
+
+    def queue(size):
+        keys = rng.normal(size=(setup.sizes.target, config.queue, size)).astype(np.float32)
+        return keys / np.linalg.norm(keys, axis=-1, keepdims=True)
+
+    state.memory = {
+        'params': state.params,
+        'h': queue(width + 1),
+        'z': queue(config.dim),
+        'next': np.zeros(setup.sizes.target, np.int32),
+    }
+    return Prepared(state, {})
+
+
+METHOD = Method(
+    loss=loss,
+    defaults={
+        'weight': 1.0,
+        'queue': 40,  # keys of each class
+        'momentum': 0.999,
+        'temperature': 0.07,
+        'dim': 128,  # of the projection
+    },
+    second_view=True,
+    teach=teach,
+    after_step=after_step,
+    extra_logits=lambda config, sizes: config.bituning.dim,
+    prepare=prepare,
+)

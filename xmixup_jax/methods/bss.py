@@ -1,0 +1,29 @@
+"""BSS: batch spectral shrinkage, against the directions that transfer badly.
+
+Chen, Wang, Fu, Long, Wang, "Catastrophic Forgetting Meets Negative Transfer: Batch Spectral
+Shrinkage for Safe Transfer Learning", NeurIPS 2019, eq. 6:
+
+    penalty = eta * sum of the k smallest squared singular values of the batch's features [B, D].
+"""
+
+import jax
+import jax.numpy as jnp
+
+from xmixup_jax.methods.base import Method, View
+
+
+def smallest_squares(features, k):
+    """The sum of the k smallest squared singular values of [B, D].
+
+    Differentiable, and finite, where singular values coincide: the values' derivative alone,
+    unlike the vectors', has no difference of singular values in a denominator.
+    """
+    return jnp.sum(jnp.square(jnp.linalg.svd(features, compute_uv=False)[-k:]))
+
+
+def penalty(view: View):
+    features = jax.lax.all_gather(view.outputs.features, 'batch', tiled=True)
+    return view.config.bss.eta * smallest_squares(features, view.config.bss.k)
+
+
+METHOD = Method(penalty=penalty, defaults={'eta': 0.001, 'k': 1})

@@ -1,0 +1,79 @@
+"""Co-Tuning: the target's labels, translated, also train the pre-trained head.
+
+You, Kou, Long, Wang, "Co-Tuning for Transfer Learning", NeurIPS 2020, eq. 1 and algorithm 1:
+
+    loss = CE(z_t, y) + weight * CE(softmax(z_s), p(y_s | y_t = y)).
+
+The category relationship p(y_s | y_t) is the paper's direct one: the mean over a target class of
+the pre-trained network's probabilities, calibrated by a temperature that is fitted to the
+source's held-out split (config.source.test_split).
+"""
+
+import numpy as np
+import optax
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from xmixup_jax.methods.base import (
+    Method,
+    Prepared,
+    Setup,
+    View,
+    cross_entropy,
+    pretrained_columns,
+    with_pretrained_head,
+)
+
+
+def loss(view: View):
+    translated = view.constants['relationship'][view.batch['label']]
+    source_loss = optax.softmax_cross_entropy(view.extra_logits, translated).mean()
+    return cross_entropy(view) + view.config.cotuning.weight * source_loss
+
+
+def fit_temperature(logits, labels):
+    """The temperature that minimises the cross-entropy (Guo et al., ICML 2017).
+
+    Args:
+      logits: [N, K].
+      labels: int [N].
+    """
+
+    def nll(log_temperature):
+        log_p = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -log_p[np.arange(len(labels)), labels].mean()
+
+    return float(np.exp(minimize_scalar(nll, bounds=(-3.0, 3.0), method='bounded').x))
+
+
+def relationship(logits, labels, num_classes, temperature):
+    """p(y_s | y_t), float32 [K_t, K_0]: mean calibrated probabilities of each target class."""
+    probabilities = softmax(logits / temperature, axis=1)
+    means = [probabilities[labels == c].mean(axis=0) for c in range(num_classes)]
+    return np.stack(means).astype(np.float32)
+
+
+def prepare(setup: Setup) -> Prepared:
+    state = with_pretrained_head(setup)
+    num_classes = setup.sizes.target
+    temperature = setup.config.cotuning.temperature
+    if not temperature:
+        held_out = setup.outputs(setup.source_test())
+        temperature = fit_temperature(held_out['logits'][:, num_classes:], held_out['label'])
+    outputs = setup.outputs(setup.target)
+    table = relationship(
+        outputs['logits'][:, num_classes:], outputs['label'], num_classes, temperature
+    )
+    return Prepared(state, {'relationship': table})
+
+
+METHOD = Method(
+    loss=loss,
+    defaults={
+        'weight': 2.3,
+        'temperature': 0.0,  # of the pre-trained head; 0: fitted to the source's test split
+    },
+    extra_logits=pretrained_columns,
+    reads_source=lambda config: not config.cotuning.temperature,
+    prepare=prepare,
+)

@@ -1,0 +1,120 @@
+"""DELTA: the reference network's feature maps, held on to channel by channel.
+
+Li, Xiong, Wang, Rao, Liu, Huan, "DELTA: Deep Learning Transfer using Feature Map with Attention
+for Convolutional Networks", ICLR 2019, eq. 5-7. With F_c the map of channel c, of C, at the end
+of a stage, h x w:
+
+    penalty = alpha / 2 * sum over images, stages, channels of C * a_c * ||F_c - F0_c||^2 / (h w)
+              + beta / 2 * ||w_head||^2
+
+The channel weights are a = softmax over the channels of the rise of the loss when that channel is
+zeroed, in the reference network under a linear classifier that was fitted to its features. The
+factor C / (h w) and the sum over the batch are those of the public PyTorch implementations,
+to which the coefficients belong.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn.linear_model import LogisticRegression
+
+from xmixup_jax.methods import l2sp
+from xmixup_jax.methods.base import Method, Prepared, Setup, View, reference, without_weight_decay
+
+
+def teach(view: View):
+    constants = view.constants
+    return view.network(constants['params'], constants['batch_stats'], view.batch['image']).stages
+
+
+def map_distance(stages, reference_stages, channel_weights):
+    """Mean over the batch of the sum over stages and channels of C a_c ||F_c - F0_c||^2 / (h w).
+
+    Args:
+      stages, reference_stages: feature maps, [B, h, w, C] each.
+      channel_weights: [C] each, a.
+    """
+    total = 0.0
+    for maps, reference_maps, weights in zip(
+        stages, reference_stages, channel_weights, strict=True
+    ):
+        squares = jnp.square(maps - reference_maps).mean(axis=(0, 1, 2))
+        total += len(weights) * jnp.sum(weights * squares)
+    return total
+
+
+def penalty(view: View):
+    config = view.config.delta
+    weights = [view.constants['channels'][name] for name in sorted(view.constants['channels'])]
+    distance = map_distance(view.outputs.stages, view.taught, weights)
+    return config.alpha / 2 * view.config.batch_size * distance + config.beta / 2 * l2sp.head_norm(
+        view.params
+    )
+
+
+def channel_weights(network, params, batch_stats, images, labels, classifier):
+    """The channels' importance at the end of each stage.
+
+    Args:
+      network: as in `Setup`.
+      images: float32 [N, H, W, 3].
+      labels: int32 [N].
+      classifier: (kernel [D, K], bias [K]) on the pooled features.
+
+    Returns:
+      a list of float32 [C], each a softmax.
+    """
+    kernel, bias = classifier
+    shapes = jax.eval_shape(lambda: network(params, batch_stats, images)).stages
+    ends = np.cumsum([stage.shape[-1] for stage in shapes])
+
+    def loss(scales):
+        outputs = network(params, batch_stats, images, scales=jnp.split(scales, ends[:-1]))
+        logits = outputs.features @ kernel + bias
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def rises():
+        one_zeroed = jax.lax.map(
+            lambda c: loss(jnp.ones(ends[-1]).at[c].set(0)), np.arange(ends[-1])
+        )
+        return one_zeroed - loss(jnp.ones(ends[-1]))
+
+    return [np.asarray(jax.nn.softmax(rise)) for rise in np.split(rises(), ends[:-1])]
+
+
+def linear_classifier(features, labels):
+    """Logistic regression: (kernel [D, K], bias [K]), float32."""
+    fitted = LogisticRegression(max_iter=1000).fit(features, labels)
+    kernel, bias = fitted.coef_.T, fitted.intercept_
+    if kernel.shape[1] == 1:  # of two classes scikit-learn gives the second one's logit alone
+        kernel, bias = np.pad(kernel, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def prepare(setup: Setup) -> Prepared:
+    outputs = setup.outputs(setup.target)
+    classifier = linear_classifier(outputs['features'], outputs['label'])
+    count = min(setup.config.delta.images, len(setup.target))
+    spread = np.linspace(0, len(setup.target) - 1, count).astype(int)
+    images, labels = setup.images(setup.target.select(spread))
+    state, constants = reference(setup)
+    weights = channel_weights(
+        setup.network, state.params, state.batch_stats, images, labels, classifier
+    )
+    channels = {f'stage{i}': weight for i, weight in enumerate(weights)}
+    return Prepared(state, constants | {'channels': channels})
+
+
+METHOD = Method(
+    penalty=penalty,
+    teach=teach,
+    defaults={
+        'alpha': 0.01,
+        'beta': 0.01,
+        'images': 64,  # of the target, from which the channel weights are computed
+    },
+    prepare=prepare,
+    optimizer=without_weight_decay,
+)

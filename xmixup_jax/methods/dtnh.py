@@ -1,0 +1,38 @@
+"""DTNH: a regulariser that never works against the loss.
+
+Wan, Xiong, Li, Zhu, Huan, "Towards Making Deep Transfer Learning Never Hurt", ICDM 2019: the
+gradient of the L2-SP penalty is stripped of the component that opposes the gradient of the
+cross-entropy, so that the direction followed descends in the cross-entropy at least as steeply.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from xmixup_jax.methods import l2sp
+from xmixup_jax.methods.base import Method, View, reference, without_weight_decay
+
+
+def penalty(view: View):
+    config = view.config.dtnh
+    backbone = l2sp.distance_to_start(view.params, view.constants['params'])
+    return config.alpha / 2 * backbone + config.beta / 2 * l2sp.head_norm(view.params)
+
+
+def combine(loss_grads, penalty_grads):
+    """g + r - min(0, <r, g>) / ||g||^2 * g, for the gradients g of the loss and r of the penalty.
+
+    Its inner product with g is ||g||^2 + max(0, <r, g>) >= 0.
+    """
+    square = optax.tree.norm(loss_grads, squared=True)
+    inner = optax.tree.vdot(penalty_grads, loss_grads)
+    opposing = jnp.minimum(inner, 0.0) / jnp.where(square > 0, square, 1.0)
+    return optax.tree.add(penalty_grads, optax.tree.scale(1.0 - opposing, loss_grads))
+
+
+METHOD = Method(
+    penalty=penalty,
+    combine=combine,
+    defaults={'alpha': 0.01, 'beta': 0.01},
+    prepare=reference,
+    optimizer=without_weight_decay,
+)

@@ -1,0 +1,54 @@
+"""LWF: learning without forgetting what the pre-trained network says of the target's images.
+
+Li & Hoiem, "Learning without Forgetting", ECCV 2016, eq. 2 and 3. Beside the new head the network
+keeps the pre-trained one, and with the recorded outputs z0 of the pre-trained network
+
+    loss = CE(z_t, y) + weight * CE(softmax(z_s / T), softmax(z0 / T)).
+
+The teacher sees the same crop as the network; the paper records its outputs once.
+"""
+
+import jax
+import optax
+
+from xmixup_jax.methods.base import (
+    Method,
+    Prepared,
+    Setup,
+    View,
+    cross_entropy,
+    pretrained_columns,
+    reference,
+    with_pretrained_head,
+)
+
+
+def teach(view: View):
+    constants = view.constants
+    outputs = view.network(constants['params'], constants['batch_stats'], view.batch['image'])
+    return outputs.logits[:, view.num_classes :]
+
+
+def distillation(logits, teacher_logits, temperature):
+    """Mean cross-entropy between the two distributions, both softened by the temperature."""
+    soft = jax.nn.softmax(teacher_logits / temperature)
+    return optax.softmax_cross_entropy(logits / temperature, soft).mean()
+
+
+def loss(view: View):
+    config = view.config.lwf
+    kept = distillation(view.extra_logits, view.taught, config.temperature)
+    return cross_entropy(view) + config.weight * kept
+
+
+def prepare(setup: Setup) -> Prepared:
+    return reference(setup._replace(state=with_pretrained_head(setup)))
+
+
+METHOD = Method(
+    loss=loss,
+    defaults={'weight': 1.0, 'temperature': 2.0},
+    teach=teach,
+    extra_logits=pretrained_columns,
+    prepare=prepare,
+)

@@ -1,0 +1,29 @@
+"""Mixup within the target.
+
+Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018, eq. 1:
+images and labels are mixed with those of another record of the batch, lam ~ Beta(alpha, alpha).
+"""
+
+from xmixup_jax import mixing
+from xmixup_jax.methods.base import Method, View
+
+
+def transform(config, keys, batch):
+    lam = mixing.sample_lam(keys, config.mixup.alpha, reflect=False)
+    other = mixing.neighbour(batch)
+    return {
+        'image': mixing.mix_images(batch['image'], other['image'], lam),
+        'label': batch['label'],
+        'other_label': other['label'],
+        'lam': lam,
+    }
+
+
+def loss(view: View):
+    batch = view.batch
+    return mixing.two_label_cross_entropy(
+        view.logits, batch['label'], batch['other_label'], batch['lam']
+    ).mean()
+
+
+METHOD = Method(loss=loss, defaults={'alpha': 0.2}, transform=transform)

@@ -1,0 +1,41 @@
+"""Seq-Train: first the most similar part of the source, then the target.
+
+Cui, Song, Sun, Howard, Belongie, "Large Scale Fine-Grained Categorization and Domain-Specific
+Transfer Learning", CVPR 2018, section 4: the earth mover's distance between each single source
+class and the target domain ranks the source classes (`matching.domain_similarity`); the network
+is trained on the best of them, and then fine-tuned on the target.
+"""
+
+import numpy as np
+
+from xmixup_jax.matching import domain_similarity
+from xmixup_jax.methods.base import Method, Prepared, Setup
+from xmixup_jax.optimizer import HEAD
+
+
+def prepare(setup: Setup) -> Prepared:
+    config, target, source = setup.config, setup.target, setup.source
+    similarity = domain_similarity(
+        setup.class_means(target),
+        np.bincount(target.labels, minlength=len(target.class_names)),
+        setup.class_means(source),
+    )
+    count = config.seqtrain.num_classes or len(target.class_names)
+    chosen = np.sort(np.argsort(-similarity, kind='stable')[:count])
+    auxiliary = config.copy_and_resolve_references()
+    auxiliary.steps = config.seqtrain.steps or config.steps
+    params, batch_stats = setup.train(auxiliary, source.restrict(chosen), 'auxiliary')
+    state = setup.state
+    state.params = params | {HEAD: state.params[HEAD]}
+    state.batch_stats = batch_stats
+    return Prepared(state, {})
+
+
+METHOD = Method(
+    defaults={
+        'num_classes': 0,  # source classes to train on; 0: as many as the target has
+        'steps': 0,  # of the training on the source; 0: as many as on the target
+    },
+    reads_source=lambda config: True,
+    prepare=prepare,
+)

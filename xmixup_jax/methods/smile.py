@@ -1,0 +1,96 @@
+"""SMILE: mixup of images, features and pre-trained labels, taught by a mean teacher.
+
+Li, Xiong, Xu, Dou, "SMILE: Self-Distilled Mixup for Efficient Transfer Learning", arXiv
+2103.13941. With x~ = lam x_a + (1 - lam) x_b, the teacher's last feature maps F' and its
+pre-trained head's probabilities p' of the unmixed images,
+
+    loss = mixup's loss
+           + feature_weight * ||F(x~) - (lam F'(x_a) + (1 - lam) F'(x_b))|| / (h w)
+           + source_weight * CE(softmax(z_s(x~)), lam p'(x_a) + (1 - lam) p'(x_b)),
+
+the norm over the whole batch. The teacher begins as the pre-trained network and follows the
+backbone by momentum; its head and its batch statistics stay. Form and coefficients are those of
+the authors' public code.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from xmixup_jax import mixing
+from xmixup_jax.methods import mixup
+from xmixup_jax.methods.base import (
+    Method,
+    Prepared,
+    Setup,
+    View,
+    pretrained_columns,
+    with_pretrained_head,
+)
+from xmixup_jax.optimizer import HEAD
+
+
+def transform(config, keys, batch):
+    lam = mixing.sample_lam(keys, config.smile.alpha, reflect=False)
+    other = mixing.neighbour(batch)
+    return {
+        'image': mixing.mix_images(batch['image'], other['image'], lam),
+        'unmixed': batch['image'],
+        'label': batch['label'],
+        'other_label': other['label'],
+        'lam': lam,
+    }
+
+
+def teach(view: View):
+    outputs = view.network(
+        view.memory['params'], view.constants['batch_stats'], view.batch['unmixed']
+    )
+    probabilities = jax.nn.softmax(outputs.logits[:, view.num_classes :])
+    own = {'maps': outputs.stages[-1], 'probabilities': probabilities}
+    lam = view.batch['lam']
+
+    def mix(mine, other):
+        weight = lam.reshape(-1, *[1] * (mine.ndim - 1))
+        return weight * mine + (1.0 - weight) * other
+
+    return jax.tree.map(mix, own, mixing.neighbour(own))
+
+
+def feature_distance(maps, mixed_maps):
+    """||F - F'|| / (h w), the norm over all of [B, h, w, C] on all devices."""
+    square = jax.lax.psum(jnp.sum(jnp.square(maps - mixed_maps)), 'batch')
+    # The tiny term keeps the derivative finite where both agree.
+    return jnp.sqrt(square + 1e-12) / (maps.shape[1] * maps.shape[2])
+
+
+def loss(view: View):
+    config, taught = view.config.smile, view.taught
+    distance = feature_distance(view.outputs.stages[-1], taught['maps'])
+    source_loss = optax.softmax_cross_entropy(view.extra_logits, taught['probabilities']).mean()
+    return mixup.loss(view) + config.feature_weight * distance + config.source_weight * source_loss
+
+
+def after_step(view: View, state):
+    followed = optax.incremental_update(
+        state.params, state.memory['params'], 1.0 - view.config.smile.momentum
+    )
+    state.memory = {'params': followed | {HEAD: state.memory['params'][HEAD]}}
+    return state
+
+
+def prepare(setup: Setup) -> Prepared:
+    state = with_pretrained_head(setup)
+    state.memory = {'params': state.params}
+    return Prepared(state, {'batch_stats': state.batch_stats})
+
+
+METHOD = Method(
+    loss=loss,
+    defaults={'alpha': 0.2, 'feature_weight': 0.01, 'source_weight': 0.1, 'momentum': 0.999},
+    transform=transform,
+    teach=teach,
+    after_step=after_step,
+    extra_logits=pretrained_columns,
+    prepare=prepare,
+)

@@ -1,0 +1,130 @@
+"""Before the first step: the network, the class match, and the method's preparatory phase."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax import step as step_lib
+from xmixup_jax.checkpoint import Checkpoints, Meta
+from xmixup_jax.data.sources import Data, Records, open_split
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.features import backbone_class_means, images_of, outputs_of
+from xmixup_jax.matching import ClassMatch, assign, class_similarity
+from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.base import Setup, Sizes
+from xmixup_jax.models.pretrained import WEIGHTS_FILE, load_backbone, load_head
+
+PyTree = Any
+
+
+class Start(NamedTuple):
+    """Where a run begins or goes on."""
+
+    task: step_lib.Task
+    state: step_lib.TrainState
+    """Replicated."""
+    constants: PyTree
+    """The method's, replicated."""
+    meta: Meta
+    """Of the checkpoint, or of one that would be written now."""
+
+
+def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start:
+    """From the newest readable checkpoint."""
+    sizes = checkpoints.restore_meta().sizes
+    task, state = step_lib.create_task(config, sizes)
+    state, meta = checkpoints.restore(step_lib.replicate(state))
+    return Start(task, state, step_lib.replicate(checkpoints.restore_constants()), meta)
+
+
+def begin(
+    config: ConfigDict, data: Data, backbone: Path | None, checkpoints: Checkpoints, train
+) -> Start:
+    """From pre-trained weights.
+
+    Args:
+      config: of the experiment.
+      data: its records.
+      backbone: the weights file, None for random weights.
+      checkpoints: of the run; gets the method's constants.
+      train: `train_and_evaluate`, for preparatory phases that train, with (config, name, data).
+    """
+    begun = time.perf_counter()
+    method = METHODS[config.method]
+    match = find_match(config, backbone, data) if method.pairs else None
+    head = None if backbone is None else load_head(backbone)
+    sizes = Sizes(
+        target=len(data.target.class_names),
+        source=0 if match is None else len(match.selected),
+        pretrained=0 if head is None else len(head['bias']),
+    )
+    task, state = step_lib.create_task(config, sizes)
+    if backbone is not None:
+        state.params, state.batch_stats = load_backbone(backbone, state.params, state.batch_stats)
+    state = jax.tree.map(np.asarray, state)
+    earlier_seconds = 0.0
+
+    def outputs(records: Records) -> dict[str, np.ndarray]:
+        return outputs_of(task, config, step_lib.replicate(state), records)
+
+    def source_test() -> Records:
+        if not config.source.test_split:
+            raise ConfigError(
+                f'config.method={config.method} needs config.source.test_split, a split of the '
+                'source that its network was not trained on'
+            )
+        return open_split(config.source, config.source.test_split, config)
+
+    def train_on(auxiliary: ConfigDict, records: Records, name: str) -> tuple[PyTree, PyTree]:
+        nonlocal earlier_seconds
+        begun = time.perf_counter()
+        auxiliary.method = 'finetune'
+        auxiliary.target = config.source.copy_and_resolve_references()
+        auxiliary.weights = '' if backbone is None else str(backbone)
+        result = train(auxiliary, name, Data(records, None, None))
+        # What an interrupted process did before counts too.
+        earlier_seconds += result['seconds'] - (time.perf_counter() - begun)
+        weights = checkpoints.workdir / name / WEIGHTS_FILE
+        return load_backbone(weights, state.params, state.batch_stats)
+
+    setup = Setup(
+        config=config,
+        sizes=sizes,
+        state=state,
+        head=head,
+        target=data.target,
+        source=data.source,
+        network=partial(step_lib.network, task.graphdef),
+        images=partial(images_of, config),
+        outputs=outputs,
+        class_means=partial(backbone_class_means, config, backbone),
+        source_test=source_test,
+        train=train_on,
+    )
+    prepared = method.prepare(setup)
+    # The optimiser's state comes last: a preparatory phase may have changed the parameters.
+    prepared.state.opt_state = task.tx.init(prepared.state.params)
+    checkpoints.save_constants(prepared.constants)
+    meta = Meta(
+        iterator=None,
+        match=match,
+        sizes=sizes,
+        seconds=max(0.0, earlier_seconds) + time.perf_counter() - begun,
+    )
+    state = step_lib.replicate(prepared.state)
+    return Start(task, state, step_lib.replicate(prepared.constants), meta)
+
+
+def find_match(config: ConfigDict, backbone: Path | None, data: Data) -> ClassMatch:
+    """Matches classes by their mean features in the pre-trained backbone."""
+    similarity = class_similarity(
+        backbone_class_means(config, backbone, data.target),
+        backbone_class_means(config, backbone, data.source),
+        config.match.similarity,
+    )
+    return assign(similarity, config.match.assignment, config.match.classes_per_target, config.seed)
