@@ -3,6 +3,8 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Most of a test's time is compilation, for a few steps of a very small network.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 
 import pytest

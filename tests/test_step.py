@@ -27,15 +27,23 @@ def random_batch(size, seed=0):
     }
 
 
-def on_devices(task, count):
-    devices = jax.devices()[:count]
-    return jax.pmap(
-        partial(step_lib.train_step, task),
-        axis_name='batch',
-        in_axes=(None, None, 0),
-        out_axes=None,
-        devices=devices,
-    )
+def one_and_many_devices(task, constants, state, batches):
+    """[(state, metrics)] after steps on 1 and on 8 devices."""
+    results = []
+    for count in (1, 8):
+        step = jax.pmap(
+            partial(step_lib.train_step, task),
+            axis_name='batch',
+            in_axes=(None, None, 0),
+            out_axes=None,
+            devices=jax.devices()[:count],
+        )
+        current = jax.tree.map(np.asarray, state)
+        for batch in batches:
+            split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)  # noqa: B023
+            current, metrics = jax.device_get(step(constants, current, split))
+        results.append((current, metrics))
+    return results
 
 
 @pytest.mark.parametrize(
@@ -46,15 +54,8 @@ def test_one_and_eight_devices_give_the_same_update(config, method, label_space)
     assert jax.device_count() == 8
     config.method, config.xmixup.label_space, config.flip = method, label_space, True
     task, state = step_lib.create_task(config, SIZES)
-    results = []
-    for count in (1, 8):
-        step, current = on_devices(task, count), jax.tree.map(np.asarray, state)
-        for seed in range(2):
-            batch = random_batch(16, seed)
-            split = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)  # noqa: B023
-            current, metrics = jax.device_get(step({}, current, split))
-        results.append((current, metrics))
-    (one, one_metrics), (eight, eight_metrics) = results
+    batches = [random_batch(16, seed) for seed in range(2)]
+    (one, one_metrics), (eight, eight_metrics) = one_and_many_devices(task, {}, state, batches)
     assert int(one.step) == int(eight.step) == 2
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, (one.params, one.batch_stats), (eight.params, eight.batch_stats))

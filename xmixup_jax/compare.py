@@ -93,7 +93,7 @@ def compare(runs: list[Run], workdir: Path) -> list[Run]:
     Raises:
       Interrupted: after the tables of what is finished have been written.
     """
-    for run in runs:
+    for run in {run.labels['method']: run for run in runs}.values():
         check_inputs(run.config)
     rows, failed = [], []
     opened: Opened = {}

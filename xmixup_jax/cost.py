@@ -21,6 +21,8 @@ from xmixup_jax.train import open_data
 
 PyTree = Any
 WARM_UP = 3
+ROUNDS = (5, 30)  # at least and at most, and no more than the least after so many seconds
+SECONDS = 120.0
 BATCHES = 4
 
 
@@ -36,16 +38,13 @@ class StepCost(NamedTuple):
     """Of the compiled step on one device: arguments, outputs and temporaries, in 2**20 bytes."""
 
 
-def measure(
-    configs: dict[str, ConfigDict], workdirs: dict[str, Path], rounds: int = 30
-) -> dict[str, StepCost]:
+def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[str, StepCost]:
     """Times the steps of finished runs, in turns on the same batches, so that a slow moment of the
     machine hits all methods alike.
 
     Args:
       configs: of a finished run of each method.
       workdirs: of the same runs; their state and constants are what the steps run on.
-      rounds: timed steps of each method.
     """
     starts = {name: _open(config, workdirs[name]) for name, config in configs.items()}
     batches = _batches(configs, starts)
@@ -69,7 +68,11 @@ def measure(
         states[name] = start.state
 
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in tqdm(range(WARM_UP + rounds), desc='timing steps', unit='round', disable=None):
+    least, most = ROUNDS
+    started = time.perf_counter()
+    for i in tqdm(range(WARM_UP + most), desc='timing steps', unit='round', disable=None):
+        if i >= WARM_UP + least and time.perf_counter() - started > SECONDS:
+            break
         for name, step in steps.items():
             inputs = _only_used(batches[i % len(batches)], name)
             begun = time.perf_counter()

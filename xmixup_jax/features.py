@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from functools import partial, reduce
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ def outputs_of(
     }
 
 
+@lru_cache(maxsize=8)
+def _mapped_feature_step(task: Task, num_classes: int):
+    return map_eval_step(partial(feature_step, task, num_classes))
+
+
 def class_means(task: Task, config: ConfigDict, state: TrainState, records: Records) -> np.ndarray:
     """Mean pooled features of each class, on centre crops, in evaluation mode.
 
@@ -78,8 +83,7 @@ def class_means(task: Task, config: ConfigDict, state: TrainState, records: Reco
     if len(empty):
         name = records.class_names[empty[0]]
         raise DataError(f'class {name!r} of {records.name} has no image, so it cannot be matched')
-    step = map_eval_step(partial(feature_step, task, num_classes))
-    results = over_records(step, config, state, records)
+    results = over_records(_mapped_feature_step(task, num_classes), config, state, records)
     totals = reduce(lambda total, result: jax.tree.map(jnp.add, total, result), results)
     sums, counts = jax.device_get(totals)
     return sums / counts[:, None]

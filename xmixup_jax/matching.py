@@ -38,7 +38,7 @@ def class_similarity(target_means: np.ndarray, source_means: np.ndarray, kind: s
     Args:
       target_means: [K_t, D] and source_means: [K_s, D], mean penultimate features.
       kind: 'cosine' (cosine of the means), 'euclidean' (minus their distance d) or 'emd'
-        (exp(-0.01 d), Cui et al., CVPR 2018, eq. 3: the earth mover's distance between two
+        (exp(-0.01 d), Cui et al., CVPR 2018: the earth mover's distance between two
         domains of one class each is the distance of their means).
 
     Returns:
@@ -58,7 +58,7 @@ def domain_similarity(
 ) -> np.ndarray:
     """Similarity of each single source class with the whole target domain.
 
-    Cui et al., CVPR 2018, eq. 1 and 3: exp(-0.01 d), d the earth mover's distance between the
+    Cui et al., CVPR 2018, section 4: exp(-0.01 d), d the earth mover's distance between the
     source class, all its mass at its mean, and the target's class means, each with the class's
     share of the images. From one point there is but one flow: d = sum_t share_t ||s - t||.
 

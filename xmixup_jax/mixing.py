@@ -1,7 +1,7 @@
 """Mixup across domains: pure functions on one batch, to be used inside a jitted step.
 
 The mixed image and its soft label follow Zhang et al., "mixup: Beyond Empirical Risk
-Minimization" (ICLR 2018), eq. 1; pairing a target image with an image of a matched source
+Minimization" (ICLR 2018); pairing a target image with an image of a matched source
 class is XMixup's (arXiv 2007.10252). The law of lambda and the label spaces are options of
 this project, since the text of the paper at hand does not fix them.
 """

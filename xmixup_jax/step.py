@@ -41,9 +41,9 @@ class TrainState:
     """The method's own, nested dicts of arrays."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
-    """The static side of a run: what the steps close over."""
+    """The static side of a run: what the steps close over; equal only to itself."""
 
     config: ConfigDict
     graphdef: Any

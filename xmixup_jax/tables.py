@@ -124,7 +124,8 @@ def _table(rows: list[Row], costs: dict[str, StepCost]) -> str:
     for name in dict.fromkeys(row['method'] for row in rows):
         cells = [f'`{name}`', *_accuracy_cells(top1.get(name, {}), top1.get(BASELINE, {}), name)]
         cells += _cost_cells(costs.get(name), costs.get(BASELINE))
-        cells.insert(-2, _ratio(seconds.get(name, {}), seconds.get(BASELINE, {})))
+        ratio = _time_ratio(seconds.get(name, {}), seconds.get(BASELINE, {}))
+        cells.insert(-2, '' if ratio is None else f'{ratio:.2f} ×')
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -155,50 +156,52 @@ def _cost_cells(cost: StepCost | None, baseline: StepCost | None) -> list[str]:
     ]
 
 
-def _ratio(seconds: dict[int, float], baseline: dict[int, float]) -> str:
-    seeds = seconds.keys() & baseline.keys()
-    if not seeds:
-        return ''
-    ratios = [seconds[seed] / baseline[seed] for seed in seeds]
-    return f'{np.mean(ratios):.2f} ×'
+def _time_ratio(seconds: dict[int, float], baseline: dict[int, float]) -> float | None:
+    """Mean over the seeds that both have."""
+    ratios = [seconds[seed] / baseline[seed] for seed in seconds.keys() & baseline.keys()]
+    return float(np.mean(ratios)) if ratios else None
 
 
 def draw(rows: list[Row]):
-    """Left: each method's difference to fine-tuning; right: accuracy against training time."""
+    """For each method: top-1 of every run, difference to fine-tuning, relative training time."""
     groups = _by_rate(rows)
     names = list(dict.fromkeys(row['method'] for row in rows))
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(11, 1.5 + 0.32 * len(names)), layout='constrained'
+    figure, axes = plt.subplots(
+        1, 3, figsize=(11, 1.4 + 0.3 * len(names)), sharey=True, layout='constrained'
     )
     for i, (rate, group) in enumerate(groups.items()):
-        top1 = _by_method(group, 'top1')
-        seconds = _by_method([row | {'time': training_seconds(row)} for row in group], 'time')
-        label = 'top-1' if rate is None else f'{100 * rate:g} %'
-        colour = f'C{i}'
-        places, means, halves = [], [], []
-        for place, name in enumerate(names):
-            if name == BASELINE or name not in top1 or BASELINE not in top1:
-                continue
-            mean, half = paired_difference(top1[name], top1[BASELINE])
-            places.append(place + (i - (len(groups) - 1) / 2) * 0.6 / len(groups))
-            means.append(100 * mean)
-            halves.append(100 * half if np.isfinite(half) else 0)
-        left.errorbar(means, places, xerr=halves, fmt='o', ms=4, color=colour, label=label)
-        for name in names:
-            if not seconds.get(name):
-                continue
-            x = np.mean(list(seconds[name].values()))
-            y = 100 * np.mean(list(top1[name].values()))
-            right.plot(x, y, 's' if name == BASELINE else 'o', ms=5, color=colour)
-            right.annotate(name, (x, y), xytext=(4, 3), textcoords='offset points', fontsize=7)
-    left.axvline(0, color='0.5', lw=1)
-    left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
-    left.grid(axis='x', alpha=0.3)
-    left.set_xlabel(f'top-1 minus that of {BASELINE}, points (95 % interval)')
-    right.set_xlabel('training time without compilation, s')
-    right.set_ylabel('top-1, %')
-    right.grid(alpha=0.3)
+        offset = (i - (len(groups) - 1) / 2) * 0.7 / len(groups)
+        _draw_rate(axes, group, names, offset, f'C{i}', None if rate is None else f'{rate:.0%}')
+    axes[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    axes[0].set_xlabel('top-1, % (line: mean)')
+    axes[1].set_xlabel(f'difference to {BASELINE}, points (95 % interval)')
+    axes[1].axvline(0, color='0.5', lw=1)
+    axes[2].set_xlabel(f'training time, multiple of {BASELINE}')
+    axes[2].axvline(1, color='0.5', lw=1)
+    for axis in axes:
+        axis.grid(axis='x', alpha=0.3)
+        axis.tick_params(axis='y', length=0)
     if len(groups) > 1:
-        left.legend(title='training set', fontsize=8)
+        axes[0].legend(title='training set', fontsize=8)
     return figure
+
+
+def _draw_rate(axes, rows, names, offset, colour, label) -> None:
+    top1 = _by_method(rows, 'top1')
+    seconds = _by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
+    for place, name in enumerate(names):
+        y = place + offset
+        values = [100 * value for value in top1.get(name, {}).values()]
+        if not values:
+            continue
+        axes[0].plot(values, [y] * len(values), 'o', ms=3, alpha=0.5, color=colour)
+        axes[0].plot(np.mean(values), y, '|', ms=11, mew=2, color=colour, label=label)
+        label = None  # one entry of the legend for each sample rate
+        mean, half = paired_difference(top1[name], top1.get(BASELINE, {}))
+        if name != BASELINE and np.isfinite(mean):
+            error = 100 * half if np.isfinite(half) else 0.0
+            axes[1].errorbar(100 * mean, y, xerr=error, fmt='o', ms=4, color=colour)
+        ratio = _time_ratio(seconds.get(name, {}), seconds.get(BASELINE, {}))
+        if ratio is not None:
+            axes[2].plot([1, ratio], [y, y], '-', lw=2, color=colour)
+            axes[2].plot(ratio, y, 'o', ms=4, color=colour)

@@ -1,6 +1,6 @@
 """Bi-Tuning: a classifier and a projector, both contrasted with a queue of labelled keys.
 
-Zhong, Wang, Kou, Long, "Bi-tuning of Pre-trained Representations", arXiv 2011.06182, eq. 3-5. A
+Zhong, Wang, Kou, Long, "Bi-tuning of Pre-trained Representations", arXiv 2011.06182. A
 key encoder follows the network by momentum and sees a second crop of each image. With the query's
 projection z and its features h (a one appended, for the bias), both of length 1,
 

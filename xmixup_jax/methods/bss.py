@@ -1,7 +1,7 @@
 """BSS: batch spectral shrinkage, against the directions that transfer badly.
 
 Chen, Wang, Fu, Long, Wang, "Catastrophic Forgetting Meets Negative Transfer: Batch Spectral
-Shrinkage for Safe Transfer Learning", NeurIPS 2019, eq. 6:
+Shrinkage for Safe Transfer Learning", NeurIPS 2019:
 
     penalty = eta * sum of the k smallest squared singular values of the batch's features [B, D].
 """

@@ -1,6 +1,6 @@
 """Co-Tuning: the target's labels, translated, also train the pre-trained head.
 
-You, Kou, Long, Wang, "Co-Tuning for Transfer Learning", NeurIPS 2020, eq. 1 and algorithm 1:
+You, Kou, Long, Wang, "Co-Tuning for Transfer Learning", NeurIPS 2020:
 
     loss = CE(z_t, y) + weight * CE(softmax(z_s), p(y_s | y_t = y)).
 

@@ -1,7 +1,7 @@
 """CutMix: a box of each image is replaced by that of another record of the batch.
 
 Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train Strong Classifiers with
-Localizable Features", ICCV 2019, eq. 1 and 2. The labels are weighted by area.
+Localizable Features", ICCV 2019. The labels are weighted by area.
 """
 
 import jax

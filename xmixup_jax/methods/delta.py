@@ -1,7 +1,7 @@
 """DELTA: the reference network's feature maps, held on to channel by channel.
 
 Li, Xiong, Wang, Rao, Liu, Huan, "DELTA: Deep Learning Transfer using Feature Map with Attention
-for Convolutional Networks", ICLR 2019, eq. 5-7. With F_c the map of channel c, of C, at the end
+for Convolutional Networks", ICLR 2019. With F_c the map of channel c, of C, at the end
 of a stage, h x w:
 
     penalty = alpha / 2 * sum over images, stages, channels of C * a_c * ||F_c - F0_c||^2 / (h w)

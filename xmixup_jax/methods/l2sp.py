@@ -1,7 +1,7 @@
 """L2-SP: the starting point as the centre of weight decay.
 
 Li, Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
-Networks", ICML 2018, eq. 5:
+Networks", ICML 2018:
 
     penalty = alpha / 2 * ||w - w0||^2 + beta / 2 * ||w_head||^2
 

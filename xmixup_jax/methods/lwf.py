@@ -1,6 +1,6 @@
 """LWF: learning without forgetting what the pre-trained network says of the target's images.
 
-Li & Hoiem, "Learning without Forgetting", ECCV 2016, eq. 2 and 3. Beside the new head the network
+Li & Hoiem, "Learning without Forgetting", ECCV 2016. Beside the new head the network
 keeps the pre-trained one, and with the recorded outputs z0 of the pre-trained network
 
     loss = CE(z_t, y) + weight * CE(softmax(z_s / T), softmax(z0 / T)).

@@ -1,6 +1,6 @@
 """Mixup within the target.
 
-Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018, eq. 1:
+Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018:
 images and labels are mixed with those of another record of the batch, lam ~ Beta(alpha, alpha).
 """
 

@@ -1,7 +1,7 @@
 """RIFLE: the head is drawn anew several times, so that the deep layers keep getting gradients.
 
 Li, Xiong, An, Xu, Dou, "RIFLE: Backpropagation in Depth for Deep Transfer Learning through
-Re-Initializing the Fully-connected LayEr", ICML 2020, algorithm 1: the run is cut into equal
+Re-Initializing the Fully-connected LayEr", ICML 2020: the run is cut into equal
 periods; each begins with a new head, whose learning rate falls by a cosine within the period
 while the other layers follow the run's schedule.
 """

@@ -1,6 +1,6 @@
 """StochNorm: batch normalisation that draws its statistics, channel by channel.
 
-Kou, You, Long, Wang, "Stochastic Normalization", NeurIPS 2020, eq. 3-5: in training, each channel
+Kou, You, Long, Wang, "Stochastic Normalization", NeurIPS 2020: in training, each channel
 is normalised by the moving statistics with probability 1 - p and by the batch's with probability
 p. The moving ones begin as the pre-trained network's.
 """
