@@ -9,14 +9,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import scipy.special
 from safetensors.numpy import load_file
 
 from tests.test_step import one_and_many_devices, random_batch
 from xmixup_jax import step as step_lib
+from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.config import parse_flags, validate
 from xmixup_jax.errors import ConfigError
+from xmixup_jax.features import images_of
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.models import forward
 from xmixup_jax.models.pretrained import save_weights
 from xmixup_jax.train import train_and_evaluate
 
@@ -57,6 +61,22 @@ def test_seqtrain_trains_on_the_most_similar_source_classes_first(config, weight
     auxiliary = load_file(tmp_path / 'auxiliary' / 'model.safetensors')
     assert auxiliary['fc.bias'].shape == (3,)
     assert not np.array_equal(auxiliary['conv1.weight'], load_file(weights)['conv1.weight'])
+
+
+def test_cotuning_translates_by_the_pretrained_head(config, records, weights, tmp_path):
+    config.method, config.weights, config.cotuning.temperature = 'cotuning', str(weights), 2.0
+    train_and_evaluate(config, tmp_path)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    table = checkpoints.restore_constants()['relationship']
+    checkpoints.close()
+
+    config.method = 'finetune'  # whose head is the one in the weights file
+    task, state = step_lib.create_task(config, Sizes(10))
+    images, labels = images_of(config, records[0])
+    outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
+    probabilities = scipy.special.softmax(np.asarray(outputs.logits) / 2.0, axis=1)
+    expected = np.stack([probabilities[labels == c].mean(0) for c in range(10)])
+    np.testing.assert_allclose(table, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['lwf', 'cotuning', 'smile'])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def backbone_class_means(config: ConfigDict, backbone: Path | None, records: Rec
     config.method = 'finetune'  # the plain network
     task, state = create_task(config, Sizes(len(records.class_names)))
     if backbone is not None:
-        state.params, state.batch_stats = load_backbone(backbone, state.params, state.batch_stats)
+        params, batch_stats = load_backbone(backbone, state.params, state.batch_stats)
+        state = replace(state, params=params, batch_stats=batch_stats)
     means = class_means(task, config, replicate(state), records)
     if path is not None and jax.process_index() == 0:
         with whole_file(path) as partial_path, partial_path.open('wb') as file:

@@ -1,6 +1,7 @@
 """Before the first step: the network, the class match, and the method's preparatory phase."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,14 +64,12 @@ def begin(
         source=0 if match is None else len(match.selected),
         pretrained=0 if head is None else len(head['bias']),
     )
-    task, state = step_lib.create_task(config, sizes)
+    task, initial = step_lib.create_task(config, sizes)
     if backbone is not None:
-        state.params, state.batch_stats = load_backbone(backbone, state.params, state.batch_stats)
-    state = jax.tree.map(np.asarray, state)
+        params, batch_stats = load_backbone(backbone, initial.params, initial.batch_stats)
+        initial = replace(initial, params=params, batch_stats=batch_stats)
+    initial = jax.tree.map(np.asarray, initial)
     earlier_seconds = 0.0
-
-    def outputs(records: Records) -> dict[str, np.ndarray]:
-        return outputs_of(task, config, step_lib.replicate(state), records)
 
     def source_test() -> Records:
         if not config.source.test_split:
@@ -90,34 +89,33 @@ def begin(
         # What an interrupted process did before counts too.
         earlier_seconds += result['seconds'] - (time.perf_counter() - begun)
         weights = checkpoints.workdir / name / WEIGHTS_FILE
-        return load_backbone(weights, state.params, state.batch_stats)
+        return load_backbone(weights, initial.params, initial.batch_stats)
 
     setup = Setup(
         config=config,
         sizes=sizes,
-        state=state,
+        state=initial,
         head=head,
         target=data.target,
         source=data.source,
         network=partial(step_lib.network, task.graphdef),
         images=partial(images_of, config),
-        outputs=outputs,
+        outputs=lambda state, records: outputs_of(task, config, step_lib.replicate(state), records),
         class_means=partial(backbone_class_means, config, backbone),
         source_test=source_test,
         train=train_on,
     )
-    prepared = method.prepare(setup)
-    # The optimiser's state comes last: a preparatory phase may have changed the parameters.
-    prepared.state.opt_state = task.tx.init(prepared.state.params)
-    checkpoints.save_constants(prepared.constants)
+    state, constants = method.prepare(setup)
+    # The optimiser begins with what the preparatory phase made of the parameters.
+    state = replace(state, opt_state=task.tx.init(state.params))
+    checkpoints.save_constants(constants)
     meta = Meta(
         iterator=None,
         match=match,
         sizes=sizes,
         seconds=max(0.0, earlier_seconds) + time.perf_counter() - begun,
     )
-    state = step_lib.replicate(prepared.state)
-    return Start(task, state, step_lib.replicate(prepared.constants), meta)
+    return Start(task, step_lib.replicate(state), step_lib.replicate(constants), meta)
 
 
 def find_match(config: ConfigDict, backbone: Path | None, data: Data) -> ClassMatch:

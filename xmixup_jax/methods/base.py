@@ -1,6 +1,7 @@
 """What a transfer-learning method has to say; the loop and the step know nothing else of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -80,8 +81,8 @@ class Setup(NamedTuple):
     """(params, batch_stats, images, train=False, scales=None) to Outputs."""
     images: Callable[[Any], tuple[np.ndarray, np.ndarray]]
     """Records to (centre crops float32 [N, H, W, 3], labels int32 [N])."""
-    outputs: Callable[[Any], dict[str, np.ndarray]]
-    """Records to the initial network's 'features' [N, D], 'logits' [N, K] and 'label' [N]."""
+    outputs: Callable[[Any, Any], dict[str, np.ndarray]]
+    """(TrainState, Records) to 'features' [N, D], 'logits' [N, K] and 'label' [N]."""
     class_means: Callable[[Any], np.ndarray]
     """Records to the mean features of each class in the pre-trained backbone, [K, D]."""
     source_test: Callable[[], Any]
@@ -202,5 +203,5 @@ def with_pretrained_head(setup: Setup) -> Any:
     kernel, bias = np.array(fc['kernel']), np.array(fc['bias'])
     kernel[:, setup.sizes.target :] = setup.head['kernel']
     bias[setup.sizes.target :] = setup.head['bias']
-    setup.state.params = setup.state.params | {HEAD: {'kernel': kernel, 'bias': bias}}
-    return setup.state
+    params = setup.state.params | {HEAD: {'kernel': kernel, 'bias': bias}}
+    return replace(setup.state, params=params)

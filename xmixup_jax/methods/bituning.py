@@ -12,6 +12,8 @@ the first the current one is the image's own key; in the second it is the query,
 keys by the classifier's column w_y (of length 1, no gradient).
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,9 +109,8 @@ def after_step(view: View, state):
     keys = jax.lax.all_gather(keys, 'batch', tiled=True)
     memory = enqueue(state.memory, keys['h'], keys['z'], keys['label'])
     step_size = 1.0 - view.config.bituning.momentum
-    memory['params'] = optax.incremental_update(state.params, memory['params'], step_size)
-    state.memory = memory
-    return state
+    params = optax.incremental_update(state.params, memory['params'], step_size)
+    return replace(state, memory=memory | {'params': params})
 
 
 def prepare(setup: Setup) -> Prepared:
@@ -121,13 +122,13 @@ def prepare(setup: Setup) -> Prepared:
         keys = rng.normal(size=(setup.sizes.target, config.queue, size)).astype(np.float32)
         return keys / np.linalg.norm(keys, axis=-1, keepdims=True)
 
-    state.memory = {
+    memory = {
         'params': state.params,
         'h': queue(width + 1),
         'z': queue(config.dim),
         'next': np.zeros(setup.sizes.target, np.int32),
     }
-    return Prepared(state, {})
+    return Prepared(replace(state, memory=memory), {})
 
 
 METHOD = Method(

@@ -58,9 +58,9 @@ def prepare(setup: Setup) -> Prepared:
     num_classes = setup.sizes.target
     temperature = setup.config.cotuning.temperature
     if not temperature:
-        held_out = setup.outputs(setup.source_test())
+        held_out = setup.outputs(state, setup.source_test())
         temperature = fit_temperature(held_out['logits'][:, num_classes:], held_out['label'])
-    outputs = setup.outputs(setup.target)
+    outputs = setup.outputs(state, setup.target)
     table = relationship(
         outputs['logits'][:, num_classes:], outputs['label'], num_classes, temperature
     )

@@ -94,7 +94,7 @@ def linear_classifier(features, labels):
 
 
 def prepare(setup: Setup) -> Prepared:
-    outputs = setup.outputs(setup.target)
+    outputs = setup.outputs(setup.state, setup.target)
     classifier = linear_classifier(outputs['features'], outputs['label'])
     count = min(setup.config.delta.images, len(setup.target))
     spread = np.linspace(0, len(setup.target) - 1, count).astype(int)

@@ -6,6 +6,8 @@ periods; each begins with a new head, whose learning rate falls by a cosine with
 while the other layers follow the run's schedule.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -42,8 +44,7 @@ def after_step(view: View, state):
     kernel = nnx.initializers.lecun_normal()(view.key, fc['kernel'].shape)
     new = {'kernel': kernel, 'bias': jnp.zeros_like(fc['bias'])}
     fc = jax.tree.map(lambda drawn, kept: jnp.where(ends, drawn, kept), new, fc)
-    state.params = state.params | {HEAD: fc}
-    return state
+    return replace(state, params=state.params | {HEAD: fc})
 
 
 METHOD = Method(

@@ -6,6 +6,8 @@ class and the target domain ranks the source classes (`matching.domain_similarit
 is trained on the best of them, and then fine-tuned on the target.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from xmixup_jax.matching import domain_similarity
@@ -25,10 +27,8 @@ def prepare(setup: Setup) -> Prepared:
     auxiliary = config.copy_and_resolve_references()
     auxiliary.steps = config.seqtrain.steps or config.steps
     params, batch_stats = setup.train(auxiliary, source.restrict(chosen), 'auxiliary')
-    state = setup.state
-    state.params = params | {HEAD: state.params[HEAD]}
-    state.batch_stats = batch_stats
-    return Prepared(state, {})
+    params = params | {HEAD: setup.state.params[HEAD]}
+    return Prepared(replace(setup.state, params=params, batch_stats=batch_stats), {})
 
 
 METHOD = Method(

@@ -13,6 +13,8 @@ backbone by momentum; its head and its batch statistics stay. Form and coefficie
 the authors' public code.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -75,13 +77,12 @@ def after_step(view: View, state):
     followed = optax.incremental_update(
         state.params, state.memory['params'], 1.0 - view.config.smile.momentum
     )
-    state.memory = {'params': followed | {HEAD: state.memory['params'][HEAD]}}
-    return state
+    return replace(state, memory={'params': followed | {HEAD: state.memory['params'][HEAD]}})
 
 
 def prepare(setup: Setup) -> Prepared:
     state = with_pretrained_head(setup)
-    state.memory = {'params': state.params}
+    state = replace(state, memory={'params': state.params})
     return Prepared(state, {'batch_stats': state.batch_stats})
 
 
