@@ -85,13 +85,13 @@ def _numbers(kind):
 
 
 def compare(runs: list[Run], workdir: Path) -> list[Run]:
-    """Makes the runs that are not finished, and writes the tables.
+    """Makes the runs that are not finished, and writes the tables; the .csv after each run.
 
     Returns:
       the runs that failed.
 
     Raises:
-      Interrupted: after the tables of what is finished have been written.
+      Interrupted: by a signal; what is finished is in the tables.
     """
     for run in {run.labels['method']: run for run in runs}.values():
         check_inputs(run.config)
@@ -106,6 +106,7 @@ def compare(runs: list[Run], workdir: Path) -> list[Run]:
                 log.warning('%s: %s', run.workdir, error)
                 rows.append(run.labels | {'error': str(error)})
                 failed.append(run)
+            tables.write_csv(workdir, rows)
     finally:
         if rows:
             tables.write(workdir, rows, {})

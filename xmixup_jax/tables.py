@@ -32,26 +32,43 @@ COLUMNS = (
     'error',
 )
 
+HEADER = (
+    'method',
+    'top-1',
+    'seeds',
+    'to fine-tuning',
+    'step, ms',
+    'step',
+    'training',
+    'memory, MiB',
+    'compile, s',
+)
+
 Row = dict[str, Any]
 
 
 def write(workdir: Path, rows: list[Row], costs: dict[str, StepCost]) -> None:
-    """Writes all three.
+    """Writes comparison.csv, comparison.md and comparison.png.
 
     Args:
       workdir: of the comparison.
       rows: one for each run: its labels and its result, or 'error'.
       costs: of a step of each method, if measured.
     """
-    with whole_file(workdir / CSV) as partial, partial.open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction='ignore', restval='')
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(workdir, rows)
     with whole_file(workdir / MARKDOWN) as partial:
         partial.write_text(markdown(rows, costs))
     with whole_file(workdir / FIGURE) as partial:
         draw(rows).savefig(partial, format='png', dpi=150)
     plt.close('all')
+
+
+def write_csv(workdir: Path, rows: list[Row]) -> None:
+    """Writes comparison.csv alone."""
+    with whole_file(workdir / CSV) as partial, partial.open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction='ignore', restval='')
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def paired_difference(top1: dict[int, float], baseline: dict[int, float]) -> tuple[float, float]:
@@ -119,8 +136,7 @@ def _table(rows: list[Row], costs: dict[str, StepCost]) -> str:
         for name, seeds in _by_method(rows, 'top1').items()
     }
     seconds = _by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
-    header = ['method', 'top-1', 'seeds', 'to fine-tuning', 'step, ms', 'step', 'training', 'memory, MiB', 'compile, s']  # noqa: E501  # fmt: skip
-    lines = ['| ' + ' | '.join(header) + ' |', '|' + ' --- |' * len(header)]
+    lines = ['| ' + ' | '.join(HEADER) + ' |', '|' + ' --- |' * len(HEADER)]
     for name in dict.fromkeys(row['method'] for row in rows):
         cells = [f'`{name}`', *_accuracy_cells(top1.get(name, {}), top1.get(BASELINE, {}), name)]
         cells += _cost_cells(costs.get(name), costs.get(BASELINE))
