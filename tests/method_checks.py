@@ -1,0 +1,60 @@
+"""Comparing a method's mathematics, values and gradients, with PyTorch's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from configs import digits
+from xmixup_jax.methods.base import View
+from xmixup_jax.models import Outputs
+
+B, K, K_0, D = 6, 4, 5, 8
+LABELS = np.array([0, 1, 2, 3, 1, 1], np.int32)
+CLOSE = {'rtol': 1e-5, 'atol': 1e-5}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng((seed, *shape)).normal(size=shape).astype(np.float32)
+
+
+def make_view(name, **parts):
+    config = digits.get_config()
+    config.method = name
+    parts.setdefault('batch', {'label': jnp.asarray(LABELS)})
+    empty = dict.fromkeys(View._fields)
+    return View(**(empty | {'config': config, 'num_classes': K, 'key': jax.random.key(0)} | parts))
+
+
+def outputs(logits=None, features=None, stages=()):
+    return Outputs(logits, features, tuple(stages))
+
+
+def on_batch_axis(function):
+    """Calls `function` as the step does on one device, under the mapped axis 'batch'."""
+
+    def call(*args):
+        one = jax.tree.map(lambda x: jnp.asarray(x)[None], args)
+        return jax.tree.map(lambda x: x[0], jax.vmap(function, axis_name='batch')(*one))
+
+    return call
+
+
+def check(ours, theirs, *arrays):
+    """Value and gradients of ours(*arrays), JAX, and theirs(*tensors), PyTorch."""
+    value, grads = jax.value_and_grad(on_batch_axis(ours), argnums=tuple(range(len(arrays))))(
+        *[jnp.asarray(array) for array in arrays]
+    )
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    expected = theirs(*tensors)
+    expected.backward()
+    np.testing.assert_allclose(value, expected.detach().numpy(), **CLOSE)
+    for grad, tensor in zip(grads, tensors, strict=True):
+        np.testing.assert_allclose(grad, tensor.grad.numpy(), **CLOSE)
+
+
+def nchw(x):
+    return x.permute(0, 3, 1, 2)
+
+
+LABELS_T = torch.tensor(LABELS, dtype=torch.long)
