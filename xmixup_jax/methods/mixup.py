@@ -8,8 +8,9 @@ from xmixup_jax import mixing
 from xmixup_jax.methods.base import Method, View
 
 
-def transform(config, keys, batch):
-    lam = mixing.sample_lam(keys, config.mixup.alpha, reflect=False)
+def mix_with_neighbour(keys, batch, alpha):
+    """The batch mixed with itself: 'image', 'label', 'other_label' and 'lam' [B]."""
+    lam = mixing.sample_lam(keys, alpha, reflect=False)
     other = mixing.neighbour(batch)
     return {
         'image': mixing.mix_images(batch['image'], other['image'], lam),
@@ -17,6 +18,10 @@ def transform(config, keys, batch):
         'other_label': other['label'],
         'lam': lam,
     }
+
+
+def transform(config, keys, batch):
+    return mix_with_neighbour(keys, batch, config.mixup.alpha)
 
 
 def loss(view: View):

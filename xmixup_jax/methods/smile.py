@@ -33,15 +33,8 @@ from xmixup_jax.optimizer import HEAD
 
 
 def transform(config, keys, batch):
-    lam = mixing.sample_lam(keys, config.smile.alpha, reflect=False)
-    other = mixing.neighbour(batch)
-    return {
-        'image': mixing.mix_images(batch['image'], other['image'], lam),
-        'unmixed': batch['image'],
-        'label': batch['label'],
-        'other_label': other['label'],
-        'lam': lam,
-    }
+    mixed = mixup.mix_with_neighbour(keys, batch, config.smile.alpha)
+    return mixed | {'unmixed': batch['image']}
 
 
 def teach(view: View):
