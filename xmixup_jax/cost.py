@@ -69,14 +69,16 @@ def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[s
 
     times: dict[str, list[float]] = {name: [] for name in steps}
     least, most = ROUNDS
+    rng = np.random.default_rng(0)
     started = time.perf_counter()
     for i in tqdm(range(WARM_UP + most), desc='timing steps', unit='round', disable=None):
         if i >= WARM_UP + least and time.perf_counter() - started > SECONDS:
             break
-        for name, step in steps.items():
+        # In a new order each time: a step is slower after one that has filled the caches.
+        for name in rng.permutation(list(steps)):
             inputs = _only_used(batches[i % len(batches)], name)
             begun = time.perf_counter()
-            states[name], metrics = step(starts[name].constants, states[name], inputs)
+            states[name], metrics = steps[name](starts[name].constants, states[name], inputs)
             jax.block_until_ready((states[name], metrics))
             times[name].append(1e3 * (time.perf_counter() - begun))
     for name, values in times.items():
