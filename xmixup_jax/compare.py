@@ -32,7 +32,7 @@ from tqdm import tqdm
 from xmixup_jax import config as config_lib
 from xmixup_jax import cost, tables
 from xmixup_jax.data.sources import Opened
-from xmixup_jax.errors import ConfigError, UserError
+from xmixup_jax.errors import UserError
 from xmixup_jax.files import write_json
 from xmixup_jax.loop import Diverged
 from xmixup_jax.main import ended, setup
@@ -136,8 +136,6 @@ def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, c
 def run(argv: list[str]) -> None:
     runs, workdir = parse(argv)
     setup(runs[0].config)
-    if not any(run.config.target.test_split for run in runs):
-        raise ConfigError('config.target.test_split is empty: there is nothing to compare on')
     failed = compare(runs, workdir)
     print((workdir / tables.MARKDOWN).read_text())
     print(f'->  {workdir / tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')

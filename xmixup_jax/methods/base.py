@@ -182,6 +182,12 @@ def reference(setup: Setup) -> Prepared:
     return Prepared(state, {'params': state.params, 'batch_stats': state.batch_stats})
 
 
+def reference_outputs(view: View) -> Outputs:
+    """What the network kept by `reference` makes of the batch, in evaluation mode."""
+    constants = view.constants
+    return view.network(constants['params'], constants['batch_stats'], view.batch['image'])
+
+
 def pretrained_columns(config: ConfigDict, sizes: Sizes) -> int:
     """Extra logits for the pre-trained network's own head.
 

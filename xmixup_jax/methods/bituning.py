@@ -20,6 +20,7 @@ import numpy as np
 import optax
 
 from xmixup_jax.methods.base import Method, Prepared, Setup, View, cross_entropy
+from xmixup_jax.optimizer import HEAD
 
 
 def normalize(x):
@@ -72,7 +73,7 @@ def loss(view: View):
         labels,
         config.temperature,
     )
-    fc = jax.lax.stop_gradient(view.params['fc'])
+    fc = jax.lax.stop_gradient(view.params[HEAD])
     columns = jnp.concatenate([fc['kernel'], fc['bias'][None]]).T[: view.num_classes]
     own = normalize(columns)[labels]
     classified = contrast(
@@ -116,7 +117,7 @@ def after_step(view: View, state):
 def prepare(setup: Setup) -> Prepared:
     config, state = setup.config.bituning, setup.state
     rng = np.random.default_rng(setup.config.seed)
-    width = len(state.params['fc']['kernel'])
+    width = len(state.params[HEAD]['kernel'])
 
     def queue(size):
         keys = rng.normal(size=(setup.sizes.target, config.queue, size)).astype(np.float32)

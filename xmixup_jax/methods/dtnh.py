@@ -9,13 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from xmixup_jax.methods import l2sp
-from xmixup_jax.methods.base import Method, View, reference, without_weight_decay
-
-
-def penalty(view: View):
-    config = view.config.dtnh
-    backbone = l2sp.distance_to_start(view.params, view.constants['params'])
-    return config.alpha / 2 * backbone + config.beta / 2 * l2sp.head_norm(view.params)
+from xmixup_jax.methods.base import Method, reference, without_weight_decay
 
 
 def combine(loss_grads, penalty_grads):
@@ -30,7 +24,7 @@ def combine(loss_grads, penalty_grads):
 
 
 METHOD = Method(
-    penalty=penalty,
+    penalty=lambda view: l2sp.penalty(view, view.config.dtnh),
     combine=combine,
     defaults={'alpha': 0.01, 'beta': 0.01},
     prepare=reference,

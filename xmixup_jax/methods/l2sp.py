@@ -29,14 +29,14 @@ def head_norm(params):
     return optax.tree.norm(params[HEAD], squared=True)
 
 
-def penalty(view: View):
-    config = view.config.l2sp
+def penalty(view: View, config):
+    """With the coefficients `alpha` and `beta` of `config`."""
     backbone = distance_to_start(view.params, view.constants['params'])
     return config.alpha / 2 * backbone + config.beta / 2 * head_norm(view.params)
 
 
 METHOD = Method(
-    penalty=penalty,
+    penalty=lambda view: penalty(view, view.config.l2sp),
     defaults={'alpha': 0.01, 'beta': 0.01},
     prepare=reference,
     optimizer=without_weight_decay,

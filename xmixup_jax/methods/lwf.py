@@ -19,14 +19,13 @@ from xmixup_jax.methods.base import (
     cross_entropy,
     pretrained_columns,
     reference,
+    reference_outputs,
     with_pretrained_head,
 )
 
 
 def teach(view: View):
-    constants = view.constants
-    outputs = view.network(constants['params'], constants['batch_stats'], view.batch['image'])
-    return outputs.logits[:, view.num_classes :]
+    return reference_outputs(view).logits[:, view.num_classes :]
 
 
 def distillation(logits, teacher_logits, temperature):
