@@ -49,9 +49,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.image_size = 224  # random crops of this side are trained on, the middle one is tested
     config.flip = True  # mirror left to right at random
 
-    # Width is the first stage's; the 'cifar' stem keeps the resolution of small images.
-    config.model = ml_collections.ConfigDict({'name': 'resnet50', 'width': 64, 'stem': 'imagenet'})
-    # A safetensors file; 'source': train on the source, once for all runs; '': random.
+    config.model = ml_collections.ConfigDict(
+        {
+            'name': 'resnet50',  # or resnet10 to 101, efficientnet_lite0 to 2, inception_v3, ...
+            'width': 64,  # of a ResNet's first stage
+            'stem': 'imagenet',  # of a ResNet; 'tiny' for 64 px, 'cifar' for 32 px and less
+            'normalization': '',  # 'imagenet', 'inception'; '': what timm's weights were made with
+        }
+    )
+    # A .safetensors or .pth file, OWNER/NAME on the Hugging Face Hub, an installed package or the
+    # folder of a run; 'source': train on the source, once for all runs; '': random.
     config.weights = 'source'
     config.pretrain = ml_collections.ConfigDict(
         {

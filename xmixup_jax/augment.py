@@ -2,17 +2,34 @@
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-# Mean and standard deviation of ImageNet's RGB channels, as torchvision and timm use them.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from xmixup_jax.models import MODELS
+
+# Mean and standard deviation of the RGB channels, as torchvision and timm use them: ImageNet's,
+# and the range from -1 to 1 of TensorFlow's Inception and of what came after it.
+NORMALIZATIONS = {
+    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """uint8 RGB [..., 3] in 0..255 to float32 with ImageNet's mean 0 and deviation 1."""
-    mean = jnp.asarray(IMAGENET_MEAN, jnp.float32) * 255.0
-    std = jnp.asarray(IMAGENET_STD, jnp.float32) * 255.0
+def normalize(images: jax.Array, model: ConfigDict) -> jax.Array:
+    """uint8 RGB [..., 3] in 0..255 to float32 as the network wants it.
+
+    Args:
+      images: to normalise.
+      model: the `model` part of the configuration; 'normalization' may be '', then it is the one
+        that timm's weights of this network were trained with.
+    """
+    name = model.normalization or MODELS[model.name].normalization
+    mean, std = (255.0 * jnp.asarray(values, jnp.float32) for values in NORMALIZATIONS[name])
     return (images.astype(jnp.float32) - mean) / std
+
+
+def evaluation_view(config: ConfigDict, images: jax.Array) -> jax.Array:
+    """What the network sees of uint8 [B, R, R, 3] in tests: the middle, normalised, float32."""
+    return normalize(center_crop(images, config.image_size), config.model)
 
 
 def random_crop_flip(keys: jax.Array, images: jax.Array, size: int, flip: bool) -> jax.Array:

@@ -10,11 +10,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from xmixup_jax.augment import NORMALIZATIONS
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
 from xmixup_jax.mixing import LABEL_SPACES
-from xmixup_jax.models import DEPTHS, STEMS
+from xmixup_jax.models import MODELS
+from xmixup_jax.models.resnet import STEMS
 
 # These may differ between a run and its continuation: they do not change what is computed.
 _RUNTIME_KEYS = (
@@ -30,8 +32,9 @@ _RUNTIME_KEYS = (
 
 _CHOICES = {
     'method': tuple(METHODS),
-    'model.name': tuple(DEPTHS),
+    'model.name': tuple(MODELS),
     'model.stem': tuple(STEMS),
+    'model.normalization': ('', *NORMALIZATIONS),
     'match.similarity': SIMILARITIES,
     'match.assignment': ASSIGNMENTS,
     'xmixup.label_space': LABEL_SPACES,
@@ -160,6 +163,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise ConfigError(
             f'config.image_size={config.image_size}: must not exceed config.resize={config.resize}'
         )
+    _validate_model(config)
     for key in ('source', 'target'):
         part = config[key]
         if part.shots and part.sample_rate != 1:
@@ -190,6 +194,26 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     if not config.target.name or not config.target.test_split:
         raise ConfigError(
             'config.target.name and config.target.test_split must name the data to train for'
+        )
+
+
+def _validate_model(config: ConfigDict) -> None:
+    model, known = config.model, MODELS[config.model.name]
+    if config.image_size < known.min_size or config.image_size % known.multiple:
+        raise ConfigError(
+            f'config.image_size={config.image_size}: {model.name} takes images of at least '
+            f'{known.min_size} px'
+            + (f', a multiple of {known.multiple}' if known.multiple > 1 else '')
+        )
+    if not known.scalable and (model.width, model.stem) != (64, 'imagenet'):
+        raise ConfigError(
+            f'config.model.width={model.width}, config.model.stem={model.stem!r}: only ResNets '
+            f'have these options; {model.name} needs the defaults (64, imagenet)'
+        )
+    if METHODS[config.method].norm and not known.has_batch_norm:
+        raise ConfigError(
+            f'config.method={config.method} changes batch normalisation, which {model.name} has '
+            'not: choose another method or network'
         )
 
 

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.augment import center_crop, normalize
+from xmixup_jax.augment import evaluation_view
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.sources import Records
 from xmixup_jax.errors import DataError
 from xmixup_jax.evaluation import over_records
 from xmixup_jax.files import whole_file
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.models.pretrained import load_backbone
+from xmixup_jax.models.pretrained import Weights
 from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step, replicate
 
 
@@ -34,7 +34,7 @@ def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndar
         process_count=1,
     )
     batch = next(batches)
-    return np.asarray(normalize(center_crop(batch['image'], config.image_size))), batch['label']
+    return np.asarray(evaluation_view(config, batch['image'])), batch['label']
 
 
 def outputs_of(
@@ -90,12 +90,14 @@ def class_means(task: Task, config: ConfigDict, state: TrainState, records: Reco
     return sums / counts[:, None]
 
 
-def backbone_class_means(config: ConfigDict, backbone: Path | None, records: Records) -> np.ndarray:
+def backbone_class_means(
+    config: ConfigDict, backbone: Weights | None, records: Records
+) -> np.ndarray:
     """`class_means` in the network that the run starts from; kept in the cache folder.
 
     Args:
       config: of the experiment.
-      backbone: its weights file, None for random weights (which are not worth keeping).
+      backbone: its weights, None for random weights (which are not worth keeping).
       records: labelled images.
     """
     path = None
@@ -107,7 +109,7 @@ def backbone_class_means(config: ConfigDict, backbone: Path | None, records: Rec
     config.method = 'finetune'  # the plain network
     task, state = create_task(config, Sizes(len(records.class_names)))
     if backbone is not None:
-        params, batch_stats = load_backbone(backbone, state.params, state.batch_stats)
+        params, batch_stats = backbone.fill(state.params, state.batch_stats)
         state = replace(state, params=params, batch_stats=batch_stats)
     means = class_means(task, config, replicate(state), records)
     if path is not None and jax.process_index() == 0:
@@ -116,10 +118,10 @@ def backbone_class_means(config: ConfigDict, backbone: Path | None, records: Rec
     return means
 
 
-def _cache_path(config: ConfigDict, backbone: Path, records: Records) -> Path:
+def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path:
     """Named by everything that the means depend on: weights, network, crop and records."""
     key: dict[str, Any] = {
-        'weights': hashlib.sha256(backbone.read_bytes()).hexdigest(),
+        'weights': backbone.digest,
         'model': config.model.to_dict(),
         'crop': [config.resize, config.image_size, config.match.images_per_class],
         'records': [records.name, records.describe(0), len(records.class_names)],

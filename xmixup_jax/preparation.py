@@ -3,7 +3,6 @@
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,8 @@ from xmixup_jax.features import backbone_class_means, images_of, outputs_of
 from xmixup_jax.matching import ClassMatch, assign, class_similarity
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Setup, Sizes
-from xmixup_jax.models.pretrained import WEIGHTS_FILE, load_backbone, load_head
+from xmixup_jax.models.find_weights import find_weights
+from xmixup_jax.models.pretrained import Weights
 
 PyTree = Any
 
@@ -44,21 +44,21 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start:
 
 
 def begin(
-    config: ConfigDict, data: Data, backbone: Path | None, checkpoints: Checkpoints, train
+    config: ConfigDict, data: Data, backbone: Weights | None, checkpoints: Checkpoints, train
 ) -> Start:
     """From pre-trained weights.
 
     Args:
       config: of the experiment.
       data: its records.
-      backbone: the weights file, None for random weights.
+      backbone: the weights, None for random ones.
       checkpoints: of the run; gets the method's constants.
       train: `train_and_evaluate`, for preparatory phases that train, with (config, name, data).
     """
     begun = time.perf_counter()
     method = METHODS[config.method]
     match = find_match(config, backbone, data) if method.pairs else None
-    head = None if backbone is None else load_head(backbone)
+    head = None if backbone is None else backbone.head
     sizes = Sizes(
         target=len(data.target.class_names),
         source=0 if match is None else len(match.selected),
@@ -66,7 +66,7 @@ def begin(
     )
     task, initial = step_lib.create_task(config, sizes)
     if backbone is not None:
-        params, batch_stats = load_backbone(backbone, initial.params, initial.batch_stats)
+        params, batch_stats = backbone.fill(initial.params, initial.batch_stats)
         initial = replace(initial, params=params, batch_stats=batch_stats)
     initial = jax.tree.map(np.asarray, initial)
     earlier_seconds = 0.0
@@ -84,12 +84,12 @@ def begin(
         begun = time.perf_counter()
         auxiliary.method = 'finetune'
         auxiliary.target = config.source.copy_and_resolve_references()
-        auxiliary.weights = '' if backbone is None else str(backbone)
+        auxiliary.weights = '' if backbone is None else str(backbone.path)
         result = train(auxiliary, name, Data(records, None, None))
         # What an interrupted process did before counts too.
         earlier_seconds += result['seconds'] - (time.perf_counter() - begun)
-        weights = checkpoints.workdir / name / WEIGHTS_FILE
-        return load_backbone(weights, initial.params, initial.batch_stats)
+        weights = Weights(find_weights(str(checkpoints.workdir / name)), config.model.name)
+        return weights.fill(initial.params, initial.batch_stats)
 
     setup = Setup(
         config=config,
@@ -118,7 +118,7 @@ def begin(
     return Start(task, step_lib.replicate(state), step_lib.replicate(constants), meta)
 
 
-def find_match(config: ConfigDict, backbone: Path | None, data: Data) -> ClassMatch:
+def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> ClassMatch:
     """Matches classes by their mean features in the pre-trained backbone."""
     similarity = class_similarity(
         backbone_class_means(config, backbone, data.target),

@@ -89,7 +89,7 @@ def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree
     method = METHODS[config.method]
     num_logits = sizes.target + method.extra_logits(config, sizes)
     norm = method.norm(config) if method.norm else nnx.BatchNorm
-    return create_model(config.model, num_logits, config.seed, norm)
+    return create_model(config.model, num_logits, config.image_size, config.seed, norm)
 
 
 def train_step(
@@ -163,7 +163,7 @@ def _prepare_batch(config: ConfigDict, method: Method, batch: PyTree) -> tuple[j
 
     def prepare(keys, images):
         images = augment.random_crop_flip(keys, images, config.image_size, config.flip)
-        return augment.normalize(images)
+        return augment.normalize(images, config.model)
 
     images = {'image': prepare(key_image, batch['image']), 'label': batch['label']}
     if method.pairs:
@@ -186,7 +186,7 @@ def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
       {'loss', 'correct', 'count'}: float32 scalars, sums with masked records left out; the loss
       is the cross-entropy of the target's logits alone.
     """
-    images = augment.normalize(augment.center_crop(batch['image'], task.config.image_size))
+    images = augment.evaluation_view(task.config, batch['image'])
     outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
     logits = outputs.logits[:, : task.num_classes].astype(jnp.float32)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
@@ -202,7 +202,7 @@ def output_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     Returns:
       {'features' [B, D], 'logits' [B, K], 'label' [B], 'mask' [B]}.
     """
-    images = augment.normalize(augment.center_crop(batch['image'], task.config.image_size))
+    images = augment.evaluation_view(task.config, batch['image'])
     outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
     values = {'features': outputs.features, 'logits': outputs.logits}
     values |= {'label': batch['label'], 'mask': batch['mask']}
@@ -215,7 +215,7 @@ def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree)
     Returns:
       (sums float32 [num_classes, D], counts float32 [num_classes]), over all devices.
     """
-    images = augment.normalize(augment.center_crop(batch['image'], task.config.image_size))
+    images = augment.evaluation_view(task.config, batch['image'])
     outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
     one_hot = jax.nn.one_hot(batch['label'], num_classes) * batch['mask'][:, None]
     sums = jnp.einsum('bk,bd->kd', one_hot, outputs.features, precision='highest')

@@ -18,7 +18,8 @@ from xmixup_jax.files import write_json
 from xmixup_jax.loop import fit
 from xmixup_jax.matching import ClassMatch, check_assignment
 from xmixup_jax.methods import METHODS
-from xmixup_jax.models.pretrained import WEIGHTS_FILE, missing_weights, save_weights
+from xmixup_jax.models.find_weights import WEIGHTS_FILE, find_weights
+from xmixup_jax.models.pretrained import Weights, save_weights
 from xmixup_jax.preparation import begin, resume
 from xmixup_jax.workdir import claim, locked
 
@@ -87,6 +88,7 @@ def train_and_evaluate(
         if jax.process_index() == 0:
             save_weights(
                 workdir / WEIGHTS_FILE,
+                config.model.name,
                 state.params,
                 state.batch_stats,
                 {'class_names': data.target.class_names, 'config': config.to_dict()},
@@ -119,8 +121,11 @@ def check_inputs(config: ConfigDict) -> None:
     if uses_source(config) or config.weights == 'source':
         names['source'] = config.source.name
     missing = {f'config.{key}.name': problem(name, config) for key, name in names.items()}
-    if config.weights not in ('', 'source') and not Path(config.weights).expanduser().is_file():
-        missing['config.weights'] = missing_weights(Path(config.weights))
+    if config.weights not in ('', 'source'):
+        try:
+            find_weights(config.weights)
+        except DataError as error:
+            missing['config.weights'] = str(error)
     missing = {key: words for key, words in missing.items() if words}
     if missing:
         lines = [f'{key}: {words}' for key, words in missing.items()]
@@ -148,23 +153,22 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
     return Data(target, test, source)
 
 
-def backbone_weights(config: ConfigDict) -> Path | None:
+def backbone_weights(config: ConfigDict) -> Weights | None:
     """The weights to start from; trains them on the source if no run before has done so."""
     if config.weights == '':
         return None
     if config.weights != 'source':
-        return Path(config.weights).expanduser()
+        return Weights(find_weights(config.weights), config.model.name)
     pretrain = config_lib.pretrain_config(config)
     name = f'{config.source.name.split("/")[-1]}-{config.model.name}-{config_lib.digest(pretrain)}'
     folder = Path(config.cache_dir).expanduser() / 'pretrained' / name
-    weights = folder / WEIGHTS_FILE
     with locked(folder.with_name(folder.name + '.lock'), '--config.cache_dir', wait=True):
         if not (folder / 'result.json').exists():
             log.info(
                 'Training %s on %s, once, in %s', config.model.name, config.source.name, folder
             )
             train_and_evaluate(pretrain, folder)
-    return weights
+    return Weights(folder / WEIGHTS_FILE, config.model.name)
 
 
 def report_match(workdir: Path, match: ClassMatch, data: Data) -> None:

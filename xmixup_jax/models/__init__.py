@@ -1,38 +1,98 @@
 """Backbones, and the plain pytrees that the training step works on."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from xmixup_jax.models import efficientnet_lite, inception, resnet, vit
 from xmixup_jax.models.base import Outputs
-from xmixup_jax.models.resnet import DEPTHS, STEMS, ResNet
 
-__all__ = ['DEPTHS', 'STEMS', 'Outputs', 'create_model', 'forward']
+__all__ = ['MODELS', 'Architecture', 'Outputs', 'create_model', 'forward', 'module']
 
 Params = dict[str, Any]
+
+
+def _same_key(name: str, key: str) -> str:
+    del name
+    return key
+
+
+class Architecture(NamedTuple):
+    """What there is to know of a backbone beside its layers."""
+
+    head: str = 'fc'
+    """The head's name in timm's layout."""
+    timm_key: Callable[[str, str], str] = _same_key
+    """(config.model.name, key of a weights file) to the key in timm's layout."""
+    normalization: str = 'imagenet'
+    """A key of `augment.NORMALIZATIONS`: the one that timm's weights were trained with."""
+    optional: tuple[str, ...] = ()
+    """Beginnings of keys that weights files may have and this network has not."""
+    min_size: int = 1
+    """Of images, px."""
+    multiple: int = 1
+    """Of which the images' side must be a multiple, px."""
+    has_batch_norm: bool = True
+    scalable: bool = False
+    """Whether config.model.width and .stem apply."""
+
+
+_LITE = Architecture('classifier', efficientnet_lite.timm_key, 'inception')
+_VIT = Architecture(
+    'head', vit.timm_key, 'inception', multiple=vit.PATCH, has_batch_norm=False, min_size=vit.PATCH
+)
+MODELS = {
+    **dict.fromkeys(resnet.DEPTHS, Architecture(scalable=True)),
+    **dict.fromkeys(efficientnet_lite.SCALES, _LITE),
+    'inception_v3': Architecture(
+        normalization='inception', optional=('AuxLogits.',), min_size=inception.MIN_SIZE
+    ),
+    **dict.fromkeys(vit.SIZES, _VIT),
+}
+
+
+def module(
+    config: ConfigDict,
+    num_logits: int,
+    image_size: int,
+    norm: Callable[..., nnx.Module],
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """The network named by `config`, the `model` part of the configuration."""
+    name = config.name
+    if name in vit.SIZES:
+        return vit.VisionTransformer(name, num_logits, image_size, rngs)
+    if name == 'inception_v3':
+        return inception.InceptionV3(num_logits, norm, rngs)
+    if name in efficientnet_lite.SCALES:
+        return efficientnet_lite.EfficientNetLite(name, num_logits, norm, rngs)
+    return resnet.ResNet(name, num_logits, config.width, config.stem, norm, rngs)
 
 
 def create_model(
     config: ConfigDict,
     num_logits: int,
+    image_size: int,
     seed: int,
     norm: Callable[..., nnx.Module] = nnx.BatchNorm,
 ) -> tuple[nnx.GraphDef, Params, Params]:
     """Makes a randomly initialised network.
 
     Args:
-      config: the `model` part of the configuration: name, width, stem.
+      config: the `model` part of the configuration.
       num_logits: width of the head.
+      image_size: side of the images in px; only vision transformers depend on it.
       seed: of the initialisation.
       norm: constructor of the normalisation layers, with nnx.BatchNorm's arguments.
 
     Returns:
-      (graphdef, params, batch_stats); the last two are nested dicts of float32 arrays.
+      (graphdef, params, batch_stats); the last two are nested dicts of float32 arrays. The head
+      is params['fc'] for all networks.
     """
-    model = ResNet(config.name, num_logits, config.width, config.stem, norm, nnx.Rngs(seed))
+    model = module(config, num_logits, image_size, norm, nnx.Rngs(seed))
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 

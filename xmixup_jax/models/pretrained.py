@@ -1,30 +1,38 @@
-"""Weights as safetensors files in torchvision's (and timm's) key layout, in and out.
+"""Weights in and out, by their keys in timm's layout (for ResNets also torchvision's).
 
 `layer1.0.conv1.weight` [O, I, kH, kW] here is `layer1` / 0 / `conv1` / `kernel` [kH, kW, I, O];
-`bn1.weight`, `.bias`, `.running_mean` and `.running_var` are scale, bias, mean and var.
+`bn1.weight`, `.bias`, `.running_mean` and `.running_var` are scale, bias, mean and var. The head,
+`fc` here, has timm's name in files.
 """
 
+import hashlib
 import json
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import whole_file
+from xmixup_jax.models import MODELS
+from xmixup_jax.models.find_weights import TORCH_SUFFIXES
+from xmixup_jax.models.torch_file import TorchFileError, read_torch_file
+from xmixup_jax.models.vit import resize_positions
 from xmixup_jax.optimizer import HEAD
 
 PyTree = Any
-WEIGHTS_FILE = 'model.safetensors'
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 
 
-def _key(path) -> str:
+def _key(model: str, path) -> str:
     *parents, leaf = [str(entry.key) for entry in path]
+    if parents and parents[0] == HEAD:
+        parents[0] = MODELS[model].head
     return '.'.join([*parents, _NAMES.get(leaf, leaf)])
 
 
@@ -42,90 +50,156 @@ def _from_torch(array: np.ndarray) -> np.ndarray:
     return array.T if array.ndim == 2 else array
 
 
-def save_weights(path: Path, params: PyTree, batch_stats: PyTree, metadata: dict[str, Any]) -> None:
-    """Writes parameters and batch statistics; the file appears whole or not at all.
+def torch_tensors(model: str, params: PyTree, batch_stats: PyTree) -> dict[str, np.ndarray]:
+    """All parameters and statistics by timm's keys, with PyTorch's axes.
+
+    Args:
+      model: config.model.name.
+    """
+    tensors = {}
+    for tree in (params, batch_stats):
+        for path, array in jax.tree.leaves_with_path(tree):
+            tensors[_key(model, path)] = _to_torch(np.asarray(array))
+    return tensors
+
+
+def save_weights(
+    path: Path, model: str, params: PyTree, batch_stats: PyTree, metadata: dict[str, Any]
+) -> None:
+    """Writes a safetensors file; it appears whole or not at all.
 
     `metadata`, JSON values, becomes one entry of the file's header: safetensors writes several in
     an order that changes, and equal runs should leave equal files.
     """
-    tensors = {}
-    for tree in (params, batch_stats):
-        for key_path, array in jax.tree.leaves_with_path(tree):
-            tensors[_key(key_path)] = _to_torch(np.asarray(array))
     with whole_file(path) as partial:
-        save_file(tensors, partial, {'xmixup_jax': json.dumps(metadata)})
-
-
-def load_backbone(path: Path, params: PyTree, batch_stats: PyTree) -> tuple[PyTree, PyTree]:
-    """Fills a network with the weights in `path`, all but the head (`fc`), which stays as it is.
-
-    Args:
-      path: a safetensors file in torchvision's key layout.
-      params, batch_stats: of the network; they give names and shapes, and the head.
-
-    Raises:
-      DataError: no such file, not a safetensors file, or its tensors are not this network's;
-        lists every missing, unexpected and misshapen key.
-    """
-    tensors = _read(path, lambda key: not key.startswith(f'{HEAD}.'))
-    ours = {
-        _key(key_path): array.shape
-        for tree in (params, batch_stats)
-        for key_path, array in jax.tree.leaves_with_path(tree)
-    }
-    theirs = {
-        key: _from_torch(tensor)
-        for key, tensor in tensors.items()
-        if not key.endswith('.num_batches_tracked')
-    }
-    ours = {key: shape for key, shape in ours.items() if not key.startswith(f'{HEAD}.')}
-    faults = [f'missing {key}' for key in sorted(ours.keys() - theirs.keys())]
-    faults += [f'unexpected {key}' for key in sorted(theirs.keys() - ours.keys())]
-    faults += [
-        f'{key} has shape {theirs[key].shape}, not {shape}'
-        for key, shape in sorted(ours.items())
-        if key in theirs and theirs[key].shape != shape
-    ]
-    if faults:
-        raise DataError(
-            f'weights file {path} does not fit config.model ({len(faults)} tensors differ): '
-            + '; '.join(faults)
+        save_file(
+            torch_tensors(model, params, batch_stats),
+            partial,
+            {'xmixup_jax': json.dumps(metadata)},
         )
 
-    def fill(key_path, array):
-        key = _key(key_path)
-        return np.asarray(theirs[key], np.float32) if key in theirs else array
 
-    return jax.tree.map_with_path(fill, params), jax.tree.map_with_path(fill, batch_stats)
+class Weights:
+    """The tensors of a file of weights, for a network of the kind `model`."""
+
+    def __init__(self, path: Path, model: str):
+        """Reads the file, or the folder of an orbax checkpoint.
+
+        Args:
+          path: as `find_weights` gives it.
+          model: config.model.name.
+
+        Raises:
+          DataError: it cannot be read; says why.
+        """
+        self.path = path
+        self.model = model
+        rename = MODELS[model].timm_key
+        self.tensors = {
+            rename(model, key): tensor
+            for key, tensor in _read(path, model).items()
+            if not key.endswith('.num_batches_tracked')
+            and not key.startswith(MODELS[model].optional)
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes with any tensor."""
+        digest = hashlib.sha256(self.model.encode())
+        for key, tensor in sorted(self.tensors.items()):
+            digest.update(f'{key} {tensor.shape} {tensor.dtype}'.encode())
+            digest.update(np.ascontiguousarray(tensor))
+        return digest.hexdigest()
+
+    @property
+    def head(self) -> dict[str, np.ndarray] | None:
+        """Float32 'kernel' [D, K] and 'bias' [K]; None if the file holds none."""
+        name = MODELS[self.model].head
+        kernel, bias = self.tensors.get(f'{name}.weight'), self.tensors.get(f'{name}.bias')
+        if kernel is None or bias is None:
+            return None
+        kernel = _from_torch(kernel).astype(np.float32)
+        return {'kernel': kernel, 'bias': bias.astype(np.float32)}
+
+    def fill(
+        self, params: PyTree, batch_stats: PyTree, *, with_head: bool = False
+    ) -> tuple[PyTree, PyTree]:
+        """A network with these weights, all but the head unless `with_head`.
+
+        Args:
+          params, batch_stats: of the network; they give names and shapes, and the head. A vision
+            transformer's positions are resized to the network's image size.
+
+        Raises:
+          DataError: the tensors are not this network's; lists every missing, unexpected and
+            misshapen key.
+        """
+        head = f'{MODELS[self.model].head}.'
+        ours = {
+            key: _from_torch(tensor).shape
+            for key, tensor in torch_tensors(self.model, params, batch_stats).items()
+        }
+        theirs = {key: _from_torch(tensor) for key, tensor in self.tensors.items()}
+        if not with_head:
+            ours, theirs = (
+                {key: value for key, value in tree.items() if not key.startswith(head)}
+                for tree in (ours, theirs)
+            )
+        if 'pos_embed' in ours and theirs.get('pos_embed') is not None:
+            theirs['pos_embed'] = np.asarray(
+                resize_positions(theirs['pos_embed'], ours['pos_embed'])
+            )
+        faults = [f'missing {key}' for key in sorted(ours.keys() - theirs.keys())]
+        faults += [f'unexpected {key}' for key in sorted(theirs.keys() - ours.keys())]
+        faults += [
+            f'{key} has shape {theirs[key].shape}, not {shape}'
+            for key, shape in sorted(ours.items())
+            if key in theirs and theirs[key].shape != shape
+        ]
+        if faults:
+            raise DataError(
+                f'weights {self.path} do not fit config.model.name={self.model} '
+                f'({len(faults)} tensors differ): ' + '; '.join(faults)
+            )
+
+        def value(path, array):
+            key = _key(self.model, path)
+            return np.asarray(theirs[key], np.float32) if key in theirs else array
+
+        return jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats)
 
 
-def load_head(path: Path) -> dict[str, np.ndarray] | None:
-    """The head in the weights file, float32 'kernel' [D, K] and 'bias' [K]; None if it has none."""
-    tensors = _read(path, lambda key: key in (f'{HEAD}.weight', f'{HEAD}.bias'))
-    if len(tensors) < 2:
-        return None
-    kernel, bias = (_from_torch(tensors[f'{HEAD}.{key}']) for key in ('weight', 'bias'))
-    return {'kernel': np.asarray(kernel, np.float32), 'bias': np.asarray(bias, np.float32)}
-
-
-def _read(path: Path, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    """The tensors of the file whose key is wanted."""
-    if not path.is_file():
-        raise DataError(missing_weights(path))
+def _read(path: Path, model: str) -> dict[str, np.ndarray]:
+    """All tensors, by the keys that the file has."""
+    if path.is_dir():
+        return _read_orbax(path, model)
     try:
+        if path.suffix in TORCH_SUFFIXES:
+            return read_torch_file(path)
         with safe_open(path, framework='numpy') as file:
-            return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except TorchFileError as error:
+        raise DataError(f'weights {path} cannot be read: {error}') from error
     except (SafetensorError, OSError, TypeError) as error:
         raise DataError(
             f'weights file {path} is not a readable safetensors file: {error}'
         ) from error
 
 
-def missing_weights(path: Path) -> str:
-    """What to do about a weights file that does not exist."""
-    return (
-        f'weights file {path} does not exist: save an ImageNet checkpoint in torchvision key '
-        'layout there as safetensors (for resnet50, model.safetensors of timm/resnet50.tv_in1k on '
-        'the Hugging Face Hub), or train the network on the source first with '
-        '--config.weights=source'
-    )
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `save_weights` was given as `metadata`; {} for files from elsewhere."""
+    with safe_open(path, framework='numpy') as file:
+        return json.loads((file.metadata() or {}).get('xmixup_jax', '{}'))
+
+
+def _read_orbax(path: Path, model: str) -> dict[str, np.ndarray]:
+    """'params' and 'batch_stats' of an orbax checkpoint, which may hold more."""
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(path.absolute())
+    except Exception as error:  # orbax has no common class for what a damaged file raises
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f'weights {path} cannot be read as an orbax checkpoint: {line}') from error
+    if not {'params', 'batch_stats'} <= tree.keys():
+        raise DataError(f"weights {path} hold no 'params' and 'batch_stats', as this program's do")
+    return torch_tensors(model, tree['params'], tree['batch_stats'])

@@ -10,7 +10,7 @@ from functools import partial
 from flax import nnx
 from jax import numpy as jnp
 
-from xmixup_jax.models.base import Outputs
+from xmixup_jax.models.base import Outputs, conv, scaled
 
 # Blocks in each of the four stages, and whether they are bottlenecks.
 DEPTHS = {
@@ -24,38 +24,24 @@ DEPTHS = {
 STEMS = {'imagenet': (7, 2, True), 'tiny': (3, 2, False), 'cifar': (3, 1, False)}
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int, rngs: nnx.Rngs) -> nnx.Conv:
-    # Explicit padding: 'SAME' would pad a strided convolution on one side only, unlike PyTorch.
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        use_bias=False,
-        kernel_init=nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
-        rngs=rngs,
-    )
-
-
 class Block(nnx.Module):
     """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 ones (`expansion` = 4)."""
 
     def __init__(self, inputs, width, stride, bottleneck, norm, rngs):
         outputs = width * 4 if bottleneck else width
         if bottleneck:
-            self.conv1 = _conv(inputs, width, 1, 1, rngs)
-            self.conv2 = _conv(width, width, 3, stride, rngs)
-            self.conv3 = _conv(width, outputs, 1, 1, rngs)
+            self.conv1 = conv(inputs, width, 1, 1, rngs)
+            self.conv2 = conv(width, width, 3, stride, rngs)
+            self.conv3 = conv(width, outputs, 1, 1, rngs)
             self.bn3 = norm(outputs, rngs=rngs)
         else:
-            self.conv1 = _conv(inputs, width, 3, stride, rngs)
-            self.conv2 = _conv(width, width, 3, 1, rngs)
+            self.conv1 = conv(inputs, width, 3, stride, rngs)
+            self.conv2 = conv(width, width, 3, 1, rngs)
         self.bn1 = norm(width, rngs=rngs)
         self.bn2 = norm(width, rngs=rngs)
         if stride != 1 or inputs != outputs:
             self.downsample = nnx.List(
-                [_conv(inputs, outputs, 1, stride, rngs), norm(outputs, rngs=rngs)]
+                [conv(inputs, outputs, 1, stride, rngs), norm(outputs, rngs=rngs)]
             )
         self.bottleneck = bottleneck
 
@@ -65,8 +51,8 @@ class Block(nnx.Module):
         if self.bottleneck:
             y = self.bn3(self.conv3(nnx.relu(y)))
         if hasattr(self, 'downsample'):
-            conv, norm = self.downsample
-            x = norm(conv(x))
+            projection, norm = self.downsample
+            x = norm(projection(x))
         return nnx.relu(x + y)
 
 
@@ -90,7 +76,7 @@ class ResNet(nnx.Module):
         norm = partial(norm, momentum=0.9, epsilon=1e-5, axis_name='batch')
         depths, bottleneck = DEPTHS[name]
         kernel, stride, self.pooled = STEMS[stem]
-        self.conv1 = _conv(3, width, kernel, stride, rngs)
+        self.conv1 = conv(3, width, kernel, stride, rngs)
         self.bn1 = norm(width, rngs=rngs)
         channels = width
         for stage, depth in enumerate(depths):
@@ -115,8 +101,7 @@ class ResNet(nnx.Module):
         for i, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in layer:
                 x = block(x)
-            if scales is not None:
-                x = x * scales[i]
+            x = scaled(x, scales, i)
             stages.append(x)
         features = jnp.mean(x, axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages))

