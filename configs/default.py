@@ -34,6 +34,7 @@ def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict
             'test_split': test_split,  # 'rest': what `shots` leaves of `split`; '': none
             'shots': 0,  # training images of each class, drawn by the seed; 0: all
             'sample_rate': 1.0,  # or the share of each class's training images
+            'test_share': 0.2,  # of each class's images, where a folder has no split folders
         }
     )
 
@@ -91,6 +92,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.cache_dir = '~/.cache/xmixup_jax'  # networks trained on a source, label indices
     config.num_threads = 16  # that read and decode images
     config.keep_decoded_mb = 1024  # of decoded images that are kept in memory, for each split
+    config.max_bad_images = 20  # that cannot be decoded and are skipped, in each split
     config.log_every = 50
     config.eval_every = 0  # 0: only at the end
     config.checkpoint_every = 500

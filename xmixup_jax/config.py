@@ -28,6 +28,7 @@ _RUNTIME_KEYS = (
     'checkpoint_every',
     'keep_checkpoints',
     'keep_decoded_mb',
+    'max_bad_images',
 )
 
 _CHOICES = {
@@ -63,14 +64,16 @@ _BOUNDS = (
         'seed pretrain.seed source.shots target.shots match.images_per_class eval_every '
         'optimizer.warmup_steps pretrain.optimizer.warmup_steps optimizer.weight_decay '
         'pretrain.optimizer.weight_decay optimizer.head_multiplier '
-        'pretrain.optimizer.head_multiplier keep_decoded_mb ' + ' '.join(_COEFFICIENTS),
+        'pretrain.optimizer.head_multiplier keep_decoded_mb max_bad_images '
+        + ' '.join(_COEFFICIENTS),
         lambda value: 0 <= value < 2**32,
         'from 0 to 2**32 - 1',
     ),
     (
         'optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
         'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor '
-        'source.sample_rate target.sample_rate stochnorm.p bituning.momentum smile.momentum',
+        'source.sample_rate target.sample_rate source.test_share target.test_share '
+        'stochnorm.p bituning.momentum smile.momentum',
         lambda value: 0 <= value <= 1,
         'from 0 to 1',
     ),

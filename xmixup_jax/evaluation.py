@@ -7,7 +7,7 @@ import jax
 from ml_collections import ConfigDict
 
 from xmixup_jax.data.pairing import eval_batches
-from xmixup_jax.data.sources import Records
+from xmixup_jax.data.records import Records
 from xmixup_jax.step import Task, TrainState, shard, wait_if_simulated
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.augment import evaluation_view
 from xmixup_jax.data.pairing import eval_batches
-from xmixup_jax.data.sources import Records
+from xmixup_jax.data.records import Records
 from xmixup_jax.errors import DataError
 from xmixup_jax.evaluation import over_records
 from xmixup_jax.files import whole_file
@@ -24,7 +24,7 @@ from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eva
 
 
 def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """All images as the evaluation sees them, float32 [N, H, W, 3], and the labels, int32 [N]."""
+    """All readable images as the evaluation sees them, [N, H, W, 3], and the labels, [N]."""
     batches = eval_batches(
         records,
         batch_size=len(records),
@@ -34,7 +34,9 @@ def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndar
         process_count=1,
     )
     batch = next(batches)
-    return np.asarray(evaluation_view(config, batch['image'])), batch['label']
+    readable = batch['mask'].astype(bool)
+    images = evaluation_view(config, batch['image'][readable])
+    return np.asarray(images), batch['label'][readable]
 
 
 def outputs_of(
@@ -80,13 +82,14 @@ def class_means(task: Task, config: ConfigDict, state: TrainState, records: Reco
         starts = np.searchsorted(records.labels[order], np.arange(num_classes))
         rank = np.arange(len(order)) - starts[records.labels[order]]
         records = records.select(np.sort(order[rank < limit]))
-    empty = np.setdiff1d(np.arange(num_classes), records.labels)
-    if len(empty):
-        name = records.class_names[empty[0]]
-        raise DataError(f'class {name!r} of {records.name} has no image, so it cannot be matched')
     results = over_records(_mapped_feature_step(task, num_classes), config, state, records)
     totals = reduce(lambda total, result: jax.tree.map(jnp.add, total, result), results)
     sums, counts = jax.device_get(totals)
+    if not counts.all():
+        name = records.class_names[np.flatnonzero(counts == 0)[0]]
+        raise DataError(
+            f'class {name!r} of {records.name} has no readable image, so it cannot be matched'
+        )
     return sums / counts[:, None]
 
 

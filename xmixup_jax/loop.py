@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
-from xmixup_jax.data.sources import Records
+from xmixup_jax.data.records import Records
 from xmixup_jax.errors import Interrupted, UserError
 from xmixup_jax.evaluation import evaluate
 from xmixup_jax.metrics import RunLog

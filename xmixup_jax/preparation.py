@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints, Meta
-from xmixup_jax.data.sources import Data, Records, open_split
+from xmixup_jax.data.records import Records
+from xmixup_jax.data.sources import Data, open_split
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.features import backbone_class_means, images_of, outputs_of
 from xmixup_jax.matching import ClassMatch, assign, class_similarity

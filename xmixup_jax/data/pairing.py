@@ -13,7 +13,8 @@ import grain
 import jax
 import numpy as np
 
-from xmixup_jax.data.sources import Data, Records
+from xmixup_jax.data.records import Records
+from xmixup_jax.data.sources import Data
 from xmixup_jax.matching import ClassMatch
 
 Batch = dict[str, np.ndarray]
@@ -61,13 +62,13 @@ def train_batches(
     def load(drawn: dict[str, Any]) -> Batch:
         i = drawn['index']
         record = {
-            'image': target.image(i, resize),
+            'image': target.image_or_next(i, resize),
             'label': target.labels[i],
             'seed': drawn['seed'],
         }
         if match is not None:
             j = drawn['source_index']
-            record['source_image'] = source.image(j, resize)
+            record['source_image'] = source.image_or_next(j, resize)
             label = np.searchsorted(selected, source.labels[j])
             record['source_label'] = label.astype(np.int32)
         return record
@@ -86,21 +87,22 @@ def eval_batches(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> Iterator[Batch]:
-    """Every record once, this process's share; the last batch is filled up with masked ones.
+    """Every record once, this process's share; masked are the filling of the last batch, and
+    records whose image cannot be decoded.
 
     All processes get the same number of batches, so that collective operations line up.
 
     Yields:
-      'image' uint8 [b, R, R, 3], 'label' int32 [b], 'mask' float32 [b], 0 for filling.
+      'image' uint8 [b, R, R, 3], 'label' int32 [b], 'mask' float32 [b], 0 or 1.
     """
     padded = -(-len(records) // batch_size) * batch_size
 
     def load(i: int) -> Batch:
-        real = i < len(records)
-        i = i if real else 0
+        image = records.image(i, resize) if i < len(records) else None
+        real = image is not None
         return {
-            'image': records.image(i, resize),
-            'label': records.labels[i],
+            'image': image if real else np.zeros((resize, resize, 3), np.uint8),
+            'label': records.labels[i if real else 0],
             'mask': np.float32(real),
         }
 

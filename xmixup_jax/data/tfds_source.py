@@ -1,0 +1,191 @@
+"""Data sets of tfds, and of the project's own builders, stored as array_record."""
+
+import difflib
+import hashlib
+import importlib.util
+import logging
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from xmixup_jax.data import builders, digits  # noqa: F401  (registers the project's own)
+from xmixup_jax.data.records import Records, Store
+from xmixup_jax.errors import DataError
+from xmixup_jax.files import whole_file
+
+log = logging.getLogger('xmixup_jax')
+
+# Builders whose images come inside a package, so that preparing them needs no permission.
+IN_PACKAGES = ('mnist5k', 'uci_digits')
+_CHUNK = 1000  # records that are read at once for their labels
+_SAVE_SECONDS = 10.0  # between two saves of an unfinished label index
+
+
+def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """The builder of this name.
+
+    Args:
+      name: as tfds has it, for example 'imagenet_resized/64x64'.
+      data_dir: of tfds, '' for its own default.
+
+    Raises:
+      DataError: there is none; names similar ones.
+    """
+    data_dir = str(Path(data_dir).expanduser()) if data_dir else None
+    # tfds warns of every folder that is about to be written for the first time.
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    try:
+        return tfds.builder(name, data_dir=data_dir, file_format='array_record')
+    except tfds.core.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(name, known, 3)
+        hint = f'did you mean {" or ".join(close)}? ' if close else ''
+        raise DataError(
+            f'there is no data set {name}: {hint}Use a tfds name, or folder:PATH for an image '
+            'folder'
+        ) from error
+    finally:
+        absl_logging.set_verbosity(verbosity)
+
+
+def unprepared(name: str, config: ConfigDict) -> str | None:
+    """Says how to get a data set that is not on disk yet, or None."""
+    if name in IN_PACKAGES:
+        return None
+    try:
+        builder = make_builder(name, config.data_dir)
+    except DataError as error:
+        return str(error)
+    if builder.info.splits:
+        return None
+    return (
+        f'data set {name} is not prepared in {builder.data_dir}: {_archives(builder)}run  '
+        'python -m xmixup_jax.prepare  with the same --config flags'
+    )
+
+
+def _archives(builder: tfds.core.DatasetBuilder) -> str:
+    """What has to be brought by hand, and where to."""
+    if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return ''
+    words = re.sub(r'\s+', ' ', builder.MANUAL_DOWNLOAD_INSTRUCTIONS).strip()
+    return f'put its archives into {_manual_dir(builder)} ({words}), then '
+
+
+def _manual_dir(builder: tfds.core.DatasetBuilder) -> Path:
+    return Path(builder._data_dir_root) / 'downloads' / 'manual'
+
+
+def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Downloads and converts a data set, if that has not been done; what was downloaded stays.
+
+    Raises:
+      DataError: archives are missing, the download failed, or the builder needs TensorFlow.
+    """
+    builder = make_builder(name, data_dir)
+    if builder.info.splits:
+        return builder
+    # A builder that uses TensorFlow does so through a lazy import under this name.
+    lazy = hasattr(sys.modules[type(builder).__module__], 'tf')
+    if lazy and importlib.util.find_spec('tensorflow') is None:
+        raise DataError(
+            f"tfds's builder of {name} needs TensorFlow to convert the images (reading them later "
+            'does not): run  pip install tensorflow-cpu  and the same command again'
+        )
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not _manual_dir(builder).is_dir():
+        raise DataError(f'data set {name}: {_archives(builder)}run the same command again')
+    log.info('Writing %s as array_record to %s', name, builder.data_dir)
+    try:
+        builder.download_and_prepare()
+    except (tfds.download.DownloadError, ConnectionError, AssertionError) as error:
+        raise DataError(
+            f'data set {name} cannot be had: {" ".join(str(error).split())[:500]}; '
+            'run the same command again, or bring its archives by hand'
+        ) from error
+    return builder
+
+
+def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Records:
+    """Opens one split of a prepared data set.
+
+    Raises:
+      DataError: the split or its format is not there.
+    """
+    builder = build(name, config.data_dir)
+    image_key, label_key = builder.info.supervised_keys or ('image', 'label')
+    try:
+        data_source = builder.as_data_source(
+            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+    except (ValueError, KeyError) as error:
+        raise DataError(
+            f'{name} has no split {split!r}: it has {", ".join(sorted(builder.info.splits))}'
+        ) from error
+    except NotImplementedError as error:
+        raise DataError(
+            f'{name} in {builder.data_dir} is not stored as array_record: prepare it again '
+            "with file_format='array_record' in another data_dir"
+        ) from error
+
+    def parser(key: str):
+        # One feature alone: others, such as masks and boxes, would be decoded as well.
+        features = tfds.features.FeaturesDict({key: builder.info.features[key]})
+        decoders = {image_key: tfds.decode.SkipDecoding()} if key == image_key else None
+        return lambda raw: features.deserialize_example_np(raw, decoders=decoders)[key]
+
+    image, label = parser(image_key), parser(label_key)
+    return Records(
+        name=name,
+        class_names=tuple(builder.info.features[label_key].names),
+        labels=_labels(data_source, label, builder, split, config.cache_dir),
+        read=lambda i: image(data_source[i]),
+        where=lambda i: f'record {i} of {name} ({split})',
+        index=np.arange(len(data_source)),
+        store=store,
+    )
+
+
+def _labels(data_source, label, builder, split, cache_dir) -> np.ndarray:
+    """Every record's label, int32 [N].
+
+    Finding them means reading the whole split, so that they are kept on disk; if that is
+    interrupted, the next call goes on where it stopped.
+    """
+    key = f'{builder.data_dir} {split} {len(data_source)}'
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = Path(cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npy'
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    unfinished = path.with_suffix('.part.npy')
+    labels = np.load(unfinished, allow_pickle=False).tolist() if unfinished.exists() else []
+    saved = time.monotonic()
+    with tqdm(
+        total=len(data_source),
+        initial=len(labels),
+        desc=f'labels of {builder.name} {split}',
+        unit='image',
+        disable=None if len(data_source) > _CHUNK else True,
+    ) as bar:
+        while len(labels) < len(data_source):
+            chunk = range(len(labels), min(len(labels) + _CHUNK, len(data_source)))
+            labels += [int(label(raw)) for raw in data_source.__getitems__(chunk)]
+            bar.update(len(chunk))
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                _save(unfinished, labels)
+                saved = time.monotonic()
+    _save(path, labels)
+    unfinished.unlink(missing_ok=True)
+    return np.array(labels, np.int32)
+
+
+def _save(path: Path, labels: list[int]) -> None:
+    with whole_file(path) as partial, partial.open('wb') as file:
+        np.save(file, np.array(labels, np.int32))
