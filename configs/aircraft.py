@@ -1,8 +1,10 @@
-"""ImageNet to FGVC-Aircraft (100 variants; 6,667 training and 3,333 test images), ResNet-50.
+"""ImageNet to FGVC-Aircraft: 100 variants; 6,667 training and 3,333 test images; ResNet-50.
 
+    python -m xmixup_jax.prepare --config=configs/aircraft.py
     python -m xmixup_jax.main --config=configs/aircraft.py
 
-Plain fine-tuning of this network reaches 80.2 % top-1 on all training images (TLlib's figure).
+Plain fine-tuning of this network reaches 80.2 % top-1 on all training images and 41.6 % on 15 % of
+them (TLlib's figures). The archive (2.6 GB) is fetched from its authors' site.
 """
 
 from configs import default
@@ -10,6 +12,6 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.target = default.dataset('fgvc_aircraft', 'train', 'test')
-    config.weights = 'weights/resnet50.safetensors'
+    config.target = default.dataset('fgvc_aircraft', 'train+validation', 'test')
+    config.weights = default.RESNET50
     return config

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from flax import nnx
 from ml_collections import ConfigDict
 from safetensors.torch import save_file
 from torch_networks import peer
@@ -16,9 +17,11 @@ CLASSES = 7
 SIZES = {'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}
 
 
-def make(name, image_size=64, seed=0, num_logits=CLASSES):
+def make(name, image_size=64, num_logits=CLASSES):
+    """(graphdef, params, batch_stats), all zero: initialising the large ones takes long."""
     config = ConfigDict({'name': name, 'width': 64, 'stem': 'imagenet'})
-    return create_model(config, num_logits, image_size, seed)
+    graphdef, *shapes = nnx.eval_shape(lambda: create_model(config, num_logits, image_size, 0))
+    return graphdef, *jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def randomized(network, seed=0):

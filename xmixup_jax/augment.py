@@ -22,9 +22,13 @@ def normalize(images: jax.Array, model: ConfigDict) -> jax.Array:
       model: the `model` part of the configuration; 'normalization' may be '', then it is the one
         that timm's weights of this network were trained with.
     """
-    name = model.normalization or MODELS[model.name].normalization
-    mean, std = (255.0 * jnp.asarray(values, jnp.float32) for values in NORMALIZATIONS[name])
+    mean, std = (255.0 * jnp.asarray(values, jnp.float32) for values in normalization(model))
     return (images.astype(jnp.float32) - mean) / std
+
+
+def normalization(model: ConfigDict) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of the network's inputs, of values from 0 to 1."""
+    return NORMALIZATIONS[model.normalization or MODELS[model.name].normalization]
 
 
 def evaluation_view(config: ConfigDict, images: jax.Array) -> jax.Array:

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import time
 from dataclasses import replace
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from xmixup_jax.augment import evaluation_view
 from xmixup_jax.data.pairing import eval_batches
@@ -21,6 +23,8 @@ from xmixup_jax.files import whole_file
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.pretrained import Weights
 from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step, replicate
+
+_SAVE_SECONDS = 10.0  # between two saves of unfinished class means
 
 
 def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndarray]:
@@ -59,7 +63,13 @@ def _mapped_feature_step(task: Task, num_classes: int):
     return map_eval_step(partial(feature_step, task, num_classes))
 
 
-def class_means(task: Task, config: ConfigDict, state: TrainState, records: Records) -> np.ndarray:
+def class_means(
+    task: Task,
+    config: ConfigDict,
+    state: TrainState,
+    records: Records,
+    unfinished: Path | None = None,
+) -> np.ndarray:
     """Mean pooled features of each class, on centre crops, in evaluation mode.
 
     Args:
@@ -68,6 +78,7 @@ def class_means(task: Task, config: ConfigDict, state: TrainState, records: Reco
         that count (the first ones; 0 for all).
       state: replicated parameters and statistics of the backbone.
       records: labelled images.
+      unfinished: file that keeps what an interrupted call has found, so that the next one goes on.
 
     Returns:
       float32 [K, D].
@@ -82,8 +93,29 @@ def class_means(task: Task, config: ConfigDict, state: TrainState, records: Reco
         starts = np.searchsorted(records.labels[order], np.arange(num_classes))
         rank = np.arange(len(order)) - starts[records.labels[order]]
         records = records.select(np.sort(order[rank < limit]))
-    results = over_records(_mapped_feature_step(task, num_classes), config, state, records)
-    totals = reduce(lambda total, result: jax.tree.map(jnp.add, total, result), results)
+    totals, done = None, 0
+    if unfinished is not None and unfinished.exists():
+        with np.load(unfinished, allow_pickle=False) as saved:
+            totals, done = (saved['sums'], saved['counts']), int(saved['done'])
+    rest = records.select(np.arange(done, len(records)))
+    saved_at = time.monotonic()
+    with tqdm(
+        total=len(records),
+        initial=done,
+        desc=f'features of {records.name.split("/")[-1]}',
+        unit='image',
+        disable=None if len(rest) > config.eval_batch_size else True,
+    ) as bar:
+        for result in over_records(_mapped_feature_step(task, num_classes), config, state, rest):
+            totals = result if totals is None else jax.tree.map(jnp.add, totals, result)
+            count = min(config.eval_batch_size, len(records) - done)
+            done += count
+            bar.update(count)
+            if unfinished is not None and time.monotonic() - saved_at > _SAVE_SECONDS:
+                sums, counts = jax.device_get(totals)
+                with whole_file(unfinished) as partial_path, partial_path.open('wb') as file:
+                    np.savez(file, sums=sums, counts=counts, done=done)
+                saved_at = time.monotonic()
     sums, counts = jax.device_get(totals)
     if not counts.all():
         name = records.class_names[np.flatnonzero(counts == 0)[0]]
@@ -114,10 +146,14 @@ def backbone_class_means(
     if backbone is not None:
         params, batch_stats = backbone.fill(state.params, state.batch_stats)
         state = replace(state, params=params, batch_stats=batch_stats)
-    means = class_means(task, config, replicate(state), records)
+    # Several processes would have to agree on where to go on.
+    resumable = path is not None and jax.process_count() == 1
+    unfinished = path.with_suffix('.part.npz') if resumable else None
+    means = class_means(task, config, replicate(state), records, unfinished)
     if path is not None and jax.process_index() == 0:
         with whole_file(path) as partial_path, partial_path.open('wb') as file:
             np.save(file, means)
+        path.with_suffix('.part.npz').unlink(missing_ok=True)
     return means
 
 

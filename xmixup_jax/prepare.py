@@ -1,0 +1,64 @@
+"""Everything slow in advance: python -m xmixup_jax.prepare --config=configs/cub.py
+
+Downloads and converts the data sets, finds every record's label, fetches the weights (or trains
+the network on the source), computes the class features and matches the classes. Takes the flags of
+xmixup_jax.main, and leaves everything where the same run will look for it. It can be interrupted:
+the same command goes on, and does nothing twice.
+"""
+
+import logging
+import sys
+import time
+
+import jax
+
+from xmixup_jax import config as config_lib
+from xmixup_jax.data.folder import FOLDER
+from xmixup_jax.data.tfds_source import build
+from xmixup_jax.main import ended, setup
+from xmixup_jax.methods import METHODS
+from xmixup_jax.preparation import find_match
+from xmixup_jax.train import backbone_weights, check_inputs, data_sets, open_data, report_match
+
+log = logging.getLogger('xmixup_jax')
+
+
+def run(argv: list[str]) -> None:
+    """Parses, checks, and goes through the steps."""
+    if {'-h', '--help', '-help'} & set(argv):
+        print(__doc__)
+        return
+    config, workdir = config_lib.parse_flags(argv)
+    config_lib.validate(config, jax.device_count())
+    setup(config)
+    begun = time.perf_counter()
+
+    def done(what: str) -> None:
+        log.info('%7.1f s  %s', time.perf_counter() - begun, what)
+
+    for name in data_sets(config).values():
+        if not name.startswith(FOLDER):
+            builder = build(name, config.data_dir)
+            done(f'{name} is in {builder.data_dir}')
+    check_inputs(config)
+    weights = backbone_weights(config)
+    done(f'weights are in {weights.path}' if weights else 'no weights: random ones')
+    data = open_data(config)
+    parts = {'target': data.target, 'test': data.test, 'source': data.source}
+    for part, records in parts.items():
+        if records is not None:
+            done(f'{part}: {len(records)} images of {len(records.class_names)} classes')
+    if METHODS[config.method].pairs:
+        match = find_match(config, weights, data)
+        workdir.mkdir(parents=True, exist_ok=True)
+        for row in report_match(workdir, match, data):
+            pairs = zip(row['source'], row['similarity'], strict=True)
+            print(
+                row['target'], ' <- ', ', '.join(f'{name} ({value:.3f})' for name, value in pairs)
+            )
+        done(f'classes are matched; also in {workdir / "match.json"}')
+    print('prepared; now run  python -m xmixup_jax.main  with the same flags')
+
+
+if __name__ == '__main__':
+    ended(run, sys.argv)
