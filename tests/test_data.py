@@ -179,14 +179,6 @@ def test_decode_makes_grey_images_rgb():
     np.testing.assert_array_equal(decode(png(grey), 8, ''), np.repeat(grey[..., None], 3, axis=2))
 
 
-@pytest.mark.parametrize(
-    'encoded', [b'', b'this is a text file', png(np.zeros((9, 9), np.uint8))[:40]]
-)
-def test_bytes_that_are_no_image(encoded):
-    with pytest.raises(DataError, match=r'photo\.jpg is not an image'):
-        decode(encoded, 8, 'photo.jpg')
-
-
 def make_folder(root, files):
     for name in files:
         path = root / name
@@ -205,6 +197,25 @@ def test_image_folder(tmp_path, config):
     assert train.labels.tolist() == [0, 0, 1]
     assert train.describe(2) == str(tmp_path / 'train/b/1.png')
     assert decode(encoded(test, 1), 6, '').shape == (6, 6, 3)
+
+
+def test_folder_without_splits(tmp_path, config):
+    files = [f'{name}/{i}.png' for name, n in {'a': 10, 'b': 3, 'c': 1}.items() for i in range(n)]
+    dataset = make_folder(tmp_path, files)
+    dataset.test_share = 0.3
+    train, test = train_and_test(dataset, config)
+    assert train.class_names == test.class_names == ('a', 'b', 'c')
+    assert np.bincount(test.labels).tolist() == [3, 1]  # the only image of c is trained on
+    assert np.bincount(train.labels).tolist() == [7, 2, 1]
+    paths = [part.describe(i) for part in (train, test) for i in range(len(part))]
+    assert sorted(paths) == sorted(str(tmp_path / name) for name in files)
+    config.seed = 7  # the test is the same whatever the seed
+    np.testing.assert_array_equal(
+        [test.describe(i) for i in range(4)],
+        [train_and_test(dataset, config)[1].describe(i) for i in range(4)],
+    )
+    with pytest.raises(DataError, match=r"no split 'validation': it has train, test"):
+        open_split(dataset, 'validation', config)
 
 
 def test_image_folder_faults(tmp_path, config):

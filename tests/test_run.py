@@ -78,24 +78,12 @@ def test_run_from_source_training_to_result(config, tmp_path):
     assert [path.stat().st_mtime_ns for path in trained] == stamps
 
 
-def test_text_file_in_place_of_an_image(config, tmp_path):
-    folder = tmp_path / 'images'
-    for split in ('train', 'test'):
-        for name in ('a', 'b'):
-            (folder / split / name).mkdir(parents=True)
-            (folder / split / name / 'note.png').write_text('this is a text file')
-    config.target.name, config.target.test_split = f'folder:{folder}', 'test'
-    config.target.shots = 0
-    with pytest.raises(DataError, match=r'note\.png is not an image that can be decoded'):
-        train_and_evaluate(config, tmp_path / 'run')
-
-
 def test_missing_data_and_weights_are_named_together(config, tmp_path):
     config.source.name, config.target.name = 'imagenet2012', 'fgvc_aircraft'
     config.weights = str(tmp_path / 'none.safetensors')
     with pytest.raises(DataError) as info:
         train_and_evaluate(config, tmp_path / 'run')
-    for words in ('fgvc-aircraft-2013b.tar.gz', 'ILSVRC2012_img_train.tar', 'none.safetensors'):
+    for words in ('fgvc_aircraft is not prepared', 'ILSVRC2012_img_train.tar', 'none.safetensors'):
         assert words in str(info.value)
     assert not (tmp_path / 'run').exists()
 
