@@ -4,6 +4,9 @@ They are built without TensorFlow. The encoded images are stored as they came.
 """
 
 import hashlib
+import shutil
+import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,26 @@ def _info(builder, names, description: str, homepage: str, citation: str, licenc
         citation=citation,
         license=licence,
     )
+
+
+def _unpack(archive: Path) -> Path:
+    """The folder of what is in a tar archive; it appears whole or not at all.
+
+    tfds would unpack it with TensorFlow. The filter keeps every file within the folder.
+    """
+    folder = archive.with_name(archive.name + '.unpacked')
+    if not folder.is_dir():
+        partial = folder.with_name(folder.name + '.part')
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(partial, filter='data')
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            raise DataError(
+                f'{archive} cannot be unpacked ({error}): it is damaged; get it once more'
+            ) from error
+        partial.rename(folder)
+    return folder
 
 
 def _check_md5(path: Path, expected: str) -> None:
@@ -68,7 +91,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         archive = Path(dl_manager.download(self.URL))
         _check_md5(archive, self.MD5)
-        data = Path(dl_manager.extract(archive)) / 'fgvc-aircraft-2013b' / 'data'
+        data = _unpack(archive) / 'fgvc-aircraft-2013b' / 'data'
         self.info.features['label'].names = (data / 'variants.txt').read_text().splitlines()
         official = {'train': 'train', 'validation': 'val', 'test': 'test'}
         return {
@@ -105,8 +128,11 @@ class MitIndoor67(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         paths = dl_manager.download(self.URLS)
-        images = Path(dl_manager.extract(paths['images'])) / 'Images'
-        lists = {split: Path(paths[split]).read_text().split() for split in ('train', 'test')}
+        images = _unpack(Path(paths['images'])) / 'Images'
+        lists = {
+            split: Path(paths[split]).read_text().strip().splitlines()
+            for split in ('train', 'test')
+        }
         self.info.features['label'].names = sorted(
             {line.split('/')[0] for lines in lists.values() for line in lines}
         )
@@ -148,7 +174,7 @@ class StanfordCars(tfds.core.GeneratorBasedBuilder):
                 raise DataError(
                     f'{manual / archive} is missing: put it there, or the unpacked folder {name}'
                 )
-            return Path(dl_manager.extract(manual / archive)) / name
+            return _unpack(manual / archive) / name
 
         devkit = folder('devkit', 'car_devkit.tgz')
         test = manual / 'cars_test_annos_withlabels.mat'

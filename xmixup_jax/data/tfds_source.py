@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import logging
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from xmixup_jax.data import builders, digits  # noqa: F401  (registers the project's own)
+from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import whole_file
@@ -93,14 +92,15 @@ def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = make_builder(name, data_dir)
     if builder.info.splits:
         return builder
-    # A builder that uses TensorFlow does so through a lazy import under this name.
-    lazy = hasattr(sys.modules[type(builder).__module__], 'tf')
-    if lazy and importlib.util.find_spec('tensorflow') is None:
+    own = type(builder).__module__ in (builders.__name__, digits.__name__)
+    if not own and importlib.util.find_spec('tensorflow') is None:
         raise DataError(
-            f"tfds's builder of {name} needs TensorFlow to convert the images (reading them later "
-            'does not): run  pip install tensorflow-cpu  and the same command again'
+            f"tfds's builder of {name} needs TensorFlow to unpack and convert the archives "
+            '(reading them later does not): run  pip install tensorflow-cpu  and the same command '
+            'again'
         )
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not _manual_dir(builder).is_dir():
+    manual = _manual_dir(builder)
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
         raise DataError(f'data set {name}: {_archives(builder)}run the same command again')
     log.info('Writing %s as array_record to %s', name, builder.data_dir)
     try:

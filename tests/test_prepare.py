@@ -1,0 +1,123 @@
+"""`python -m xmixup_jax.prepare`: everything slow in advance, and nothing twice."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xmixup_jax import features
+from xmixup_jax.data import tfds_source
+from xmixup_jax.data.sources import open_split
+from xmixup_jax.models.pretrained import Weights, save_weights
+from xmixup_jax.step import Sizes, create_task
+from xmixup_jax.train import train_and_evaluate
+
+
+def test_prepare_leaves_nothing_slow_to_the_run(config, tmp_path):
+    folders = {'data_dir': tmp_path / 'tfds', 'cache_dir': tmp_path / 'cache'}
+    values = {'pretrain.steps': 3, 'model.width': 4, 'num_threads': 1} | folders
+    overrides = [f'--config.{key}={value}' for key, value in values.items()]
+    command = [
+        sys.executable, '-m', 'xmixup_jax.prepare', '--config=configs/digits.py', *overrides,
+        f'--workdir={tmp_path / "run"}',
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].startswith('prepared; now run')
+    match = json.loads((tmp_path / 'run/match.json').read_text())
+    for row in match:
+        assert f'{row["target"]}  <-  {row["source"][0]}' in done.stdout
+    made = {
+        path: path.stat().st_mtime_ns
+        for folder in folders.values()
+        for path in folder.rglob('*')
+        if path.is_file() and 'xla' not in path.parts
+    }
+    kinds = {path.relative_to(tmp_path).parts[1] for path in made}
+    assert {'mnist5k', 'uci_digits', 'labels', 'pretrained', 'features'} <= kinds
+
+    config.update({key: str(folder) for key, folder in folders.items()})
+    config.update({'weights': 'source', 'num_threads': 1})
+    config.pretrain.steps = 3
+    config.update({'batch_size': 32, 'eval_batch_size': 256, 'steps': 2})
+    train_and_evaluate(config, tmp_path / 'run')
+    assert json.loads((tmp_path / 'run/match.json').read_text()) == match
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, '_SAVE_SECONDS', 0.0)
+    config.cache_dir = str(tmp_path)
+    config.eval_batch_size, config.match.images_per_class = 16, 0
+    records = open_split(config.target, 'train', config).select(np.arange(100))
+    _, state = create_task(config, Sizes(10))
+    save_weights(tmp_path / 'w', config.model.name, state.params, state.batch_stats, {})
+    weights = Weights(tmp_path / 'w', config.model.name)
+
+    seen = []
+
+    def read(i, limit):
+        seen.append(i)
+        if len(seen) > limit:
+            raise Stopped
+        return records.read(i)
+
+    def part(limit):
+        seen.clear()
+        store = replace(records.store, kept={})
+        stopping = replace(records, read=lambda i: read(i, limit), store=store)
+        return features.backbone_class_means(config, weights, stopping)
+
+    whole = part(1000)
+    assert len(seen) == 100
+    (path,) = (tmp_path / 'features').glob('*.npy')
+    path.unlink()
+    with pytest.raises(Stopped):
+        part(70)
+    (unfinished,) = (tmp_path / 'features').glob('*.part.npz')
+    done = int(np.load(unfinished)['done'])
+    assert 0 < done <= 70
+    np.testing.assert_allclose(part(1000), whole, rtol=1e-6)
+    assert len(seen) == 100 - done
+    assert [p.suffix for p in (tmp_path / 'features').iterdir()] == ['.npy']
+
+
+def test_labels_go_on_where_they_stopped(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_source, '_SAVE_SECONDS', -1.0)
+    monkeypatch.setattr(tfds_source, '_CHUNK', 100)
+    expected = open_split(config.target, 'train', config).labels
+    builder = tfds_source.build('uci_digits', config.data_dir)
+
+    class Source:
+        chunks = 0
+        limit = 5
+
+        def __len__(self):
+            return len(expected)
+
+        def __getitems__(self, numbers):
+            self.chunks += 1
+            if self.chunks > self.limit:
+                raise Stopped
+            return [expected[i] for i in numbers]
+
+    def labels(source):
+        return tfds_source._labels(source, lambda raw: raw, builder, 'train', str(tmp_path))
+
+    with pytest.raises(Stopped):
+        labels(Source())
+    (unfinished,) = Path(tmp_path / 'labels').iterdir()
+    assert unfinished.name.endswith('.part.npy')
+    rest = Source()
+    rest.limit = 13  # of 18
+    np.testing.assert_array_equal(labels(rest), expected)
+    assert rest.chunks == 13
+    (path,) = Path(tmp_path / 'labels').iterdir()
+    np.testing.assert_array_equal(np.load(path), expected)
