@@ -10,25 +10,20 @@ Tests on all of config.target's split, whose classes must be those of the head i
 
 import sys
 
-import jax
 import numpy as np
 from sklearn.metrics import top_k_accuracy_score
 
-from xmixup_jax import config as config_lib
 from xmixup_jax.data.sources import open_split
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.features import outputs_of
-from xmixup_jax.main import ended, setup
+from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.step import TrainState, create_task, replicate
 from xmixup_jax.train import backbone_weights, check_inputs
 
 
 def run(argv: list[str]) -> None:
-    config, _ = config_lib.parse_flags(argv)
-    config.method = 'finetune'  # the plain network
-    config_lib.validate(config, jax.device_count())
-    setup(config)
+    config, _ = read_command([*argv, '--config.method=finetune'])  # the plain network
     check_inputs(config)
     weights = backbone_weights(config)
     records = open_split(config.target, config.target.split, config)

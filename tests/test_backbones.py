@@ -1,17 +1,25 @@
 """Every backbone against torchvision's or timm's with the same random weights."""
 
+import itertools
+import shutil
+
 import jax
 import numpy as np
 import optax
 import pytest
 import torch
 from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch_networks import peer
 
-from xmixup_jax.models import MODELS, create_model, forward
+from xmixup_jax.methods.fsp import flow
+from xmixup_jax.models import MODELS, create_model, depthwise, forward
 from xmixup_jax.models.pretrained import Weights, torch_tensors
+from xmixup_jax.train import train_and_evaluate
 
 CLASSES = 7
 SIZES = {'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}
@@ -81,3 +89,60 @@ def test_logits_features_and_gradient_are_the_peers(name, tmp_path):
     close(outputs.logits, logits.detach(), 1e-6)
     for key, ours in torch_tensors(name, grads, {}).items():
         close(ours, network.get_parameter(key).grad, 1e-6)
+
+
+# Side of each stage's map in px and its channels, for images of 96 px (Inception: 107).
+STAGES = {
+    'resnet50': [(24, 256), (12, 512), (6, 1024), (3, 2048)],
+    'efficientnet_lite0': [(48, 16), (24, 24), (12, 40), (6, 112), (3, 320)],
+    'inception_v3': [(51, 64), (23, 192), (11, 288), (5, 768), (2, 2048)],
+    'vit_s16': [(6, 384)] * 4,
+}
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_stages_and_their_scales(name):
+    size = 107 if name == 'inception_v3' else 96
+    graphdef, params, batch_stats = make(name, size)
+    images = np.zeros((2, size, size, 3), np.float32)
+
+    def outputs(scales):
+        return forward(graphdef, params, batch_stats, images, train=False, scales=scales)[0]
+
+    maps = jax.eval_shape(lambda: outputs(None)).stages
+    assert [(m.shape[1], m.shape[3]) for m in maps] == STAGES[name]
+    assert all(m.shape[1] == m.shape[2] for m in maps)
+    # The flow between any two of them can be computed (FSP), and each has its own scales.
+    pairs = itertools.pairwise(maps)
+    assert all(jax.eval_shape(flow, *pair).shape[0] == 2 for pair in pairs)
+    scales = [jax.ShapeDtypeStruct((m.shape[3],), np.float32) for m in maps]
+    assert jax.eval_shape(outputs, scales).logits.shape == (2, CLASSES)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2, 3]))
+@settings(max_examples=8)
+def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, height, width, 4)).astype(np.float32)
+    kernel = rng.normal(size=(side, side, 1, 4)).astype(np.float32)
+    ours, pullback = jax.vjp(lambda *xs: depthwise.sum_of_shifts(*xs, stride), x, kernel)
+    expected, pullback_2 = jax.vjp(lambda *xs: depthwise.grouped_conv(*xs, stride), x, kernel)
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    grad = rng.normal(size=ours.shape).astype(np.float32)
+    for mine, theirs in zip(pullback(grad), pullback_2(grad), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_without_batch_norm_trains_and_continues(config, tmp_path):
+    config.model.update({'name': 'vit_s16', 'width': 64, 'stem': 'imagenet'})
+    config.method = 'finetune'
+    config.update({'resize': 36, 'image_size': 32, 'steps': 2, 'checkpoint_every': 1})
+    whole = train_and_evaluate(config, tmp_path / 'whole')
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'again')
+    for path in ('checkpoints/2', 'result.json', 'model.safetensors'):
+        path = tmp_path / 'again' / path
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = train_and_evaluate(config, tmp_path / 'again')
+    assert again['loss'] == whole['loss']
+    ours, theirs = (load_file(tmp_path / run / 'model.safetensors') for run in ('whole', 'again'))
+    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)

@@ -125,3 +125,22 @@ def test_pretraining_trains_on_the_source():
 
 def test_flatten_has_dotted_keys():
     assert flatten(digits.get_config())['pretrain.optimizer.learning_rate'] == 0.1
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (['model.name=vit_s16', 'image_size=100'], 'at least 16 px, a multiple of 16'),
+        (['model.name=inception_v3', 'image_size=64'], 'at least 75 px'),
+        (['model.name=efficientnet_lite0', 'model.stem=cifar'], 'only ResNets have these'),
+        (['model.name=vit_b16', 'method=stochnorm'], 'which vit_b16 has not'),
+        (['model.normalization=none'], 'must be one of '),
+        (['target.test_share=1.5'], 'config.target.test_share=1.5: must be from 0 to 1'),
+        (['max_bad_images=-1'], 'config.max_bad_images=-1: must be from 0 to'),
+    ],
+)
+def test_limits_of_networks_and_data(flags, words):
+    config, _ = parse(*(f'--config.{flag}' for flag in flags), file='configs/dtd.py')
+    with pytest.raises(ConfigError) as info:
+        validate(config, num_devices=8)
+    assert words in str(info.value)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -100,6 +101,19 @@ def test_every_target_meets_one_of_its_matched_classes(records):
             assert source_class in MATCH.classes[label]
             seen.add((int(label), int(source_class)))
     assert len(seen) == 20
+
+
+def test_only_records_of_matched_classes_are_read(records):
+    target, _, source = records
+    few = ClassMatch(np.full((10, 1), 3, np.int32), np.ones((10, 1), np.float32))
+    read = []
+    watched = replace(source, read=lambda i: (read.append(i), source.read(i))[1])
+    arguments = {'seed': 0, 'batch_size': 16, 'resize': 11, 'num_threads': 2}
+    batches = iter(train_batches(Data(target, None, watched), few, **arguments))
+    for _ in range(5):
+        next(batches)
+    position = {number: i for i, number in enumerate(source.index)}
+    assert {int(source.labels[position[number]]) for number in read} == {3}
 
 
 def test_the_source_label_is_the_source_images_class(records):

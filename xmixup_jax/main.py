@@ -23,6 +23,14 @@ from xmixup_jax.errors import UserError
 from xmixup_jax.train import train_and_evaluate
 
 
+def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
+    """The configuration, checked and put into effect, and the work directory."""
+    config, workdir = config_lib.parse_flags(argv)
+    config_lib.validate(config, jax.device_count())
+    setup(config)
+    return config, workdir
+
+
 def setup(config: ConfigDict) -> None:
     """Process-wide settings: log level and the persistent compilation cache."""
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and tfds narrate every file
@@ -32,13 +40,8 @@ def setup(config: ConfigDict) -> None:
 
 
 def run(argv: list[str]) -> None:
-    """Parses, checks, trains and prints the result line."""
-    if {'-h', '--help', '-help'} & set(argv):
-        print(__doc__)
-        return
-    config, workdir = config_lib.parse_flags(argv)
-    config_lib.validate(config, jax.device_count())
-    setup(config)
+    """Trains and prints the result line."""
+    config, workdir = read_command(argv)
     result = train_and_evaluate(config, workdir)
     print(
         f'{result["method"]}  top1 {100 * result["top1"]:.2f} %  on {result["test_images"]} images '
@@ -52,9 +55,13 @@ def main() -> None:
 
 
 def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a program; a user's mistake ends the process with one line and the exit code."""
+    """Runs a program, or prints its module's text for --help; a user's mistake ends the process
+    with one line and the exit code."""
     try:
-        program(argv)
+        if {'-h', '--help', '-help'} & set(argv):
+            print(sys.modules[program.__module__].__doc__)
+        else:
+            program(argv)
     except UserError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:  # outside the training loop, which saves first

@@ -10,12 +10,9 @@ import logging
 import sys
 import time
 
-import jax
-
-from xmixup_jax import config as config_lib
 from xmixup_jax.data.folder import FOLDER
 from xmixup_jax.data.tfds_source import build
-from xmixup_jax.main import ended, setup
+from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods import METHODS
 from xmixup_jax.preparation import find_match
 from xmixup_jax.train import backbone_weights, check_inputs, data_sets, open_data, report_match
@@ -24,13 +21,8 @@ log = logging.getLogger('xmixup_jax')
 
 
 def run(argv: list[str]) -> None:
-    """Parses, checks, and goes through the steps."""
-    if {'-h', '--help', '-help'} & set(argv):
-        print(__doc__)
-        return
-    config, workdir = config_lib.parse_flags(argv)
-    config_lib.validate(config, jax.device_count())
-    setup(config)
+    """Goes through the steps."""
+    config, workdir = read_command(argv)
     begun = time.perf_counter()
 
     def done(what: str) -> None:

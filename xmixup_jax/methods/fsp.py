@@ -20,10 +20,17 @@ from xmixup_jax.methods import delta
 from xmixup_jax.methods.base import Method, View, reference
 
 
+def _halved(maps):
+    return nnx.avg_pool(maps, (2, 2), (2, 2), 'SAME', count_include_pad=False)
+
+
 def flow(before, after):
     """The Gram matrix [B, C, C'] between the maps [B, h, w, C] and [B, h', w', C'] of a stage."""
-    while before.shape[1] > after.shape[1]:
-        before = nnx.avg_pool(before, (2, 2), (2, 2), 'SAME', count_include_pad=False)
+    while before.shape[1] != after.shape[1]:
+        if before.shape[1] > after.shape[1]:
+            before = _halved(before)
+        else:  # maps that are not padded do not come down to exactly a half
+            after = _halved(after)
     return jnp.einsum('bhwi,bhwj->bij', before, after) / (after.shape[1] * after.shape[2])
 
 
