@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import importlib.util
 import io
 import subprocess
 import sys
@@ -206,13 +207,18 @@ def test_download_that_fails(site, tmp_path, monkeypatch):
         tfds_source.build('fgvc_aircraft', str(tmp_path / 'tfds'))
 
 
-def test_tensorflow_is_asked_for_only_where_tfds_needs_it(tmp_path):
+def test_tensorflow_is_asked_for_only_where_tfds_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     config = with_folders(cub.get_config(), tmp_path)
     config.weights, config.method = '', 'finetune'
     with pytest.raises(DataError, match=r'not prepared in .*xmixup_jax\.prepare'):
         check_inputs(config)
     with pytest.raises(DataError, match=r'needs TensorFlow .* pip install tensorflow-cpu'):
         tfds_source.build('caltech_birds2011', config.data_dir)
+    manual = tfds_source._manual_dir(
+        tfds_source.make_builder('imagenet_resized/8x8', str(tmp_path))
+    )
+    assert manual == tmp_path / 'downloads/manual'
     with pytest.raises(DataError, match=r'no data set catlech_birds: did you mean caltech_birds20'):
         tfds_source.build('catlech_birds', config.data_dir)
 

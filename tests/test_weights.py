@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 
 import huggingface_hub
@@ -254,6 +255,8 @@ def test_weights_from_the_hub(small_file, tmp_path, monkeypatch):
         cache_dir=tmp_path / 'hub',
     )
     monkeypatch.setattr(huggingface_hub, 'hf_hub_download', download)
+    in_cache = partial(huggingface_hub.try_to_load_from_cache, cache_dir=tmp_path / 'hub')
+    monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', in_cache)
     find = find_weights.find_weights
     assert_equal(fill(find('timm/small.test'), with_head=True), (params, batch_stats))
     with pytest.raises(DataError, match=r'timm/none cannot be had from the Hugging Face Hub'):
@@ -263,6 +266,7 @@ def test_weights_from_the_hub(small_file, tmp_path, monkeypatch):
     # What has been downloaded needs no connection; what has not says so.
     find_weights._from_hub.cache_clear()
     assert_equal(fill(find('timm/small.test'), with_head=True), (params, batch_stats))
+    monkeypatch.setattr(time, 'sleep', lambda seconds: None)  # between five more tries
     with pytest.raises(DataError, match=r'Hub cannot be reached'):
         find('timm/other')
 

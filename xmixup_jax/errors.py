@@ -17,6 +17,17 @@ class DataError(UserError):
     """A data set, an image or a weights file is missing or unreadable."""
 
 
+def raise_all(missing: dict[str, str | None]) -> None:
+    """Raises DataError with every message in one, if there is any.
+
+    Args:
+      missing: what each message is about, and the message, or None where nothing is missing.
+    """
+    lines = [f'{key}: {words}' for key, words in missing.items() if words]
+    if lines:
+        raise DataError(lines[0] if len(lines) == 1 else '\n- '.join(['missing:', *lines]))
+
+
 class Interrupted(UserError):
     """SIGTERM or SIGINT arrived; the run is saved and the same command continues it."""
 

@@ -34,6 +34,7 @@ def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
 def setup(config: ConfigDict) -> None:
     """Process-wide settings: log level and the persistent compilation cache."""
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and tfds narrate every file
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # and this every retry
     logging.basicConfig(format='%(message)s', force=True)
     logging.getLogger('xmixup_jax').setLevel(logging.INFO)
     jax.config.update('jax_compilation_cache_dir', str(Path(config.cache_dir).expanduser() / 'xla'))

@@ -11,7 +11,8 @@ import sys
 import time
 
 from xmixup_jax.data.folder import FOLDER
-from xmixup_jax.data.tfds_source import build
+from xmixup_jax.data.tfds_source import build, obstacle
+from xmixup_jax.errors import raise_all
 from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods import METHODS
 from xmixup_jax.preparation import find_match
@@ -28,10 +29,11 @@ def run(argv: list[str]) -> None:
     def done(what: str) -> None:
         log.info('%7.1f s  %s', time.perf_counter() - begun, what)
 
-    for name in data_sets(config).values():
-        if not name.startswith(FOLDER):
-            builder = build(name, config.data_dir)
-            done(f'{name} is in {builder.data_dir}')
+    names = [name for name in data_sets(config).values() if not name.startswith(FOLDER)]
+    raise_all({name: obstacle(name, config.data_dir) for name in names})
+    for name in names:
+        builder = build(name, config.data_dir)
+        done(f'{name} is in {builder.data_dir}')
     check_inputs(config)
     weights = backbone_weights(config)
     done(f'weights are in {weights.path}' if weights else 'no weights: random ones')

@@ -12,7 +12,7 @@ from xmixup_jax import config as config_lib
 from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.sources import Data, Opened, problem, train_and_test, train_records
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.evaluation import evaluate
 from xmixup_jax.files import write_json
 from xmixup_jax.loop import fit
@@ -133,10 +133,7 @@ def check_inputs(config: ConfigDict) -> None:
             find_weights(config.weights)
         except DataError as error:
             missing['config.weights'] = str(error)
-    missing = {key: words for key, words in missing.items() if words}
-    if missing:
-        lines = [f'{key}: {words}' for key, words in missing.items()]
-        raise DataError(lines[0] if len(lines) == 1 else '\n- '.join(['missing:', *lines]))
+    raise_all(missing)
 
 
 def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:

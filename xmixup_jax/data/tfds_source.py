@@ -80,7 +80,8 @@ def _archives(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _manual_dir(builder: tfds.core.DatasetBuilder) -> Path:
-    return Path(builder._data_dir_root) / 'downloads' / 'manual'
+    root = Path(builder.data_dir).parents[builder.info.full_name.count('/')]
+    return root / 'downloads' / 'manual'
 
 
 def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -92,25 +93,36 @@ def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = make_builder(name, data_dir)
     if builder.info.splits:
         return builder
+    missing = obstacle(name, data_dir)
+    if missing:
+        raise DataError(missing)
+    log.info('Writing %s as array_record to %s', name, builder.data_dir)
+    try:
+        builder.download_and_prepare()
+    except (tfds.download.DownloadError, OSError, AssertionError) as error:
+        raise DataError(
+            f'data set {name} cannot be had: {" ".join(str(error).split())[:500]}; '
+            'run the same command again, or bring its archives by hand'
+        ) from error
+    return builder
+
+
+def obstacle(name: str, data_dir: str) -> str | None:
+    """Says what `build` would fail for before it downloads anything, or None."""
+    builder = make_builder(name, data_dir)
+    if builder.info.splits:
+        return None
     own = type(builder).__module__ in (builders.__name__, digits.__name__)
     if not own and importlib.util.find_spec('tensorflow') is None:
-        raise DataError(
+        return (
             f"tfds's builder of {name} needs TensorFlow to unpack and convert the archives "
             '(reading them later does not): run  pip install tensorflow-cpu  and the same command '
             'again'
         )
     manual = _manual_dir(builder)
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
-        raise DataError(f'data set {name}: {_archives(builder)}run the same command again')
-    log.info('Writing %s as array_record to %s', name, builder.data_dir)
-    try:
-        builder.download_and_prepare()
-    except (tfds.download.DownloadError, ConnectionError, AssertionError) as error:
-        raise DataError(
-            f'data set {name} cannot be had: {" ".join(str(error).split())[:500]}; '
-            'run the same command again, or bring its archives by hand'
-        ) from error
-    return builder
+        return f'data set {name}: {_archives(builder)}run the same command again'
+    return None
 
 
 def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Records:
