@@ -218,7 +218,7 @@ def test_tensorflow_is_asked_for_only_where_tfds_needs_it(tmp_path, monkeypatch)
     manual = tfds_source._manual_dir(
         tfds_source.make_builder('imagenet_resized/8x8', str(tmp_path))
     )
-    assert manual == tmp_path / 'downloads/manual'
+    assert tfds_source._manual_dir(builder) == tmp_path / 'downloads/manual'
     with pytest.raises(DataError, match=r'no data set catlech_birds: did you mean caltech_birds20'):
         tfds_source.build('catlech_birds', config.data_dir)
 
