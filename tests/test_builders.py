@@ -215,9 +215,7 @@ def test_tensorflow_is_asked_for_only_where_tfds_needs_it(tmp_path, monkeypatch)
         check_inputs(config)
     with pytest.raises(DataError, match=r'needs TensorFlow .* pip install tensorflow-cpu'):
         tfds_source.build('caltech_birds2011', config.data_dir)
-    manual = tfds_source._manual_dir(
-        tfds_source.make_builder('imagenet_resized/8x8', str(tmp_path))
-    )
+    builder = tfds_source.make_builder('imagenet_resized/8x8', str(tmp_path))
     assert tfds_source._manual_dir(builder) == tmp_path / 'downloads/manual'
     with pytest.raises(DataError, match=r'no data set catlech_birds: did you mean caltech_birds20'):
         tfds_source.build('catlech_birds', config.data_dir)
