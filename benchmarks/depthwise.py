@@ -51,9 +51,9 @@ def main() -> None:
         for gradient in (False, True):
             times = []
             for conv in (grouped_conv, sum_of_shifts):
-                run = partial(loss, conv, stride)
-                function = jax.value_and_grad(run, (0, 1)) if gradient else run
-                times.append(milliseconds(function, x, kernel))
+                forward = partial(conv, stride=stride)
+                training = jax.value_and_grad(partial(loss, conv, stride), (0, 1))
+                times.append(milliseconds(training if gradient else forward, x, kernel))
             cells.append(f'{times[0]:7.1f} {times[1]:6.1f} {times[0] / times[1]:5.1f}')
         print(f'{side:4} {channels:5} {kernel_side} {stride} |', ' | '.join(cells), flush=True)
 

@@ -1,6 +1,6 @@
 """Depthwise convolution; on a CPU as a sum over the kernel's places.
 
-XLA's grouped convolution takes 3 to 25 times as long there (`python -m benchmarks.depthwise`).
+XLA's grouped convolution takes 3 to 46 times as long there (`python -m benchmarks.depthwise`).
 """
 
 from functools import partial
