@@ -1,5 +1,7 @@
 import jax
 import numpy as np
+import pytest
+from ml_collections import ConfigDict
 
 from xmixup_jax.augment import center_crop, normalize, random_crop_flip
 
@@ -44,6 +46,15 @@ def test_center_crop():
     np.testing.assert_array_equal(center_crop(IMAGES, 6), IMAGES[:, 2:8, 2:8])
 
 
-def test_normalize_as_torchvision_does():
-    expected = (IMAGES / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(normalize(IMAGES), expected, atol=1e-5)
+@pytest.mark.parametrize(
+    ('name', 'chosen', 'mean', 'std'),
+    [
+        ('resnet50', '', [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ('efficientnet_lite0', '', 0.5, 0.5),
+        ('vit_b16', 'imagenet', [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    ],
+)
+def test_normalize_as_torchvision_and_timm_do(name, chosen, mean, std):
+    model = ConfigDict({'name': name, 'normalization': chosen})
+    expected = (IMAGES / 255.0 - mean) / std
+    np.testing.assert_allclose(normalize(IMAGES, model), expected, atol=1e-5)

@@ -32,7 +32,7 @@ def weights(config, tmp_path_factory):
     if not path.exists():
         config.method = 'finetune'
         _, state = step_lib.create_task(config, Sizes(10))
-        save_weights(path, state.params, state.batch_stats, {})
+        save_weights(path, config.model.name, state.params, state.batch_stats, {})
     return path
 
 

@@ -84,11 +84,11 @@ def test_evaluation_is_exact_for_a_partly_filled_batch(config, records):
     task, state = step_lib.create_task(config, SIZES)
     metrics = evaluate(task, config, step_lib.replicate(state), test)
 
-    from xmixup_jax.augment import center_crop, normalize
+    from xmixup_jax.augment import evaluation_view
     from xmixup_jax.data.decode import decode
 
     images = np.stack([decode(test.read(test.index[i]), config.resize, '') for i in range(77)])
-    images = normalize(center_crop(images, config.image_size))
+    images = evaluation_view(config, images)
     outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
     logits = np.asarray(outputs.logits, np.float64)[:, :10]
     log_p = scipy.special.log_softmax(logits, axis=1)
