@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch_networks import peer
 
 from xmixup_jax.methods.fsp import flow
-from xmixup_jax.models import MODELS, create_model, depthwise, forward
+from xmixup_jax.models import MODELS, create_model, depthwise, forward, vit
 from xmixup_jax.models.pretrained import Weights, torch_tensors
 from xmixup_jax.train import train_and_evaluate
 
@@ -133,7 +133,8 @@ def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_a_network_without_batch_norm_trains_and_continues(config, tmp_path):
+def test_a_network_without_batch_norm_trains_and_continues(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(vit, '_DEPTH', 4)  # of 12 blocks: they take long to compile
     config.model.update({'name': 'vit_s16', 'width': 64, 'stem': 'imagenet'})
     config.method = 'finetune'
     config.update({'resize': 36, 'image_size': 32, 'steps': 2, 'checkpoint_every': 1})
