@@ -19,16 +19,15 @@ from xmixup_jax.errors import DataError
 Examples = Iterator[tuple[str, dict[str, Any]]]
 
 
-def _info(builder, names, description: str, homepage: str, citation: str, licence: str):
-    """Images and labels; `names` are the classes' or their number, when a file gives them."""
-    names = {'num_classes': names} if isinstance(names, int) else {'names': names}
+def _info(builder, classes: int, description: str, homepage: str, citation: str, licence: str):
+    """Images and labels; the classes' names come from a file of the archive."""
     return tfds.core.DatasetInfo(
         builder=builder,
         description=description,
         features=tfds.features.FeaturesDict(
             {
                 'image': tfds.features.Image(),
-                'label': tfds.features.ClassLabel(**names),
+                'label': tfds.features.ClassLabel(num_classes=classes),
             }
         ),
         supervised_keys=('image', 'label'),
