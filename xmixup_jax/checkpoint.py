@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from xmixup_jax.errors import UserError
+from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.step import TrainState
@@ -96,7 +96,7 @@ class Checkpoints:
                 return _int_keys(checkpointer.restore(self._constants))
         except Exception as error:  # orbax has no common class for what a damaged file raises
             raise UserError(
-                f'{self._constants} cannot be read ({_first_line(error)}): the checkpoints beside '
+                f'{self._constants} cannot be read ({first_line(error)}): the checkpoints beside '
                 'it need it; restore it from a copy, or start anew in another --workdir'
             ) from error
 
@@ -151,7 +151,7 @@ class Checkpoints:
                     'Checkpoint %s/%d cannot be read (%s): moved to %s',
                     self._folder,
                     step,
-                    _first_line(error),
+                    first_line(error),
                     aside,
                 )
                 aside.parent.mkdir(exist_ok=True)
@@ -178,7 +178,3 @@ def _int_keys(tree: PyTree) -> PyTree:
     if not isinstance(tree, dict):
         return tree
     return {int(key) if key.isdigit() else key: _int_keys(value) for key, value in tree.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

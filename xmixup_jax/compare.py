@@ -53,9 +53,7 @@ class Run(NamedTuple):
 
 def parse(argv: list[str]) -> tuple[list[Run], Path]:
     """The runs that the command line asks for, and the folder of the comparison."""
-    parser = argparse.ArgumentParser(
-        prog='compare', description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog='compare', add_help=False)  # `ended` gives help
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--methods', default='all')
     parser.add_argument('--seeds', default='0,1,2,3,4', type=_numbers(int))

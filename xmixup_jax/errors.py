@@ -17,6 +17,11 @@ class DataError(UserError):
     """A data set, an image or a weights file is missing or unreadable."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of its message, or its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def raise_all(missing: dict[str, str | None]) -> None:
     """Raises DataError with every message in one, if there is any.
 

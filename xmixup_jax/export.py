@@ -127,9 +127,7 @@ def _save_torch(output: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def run(argv: list[str]) -> None:
     """Parses the flags and exports."""
-    parser = argparse.ArgumentParser(
-        prog='export', description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog='export', add_help=False)  # `ended` gives help
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--format', default='safetensors', choices=FILES)
     parser.add_argument('--output', type=Path)

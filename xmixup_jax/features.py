@@ -19,7 +19,7 @@ from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.errors import DataError
 from xmixup_jax.evaluation import over_records
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import save_array, whole_file
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.pretrained import Weights
 from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step, replicate
@@ -151,8 +151,7 @@ def backbone_class_means(
     unfinished = path.with_suffix('.part.npz') if resumable else None
     means = class_means(task, config, replicate(state), records, unfinished)
     if path is not None and jax.process_index() == 0:
-        with whole_file(path) as partial_path, partial_path.open('wb') as file:
-            np.save(file, means)
+        save_array(path, means)
         path.with_suffix('.part.npz').unlink(missing_ok=True)
     return means
 

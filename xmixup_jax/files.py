@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -17,6 +19,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     with partial.open('rb') as file:
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes a .npy file."""
+    with whole_file(path) as partial, partial.open('wb') as file:
+        np.save(file, array)
 
 
 def write_json(path: Path, value: Any) -> None:

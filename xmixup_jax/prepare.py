@@ -11,7 +11,7 @@ import sys
 import time
 
 from xmixup_jax.data.folder import FOLDER
-from xmixup_jax.data.tfds_source import build, obstacle
+from xmixup_jax.data.tfds_source import build, make_builder, obstacle
 from xmixup_jax.errors import raise_all
 from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods import METHODS
@@ -30,7 +30,7 @@ def run(argv: list[str]) -> None:
         log.info('%7.1f s  %s', time.perf_counter() - begun, what)
 
     names = [name for name in data_sets(config).values() if not name.startswith(FOLDER)]
-    raise_all({name: obstacle(name, config.data_dir) for name in names})
+    raise_all({name: obstacle(make_builder(name, config.data_dir)) for name in names})
     for name in names:
         builder = build(name, config.data_dir)
         done(f'{name} is in {builder.data_dir}')

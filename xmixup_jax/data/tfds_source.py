@@ -17,7 +17,7 @@ from tqdm import tqdm
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import save_array
 
 log = logging.getLogger('xmixup_jax')
 
@@ -93,7 +93,7 @@ def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = make_builder(name, data_dir)
     if builder.info.splits:
         return builder
-    missing = obstacle(name, data_dir)
+    missing = obstacle(builder)
     if missing:
         raise DataError(missing)
     log.info('Writing %s as array_record to %s', name, builder.data_dir)
@@ -107,21 +107,20 @@ def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def obstacle(name: str, data_dir: str) -> str | None:
+def obstacle(builder: tfds.core.DatasetBuilder) -> str | None:
     """Says what `build` would fail for before it downloads anything, or None."""
-    builder = make_builder(name, data_dir)
     if builder.info.splits:
         return None
     own = type(builder).__module__ in (builders.__name__, digits.__name__)
     if not own and importlib.util.find_spec('tensorflow') is None:
         return (
-            f"tfds's builder of {name} needs TensorFlow to unpack and convert the archives "
+            f"tfds's builder of {builder.name} needs TensorFlow to unpack and convert the archives "
             '(reading them later does not): run  pip install tensorflow-cpu  and the same command '
             'again'
         )
     manual = _manual_dir(builder)
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
-        return f'data set {name}: {_archives(builder)}run the same command again'
+        return f'data set {builder.name}: {_archives(builder)}run the same command again'
     return None
 
 
@@ -191,13 +190,9 @@ def _labels(data_source, label, builder, split, cache_dir) -> np.ndarray:
             labels += [int(label(raw)) for raw in data_source.__getitems__(chunk)]
             bar.update(len(chunk))
             if time.monotonic() - saved > _SAVE_SECONDS:
-                _save(unfinished, labels)
+                save_array(unfinished, np.array(labels, np.int32))
                 saved = time.monotonic()
-    _save(path, labels)
+    labels = np.array(labels, np.int32)
+    save_array(path, labels)
     unfinished.unlink(missing_ok=True)
-    return np.array(labels, np.int32)
-
-
-def _save(path: Path, labels: list[int]) -> None:
-    with whole_file(path) as partial, partial.open('wb') as file:
-        np.save(file, np.array(labels, np.int32))
+    return labels

@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import DataError, first_line
 
 WEIGHTS_FILE = 'model.safetensors'
 TORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.tar')
@@ -70,7 +70,7 @@ def _from_hub(name: str) -> Path:
         except LocalEntryNotFoundError as error:  # no connection, and not in the cache
             raise DataError(
                 f'weights {name} are not in the cache and the Hugging Face Hub cannot be reached '
-                f'({_first_line(error.__cause__ or error)}): download {WEIGHTS_FILE} of '
+                f'({first_line(error.__cause__ or error)}): download {WEIGHTS_FILE} of '
                 f'{name} elsewhere and give its path'
             ) from error
         except EntryNotFoundError:
@@ -78,7 +78,7 @@ def _from_hub(name: str) -> Path:
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise DataError(
                 f'weights {name} cannot be had from the Hugging Face Hub '
-                f'({_first_line(error)}): check the name, or give a path'
+                f'({first_line(error)}): check the name, or give a path'
             ) from error
     raise DataError(f'{name} on the Hugging Face Hub holds neither {" nor ".join(_HUB_FILES)}')
 
@@ -97,7 +97,3 @@ def _from_package(name: str) -> Path:
             f'package {name} holds {len(found)} files of weights, not one: give the path of one'
         )
     return found[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import DataError, first_line
 from xmixup_jax.files import whole_file
 from xmixup_jax.models import MODELS
 from xmixup_jax.models.find_weights import TORCH_SUFFIXES
@@ -198,8 +198,9 @@ def _read_orbax(path: Path, model: str) -> dict[str, np.ndarray]:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(path.absolute())
     except Exception as error:  # orbax has no common class for what a damaged file raises
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f'weights {path} cannot be read as an orbax checkpoint: {line}') from error
+        raise DataError(
+            f'weights {path} cannot be read as an orbax checkpoint: {first_line(error)}'
+        ) from error
     if not {'params', 'batch_stats'} <= tree.keys():
         raise DataError(f"weights {path} hold no 'params' and 'batch_stats', as this program's do")
     return torch_tensors(model, tree['params'], tree['batch_stats'])
