@@ -51,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.target = dataset('', 'train', 'test')
     config.resize = 256  # the short side is scaled to this, and the middle square kept
     config.image_size = 224  # random crops of this side are trained on, the middle one is tested
+    config.crop_min_area = 0.0  # or: crops are from this share of the area to all of it, resized
     config.flip = True  # mirror left to right at random
 
     config.model = ml_collections.ConfigDict(
@@ -90,6 +91,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 48  # over all devices and processes
     config.eval_batch_size = 256
     config.optimizer = optimizer(0.01)
+
+    config.precision = 'float32'  # of the network; 'bfloat16' is fast on GPU and TPU
+    config.accumulate_steps = 1  # parts of each batch, one after the other, to save memory
+    config.remat = False  # compute blocks again for the gradient, to save memory
+    config.steps_per_dispatch = 1  # in one program, where steps are very short
 
     config.data_dir = ''  # of tfds; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.cache_dir = '~/.cache/xmixup_jax'  # networks trained on a source, label indices

@@ -46,7 +46,7 @@ def worker(port: str, process: int, folder: str) -> None:
     assert (jax.process_count(), jax.device_count()) == (2, 2)
     task, state = make_task()
     share = jax.tree.map(lambda x: x[process::2], make_batch())  # as `pairing` parts a batch
-    step = step_lib.map_train_step(partial(step_lib.train_step, task))
+    step = step_lib.map_train_steps(partial(step_lib.train_steps, task))
     result = take_step(step, step_lib.replicate(state), step_lib.shard(share))
     np.save(Path(folder) / f'{process}.npy', result)
 

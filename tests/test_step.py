@@ -27,10 +27,10 @@ def random_batch(size, seed=0):
     }
 
 
-def one_and_many_devices(task, constants, state, batches):
-    """[(state, metrics)] after steps on 1 and on 8 devices."""
+def one_and_many_devices(task, constants, state, batches, counts=(1, 8)):
+    """[(state, metrics)] after steps on each number of devices."""
     results = []
-    for count in (1, 8):
+    for count in counts:
         step = jax.pmap(
             partial(step_lib.train_step, task),
             axis_name='batch',
@@ -66,9 +66,9 @@ def test_one_and_eight_devices_give_the_same_update(config, method, label_space)
 
 def test_the_mapped_step_donates_and_replicates(config):
     task, state = step_lib.create_task(config, SIZES)
-    step = step_lib.map_train_step(partial(step_lib.train_step, task))
+    step = step_lib.map_train_steps(partial(step_lib.train_steps, task))
     old = step_lib.replicate(state)
-    new, _ = step({}, old, step_lib.shard(random_batch(16)))
+    new, _ = step({}, old, {}, step_lib.shard_steps([random_batch(16)]))
     jax.block_until_ready(new)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(new))

@@ -36,7 +36,9 @@ def evaluation_view(config: ConfigDict, images: jax.Array) -> jax.Array:
     return normalize(center_crop(images, config.image_size), config.model)
 
 
-def random_crop_flip(keys: jax.Array, images: jax.Array, size: int, flip: bool) -> jax.Array:
+def random_crop_flip(
+    keys: jax.Array, images: jax.Array, size: int, flip: bool, min_area: float = 0.0
+) -> jax.Array:
     """A random crop of each image, mirrored left to right with probability 1/2 if `flip`.
 
     Args:
@@ -44,21 +46,73 @@ def random_crop_flip(keys: jax.Array, images: jax.Array, size: int, flip: bool) 
       images: [B, R, R, C].
       size: side of the crop in px, <= R.
       flip: whether to mirror at random.
+      min_area: 0 for a window of `size`; else see `random_part`.
 
     Returns:
-      [B, size, size, C], the images' dtype.
+      [B, size, size, C], the images' dtype, or float32 if resized.
     """
     slack = images.shape[1] - size
 
     def one(key, image):
         key_crop, key_flip = jax.random.split(key)
-        top, left = jax.random.randint(key_crop, (2,), 0, slack + 1)
-        image = jax.lax.dynamic_slice(image, (top, left, 0), (size, size, image.shape[-1]))
+        if min_area:
+            image = resized_part(image, *random_part(key_crop, image.shape[0], min_area), size)
+        else:
+            top, left = jax.random.randint(key_crop, (2,), 0, slack + 1)
+            image = jax.lax.dynamic_slice(image, (top, left, 0), (size, size, image.shape[-1]))
         if flip:
             image = jnp.where(jax.random.bernoulli(key_flip), image[:, ::-1], image)
         return image
 
     return jax.vmap(one)(keys, images)
+
+
+def random_part(key: jax.Array, side: int, min_area: float) -> tuple[jax.Array, jax.Array]:
+    """A random part of a square image, as torchvision's RandomResizedCrop draws it.
+
+    Its share of the area is uniform in [min_area, 1], the logarithm of its aspect in that of
+    [3/4, 4/3], its place uniform; after ten draws that do not fit it is the whole image. Szegedy et
+    al., "Going Deeper with Convolutions", CVPR 2015, section 6.
+
+    Args:
+      key: a random key.
+      side: of the image in px.
+      min_area: in (0, 1].
+
+    Returns:
+      (corner, sizes): float32 [2] each, whole px, vertical and horizontal.
+    """
+    key_area, key_aspect, key_place = jax.random.split(key, 3)
+    area = side**2 * jax.random.uniform(key_area, (10,), minval=min_area)
+    limit = jnp.log(4 / 3)
+    aspect = jnp.exp(jax.random.uniform(key_aspect, (10,), minval=-limit, maxval=limit))
+    drawn = jnp.round(jnp.sqrt(area * jnp.stack([1 / aspect, aspect]))).T
+    fits = ((drawn > 0) & (drawn <= side)).all(axis=1)
+    sizes = jnp.where(fits.any(), drawn[jnp.argmax(fits)], side)
+    corner = jnp.floor(jax.random.uniform(key_place, (2,)) * (side - sizes + 1))
+    return corner, sizes
+
+
+def resized_part(image: jax.Array, corner: jax.Array, sizes: jax.Array, size: int) -> jax.Array:
+    """A part of an image, scaled linearly with antialiasing, as in Pillow.
+
+    Args:
+      image: [R, R, C].
+      corner, sizes: of the part, [2] each, see `random_part`.
+      size: side of the result in px.
+
+    Returns:
+      float32 [size, size, C].
+    """
+    scale = size / sizes
+    return jax.image.scale_and_translate(
+        image.astype(jnp.float32),
+        (size, size, image.shape[-1]),
+        (0, 1),
+        scale,
+        -corner * scale,
+        'linear',
+    )
 
 
 def center_crop(images: jax.Array, size: int) -> jax.Array:

@@ -27,6 +27,8 @@ _RUNTIME_KEYS = (
     'eval_every',
     'checkpoint_every',
     'keep_checkpoints',
+    'remat',
+    'steps_per_dispatch',
     'keep_decoded_mb',
     'max_bad_images',
 )
@@ -39,6 +41,7 @@ _CHOICES = {
     'match.similarity': SIMILARITIES,
     'match.assignment': ASSIGNMENTS,
     'xmixup.label_space': LABEL_SPACES,
+    'precision': ('float32', 'bfloat16'),
     'optimizer.schedule': ('step', 'cosine'),
     'pretrain.optimizer.schedule': ('step', 'cosine'),
 }
@@ -52,17 +55,17 @@ _COEFFICIENTS = tuple(
 # Each bound: the keys, a test of the value, and the words for what is allowed.
 _BOUNDS = (
     (
-        'steps batch_size eval_batch_size resize image_size num_threads log_every checkpoint_every '
-        'keep_checkpoints model.width match.classes_per_target xmixup.alpha mixup.alpha '
-        'cutmix.alpha smile.alpha lwf.temperature bituning.queue bituning.temperature '
-        'bituning.dim rifle.periods bss.k delta.images pretrain.steps pretrain.batch_size '
-        'optimizer.learning_rate pretrain.optimizer.learning_rate',
+        'steps accumulate_steps steps_per_dispatch batch_size eval_batch_size resize image_size '
+        'log_every checkpoint_every keep_checkpoints model.width match.classes_per_target '
+        'xmixup.alpha mixup.alpha cutmix.alpha smile.alpha lwf.temperature bituning.queue '
+        'bituning.temperature bituning.dim rifle.periods bss.k delta.images pretrain.steps '
+        'pretrain.batch_size optimizer.learning_rate pretrain.optimizer.learning_rate',
         lambda value: value > 0,
         'positive',
     ),
     (
-        'seed pretrain.seed source.shots target.shots match.images_per_class eval_every '
-        'optimizer.warmup_steps pretrain.optimizer.warmup_steps optimizer.weight_decay '
+        'num_threads seed pretrain.seed source.shots target.shots match.images_per_class '
+        'eval_every optimizer.warmup_steps pretrain.optimizer.warmup_steps optimizer.weight_decay '
         'pretrain.optimizer.weight_decay optimizer.head_multiplier '
         'pretrain.optimizer.head_multiplier keep_decoded_mb max_bad_images '
         + ' '.join(_COEFFICIENTS),
@@ -70,7 +73,7 @@ _BOUNDS = (
         'from 0 to 2**32 - 1',
     ),
     (
-        'optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
+        'crop_min_area optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
         'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor '
         'source.sample_rate target.sample_rate source.test_share target.test_share '
         'stochnorm.p bituning.momentum smile.momentum',
@@ -157,10 +160,19 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         for key in keys.split():
             if not holds(_get(config, key)):  # NaN fails every comparison
                 raise ConfigError(f'config.{key}={_get(config, key)}: must be {words}')
+    parts = config.accumulate_steps
     for key in ('batch_size', 'eval_batch_size', 'pretrain.batch_size'):
-        if _get(config, key) % num_devices:
+        divisor = num_devices * (1 if key == 'eval_batch_size' else parts)
+        if _get(config, key) % divisor:
             raise ConfigError(
                 f'config.{key}={_get(config, key)}: must be a multiple of the {num_devices} devices'
+                + (f' times config.accumulate_steps={parts}' if divisor > num_devices else '')
+            )
+    for key in ('log_every', 'eval_every', 'checkpoint_every'):
+        if _get(config, key) % config.steps_per_dispatch:
+            raise ConfigError(
+                f'config.{key}={_get(config, key)}: must be a multiple of '
+                f'config.steps_per_dispatch={config.steps_per_dispatch}'
             )
     if config.image_size > config.resize:
         raise ConfigError(

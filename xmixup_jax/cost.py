@@ -54,8 +54,8 @@ def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[s
         begun = time.perf_counter()
         with _no_compilation_cache():
             # A mapping of its own, which this process has not compiled yet.
-            mapped = step_lib.map_train_step(partial(step_lib.train_step, start.task))
-            steps[name] = mapped.lower(start.constants, start.state, inputs).compile()
+            mapped = step_lib.map_train_steps(partial(step_lib.train_steps, start.task))
+            steps[name] = mapped.lower(start.constants, start.state, {}, inputs).compile()
         compile_seconds = time.perf_counter() - begun
         memory = steps[name].memory_analysis()
         total = (
@@ -78,7 +78,7 @@ def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[s
         for name in rng.permutation(list(steps)):
             inputs = _only_used(batches[i % len(batches)], name)
             begun = time.perf_counter()
-            states[name], metrics = steps[name](starts[name].constants, states[name], inputs)
+            states[name], metrics = steps[name](starts[name].constants, states[name], {}, inputs)
             jax.block_until_ready((states[name], metrics))
             times[name].append(1e3 * (time.perf_counter() - begun))
     for name, values in times.items():
@@ -122,7 +122,7 @@ def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[P
             num_threads=config.num_threads,
         )
     )
-    return [step_lib.shard(next(iterator)) for _ in range(BATCHES)]
+    return [step_lib.shard_steps([next(iterator)]) for _ in range(BATCHES)]
 
 
 def _only_used(batch: PyTree, name: str) -> PyTree:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
-from xmixup_jax.step import Task, TrainState, shard, wait_if_simulated
+from xmixup_jax.step import InFlight, Task, TrainState, shard
 
 
 def over_records(
@@ -18,6 +18,7 @@ def over_records(
     records: Records,
 ) -> Iterator[Any]:
     """Yields `mapped_step(state, batch)`, still on the device, for each batch of the records."""
+    in_flight = InFlight()
     for batch in eval_batches(
         records,
         batch_size=config.eval_batch_size,
@@ -25,7 +26,7 @@ def over_records(
         num_threads=config.num_threads,
     ):
         result = mapped_step(state, shard(batch))
-        wait_if_simulated(result)
+        in_flight.add(result)
         yield result
 
 

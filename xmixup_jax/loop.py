@@ -4,6 +4,7 @@ import contextlib
 import math
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.data.pairing import Batch
 from xmixup_jax.data.records import Records
 from xmixup_jax.errors import Interrupted, UserError
 from xmixup_jax.evaluation import evaluate
 from xmixup_jax.metrics import RunLog
 from xmixup_jax.optimizer import make_schedule
 from xmixup_jax.preparation import Start
+
+PyTree = Any
 
 
 class Diverged(UserError):
@@ -61,11 +65,21 @@ def fit(
     config: ConfigDict,
     start: Start,
     batches: grain.IterDataset,
+    pool: PyTree,
     test: Records | None,
     checkpoints: Checkpoints,
     workdir: Path,
 ) -> tuple[step_lib.TrainState, dict[str, float | None]]:
     """Trains from `start` up to config.steps.
+
+    Args:
+      config: of the experiment.
+      start: where to begin.
+      batches: this process's, see `pairing.train_batches`.
+      pool: images that are kept on the devices, see `step.train_steps`.
+      test: records for tests on the way.
+      checkpoints: of the run.
+      workdir: gets the logs.
 
     Returns:
       (state, {'images_per_second', 'first_step_seconds', 'seconds'}): the first step of this
@@ -89,34 +103,42 @@ def fit(
     schedule = make_schedule(config.optimizer, config.steps)
     title = f'{config.target.name.split("/")[-1]} {config.method}'
     log = RunLog(workdir, first_step, config.steps, title)
-    pending: list[Any] = []  # metrics that are still on the device
     first_step_seconds = None
     speed = Speed(config.batch_size)
+    pending: list[Any] = []  # metrics since the last row, still on the devices
+    row: tuple[int, list[Any]] | None = None  # the last row, not fetched yet
+
+    def fetched(step: int, metrics: list[Any]) -> dict[str, float]:
+        values = mean_metrics(metrics)
+        values['learning_rate'] = float(schedule(step - 1))
+        values['images_per_second'] = speed.stop(step)
+        check_finite(values, step, checkpoints)
+        speed.start(step)
+        return values
 
     with stop_signal() as stopping, contextlib.closing(log):
-        for step, (batch, iterator_state) in enumerate(
-            prefetch(iterator, config.steps - first_step), first_step + 1
-        ):
+        stop_agreed = AgreedStop(stopping)
+        for step, batch, iterator_state in prefetch(iterator, config, first_step, stop_agreed):
             dispatched = time.perf_counter()
-            state, metrics = task.train_step(constants, state, batch)
-            step_lib.wait_if_simulated(metrics)
+            state, metrics = task.train_steps(constants, state, pool, batch)
             pending.append(metrics)
-            log.advance()
-            if not speed.running:  # the first step of a process compiles: it does not count
+            log.advance(len(metrics['loss']))
+            stop = stop_agreed.after(metrics)
+            if row is not None:  # only now, with the next program under way
+                log.write(row[0], fetched(*row))
+                row = None
+            if not speed.running:  # the first program of a process is compiled: it does not count
                 jax.block_until_ready(metrics)
                 first_step_seconds = round(time.perf_counter() - dispatched, 3)
                 speed.start(step)
-            stop = stopping()
             save = stop or step % config.checkpoint_every == 0 or step == config.steps
             test_now = test is not None and config.eval_every and step % config.eval_every == 0
             # A row at each checkpoint, so that a resumed run's rows cover the same steps.
-            if not (save or test_now or step % config.log_every == 0):
+            if save or test_now or step % config.log_every == 0:
+                row, pending = (step, pending), []
+            if not (save or test_now):
                 continue
-            values = mean_metrics(pending)
-            pending = []
-            values['learning_rate'] = float(schedule(step - 1))
-            values['images_per_second'] = speed.stop(step)
-            check_finite(values, step, checkpoints)
+            values, row = fetched(*row), None
             if test_now and step < config.steps:  # the last one is the run's result
                 tested = evaluate(task, config, state, test)
                 values |= {f'test_{key}': tested[key] for key in ('loss', 'top1')}
@@ -139,26 +161,59 @@ def fit(
     }
 
 
-def prefetch(iterator: grain.DatasetIterator, count: int):
-    """Yields `count` pairs (batch on the devices, iterator state after it), one batch ahead."""
+class AgreedStop:
+    """Whether to stop: the same answer after the same step in all processes.
 
-    def load():
-        batch = next(iterator)
-        return step_lib.shard(batch), iterator.get_state()
+    A signal reaches the processes at different steps. Each puts what it knows into its batches, and
+    the step returns the largest of all; that is read late, when the devices have more to do.
+    """
 
-    if count <= 0:
+    def __init__(self, stopping: Callable[[], bool]):
+        self._stopping = stopping
+        self._in_flight = step_lib.InFlight()
+
+    def tell(self, batch: Batch) -> Batch:
+        """The batch with this process's wish, if there are others to be told."""
+        if jax.process_count() == 1:
+            return batch
+        return batch | {'stop': np.full(len(batch['label']), self._stopping(), np.int32)}
+
+    def after(self, metrics: PyTree) -> bool:
+        """Takes the metrics of a program that was dispatched; waits so that few are under way."""
+        ended = self._in_flight.add(metrics)
+        if jax.process_count() == 1:
+            return self._stopping()
+        return any(bool(np.any(jax.device_get(each['stop']))) for each in ended)
+
+
+def prefetch(
+    iterator: grain.DatasetIterator, config: ConfigDict, first_step: int, stop: AgreedStop
+) -> Iterator[tuple[int, PyTree, Any]]:
+    """Batches on the devices, loaded one program ahead.
+
+    Yields:
+      (number of the last step, the batches up to it, the iterator's state after them), for
+      config.steps_per_dispatch steps at a time, and at the end for what is left.
+    """
+
+    def load(done):
+        count = min(config.steps_per_dispatch, config.steps - done)
+        batches = [stop.tell(next(iterator)) for _ in range(count)]
+        return done + count, step_lib.shard_steps(batches), iterator.get_state()
+
+    if first_step >= config.steps:
         return
-    ahead = load()
-    for _ in range(count - 1):
-        current, ahead = ahead, load()
+    ahead = load(first_step)
+    while ahead[0] < config.steps:
+        current, ahead = ahead, load(ahead[0])
         yield current
     yield ahead
 
 
 def mean_metrics(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Fetches the metrics of several steps from the device and averages them."""
-    rows = jax.device_get(pending)
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    """Fetches the metrics of several programs from the devices and averages them over the steps."""
+    rows = jax.device_get([{key: row[key] for key in ('loss', 'top1')} for row in pending])
+    return {key: float(np.concatenate([row[key] for row in rows]).mean()) for key in rows[0]}
 
 
 def check_finite(values: dict[str, float], step: int, checkpoints: Checkpoints) -> None:

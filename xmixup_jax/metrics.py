@@ -49,9 +49,9 @@ class RunLog:
             leave=None,  # unless it stands below another bar
         )
 
-    def advance(self) -> None:
-        """One more step has been dispatched."""
-        self._bar.update()
+    def advance(self, steps: int) -> None:
+        """So many more steps have been dispatched."""
+        self._bar.update(steps)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Logs `values`, named as in COLUMNS, for the updates up to `step`."""

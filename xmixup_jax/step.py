@@ -5,8 +5,9 @@ of a `shard_map`, for which that is the natural form, and nothing ever has to be
 """
 
 import json
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
 
@@ -22,7 +23,7 @@ from xmixup_jax import augment
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method, Sizes, View
-from xmixup_jax.models import Outputs, create_model, forward
+from xmixup_jax.models import BatchNorm, Outputs, create_model, forward
 
 PyTree = Any
 
@@ -51,9 +52,11 @@ class Task:
     num_classes: int
 
     @cached_property
-    def train_step(self) -> Callable[[PyTree, TrainState, PyTree], tuple[TrainState, PyTree]]:
-        """The mapped `train_step`, kept like the following, so that it is compiled once."""
-        return map_train_step(partial(train_step, self))
+    def train_steps(
+        self,
+    ) -> Callable[[PyTree, TrainState, PyTree, PyTree], tuple[TrainState, PyTree]]:
+        """The mapped `train_steps`, kept like the following, so that it is compiled once."""
+        return map_train_steps(partial(train_steps, self))
 
     @cached_property
     def eval_step(self) -> Callable[[TrainState, PyTree], PyTree]:
@@ -72,7 +75,8 @@ def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
     Runs of one process that differ in nothing but their seed share one task, and with it the
     compiled steps.
     """
-    task = _shared_task(json.dumps(experiment_values(config) | {'seed': 0}, sort_keys=True), sizes)
+    values = experiment_values(config) | {'seed': 0, 'remat': config.remat}
+    task = _shared_task(json.dumps(values, sort_keys=True), sizes)
     params, batch_stats = _create_model(config, sizes)[1:]
     step = jnp.zeros((), jnp.int32)
     return task, TrainState(step, params, batch_stats, task.tx.init(params), {})
@@ -88,14 +92,65 @@ def _shared_task(flat_values: str, sizes: Sizes) -> Task:
 def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree]:
     method = METHODS[config.method]
     num_logits = sizes.target + method.extra_logits(config, sizes)
-    norm = method.norm(config) if method.norm else nnx.BatchNorm
-    return create_model(config.model, num_logits, config.image_size, config.seed, norm)
+    norm = method.norm(config) if method.norm else BatchNorm
+    return create_model(
+        config.model,
+        num_logits,
+        config.image_size,
+        config.seed,
+        norm,
+        config.precision,
+        config.remat,
+    )
+
+
+def train_steps(
+    task: Task, constants: PyTree, state: TrainState, pool: PyTree, batches: PyTree
+) -> tuple[TrainState, PyTree]:
+    """Several updates in one program, for steps that are shorter than it takes to start one.
+
+    Args:
+      task, constants, state: as in `train_step`.
+      pool: this device's part of the images that are kept on the devices, uint8 [n, R, R, 3] by
+        the name of the batch's entry that they stand for; see `look_up`.
+      batches: this device's share of one batch for each step, [steps, b, ...].
+
+    Returns:
+      the new state, and the metrics of each step, [steps].
+    """
+
+    def one(state, batch):
+        return train_step(task, constants, state, look_up(pool, batch))
+
+    steps = len(batches['label'])
+    if steps > 1:
+        return jax.lax.scan(one, state, batches)
+    state, metrics = one(state, jax.tree.map(lambda x: x[0], batches))
+    return state, jax.tree.map(lambda x: x[None], metrics)
+
+
+def look_up(pool: PyTree, batch: PyTree) -> PyTree:
+    """The batch with its images, of which it named the positions: 'image' int32 [b] becomes uint8
+    [b, R, R, 3] and so on, for the names in `pool`, whose images are divided over the devices."""
+
+    def images_of(part, positions):
+        wanted = jax.lax.all_gather(positions, 'batch', tiled=True)
+        local = wanted - jax.lax.axis_index('batch') * len(part)
+        here = (local >= 0) & (local < len(part))
+        images = jnp.where(here[:, None, None, None], part[jnp.where(here, local, 0)], 0)
+        # One device has each image and the others zeros.
+        return jax.lax.psum_scatter(images, 'batch', tiled=True)
+
+    return batch | {name: images_of(part, batch[name]) for name, part in pool.items()}
 
 
 def train_step(
     task: Task, constants: PyTree, state: TrainState, batch: PyTree
 ) -> tuple[TrainState, PyTree]:
     """One update from this device's part of the batch, under a mapped axis 'batch'.
+
+    With config.accumulate_steps the part is worked through in so many parts, one after the other,
+    which are batches of their own for batch norm and for what a method makes of the batch.
 
     Args:
       task: static.
@@ -105,22 +160,52 @@ def train_step(
 
     Returns:
       the new state, and {'loss', 'top1'}: scalars, means over the whole batch. 'top1' counts
-      the target's label among the target's logits, on the images as the network saw them.
+      the target's label among the target's logits, on the images as the network saw them. With
+      'stop' in the batch, its largest value over the whole batch too.
+    """
+    method, parts = METHODS[task.config.method], task.config.accumulate_steps
+    if parts == 1:
+        grads, batch_stats, metrics, seen = _gradients(task, constants, state, batch)
+    else:
+
+        def add(carry, part):
+            sums, batch_stats = carry
+            now = replace(state, batch_stats=batch_stats)
+            grads, batch_stats, metrics, seen = _gradients(task, constants, now, part)
+            sums = jax.tree.map(jnp.add, sums, (grads, metrics))
+            return (sums, batch_stats), seen
+
+        split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        first = jax.tree.map(lambda x: x[0], split)
+        shapes = jax.eval_shape(partial(_gradients, task), constants, state, first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
+        (sums, batch_stats), seen = jax.lax.scan(add, (zeros, state.batch_stats), split)
+        grads, metrics = jax.tree.map(lambda x: x / parts, sums)
+        seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
+    # Batch norm has reduced its statistics over 'batch' already; this only says so to the mapping.
+    grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), 'batch')
+    grads = method.combine(*grads) if method.combine else grads
+    updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = TrainState(state.step + 1, params, batch_stats, opt_state, state.memory)
+    if method.after_step:
+        view = _view(task, constants, state, seen['batch'], _step_key(batch))
+        new = method.after_step(view._replace(taught=seen['taught']), new)
+    if 'stop' in batch:
+        metrics['stop'] = jax.lax.pmax(jnp.max(batch['stop']), 'batch')
+    return new, metrics
+
+
+def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) -> PyTree:
+    """Of one device and one part of a batch, not yet averaged over the devices.
+
+    Returns:
+      (gradient, or the gradients of loss and penalty if the method combines them; batch_stats;
+      metrics; what `after_step` may see: 'batch' with the labels, 'taught').
     """
     config, method = task.config, METHODS[task.config.method]
     inputs = method.transform(config, *_prepare_batch(config, method, batch))
-    view = View(
-        config=config,
-        num_classes=task.num_classes,
-        # From all records' seeds: the same on all devices, whatever their number.
-        key=jax.random.key(jax.lax.psum(jnp.sum(batch['seed']), 'batch')),
-        params=state.params,
-        batch=inputs,
-        constants=constants,
-        memory=state.memory,
-        network=partial(network, task.graphdef),
-        batch_stats=state.batch_stats,
-    )
+    view = _view(task, constants, state, inputs, _step_key(batch))
     if method.teach:
         view = view._replace(taught=jax.lax.stop_gradient(method.teach(view)))
 
@@ -139,21 +224,32 @@ def train_step(
     if method.combine:
         # Two backward passes over one forward pass: the compiler merges the equal halves.
         loss, others = total(state.params)
-        parts = [jax.grad(lambda params, i=i: terms(params)[i])(state.params) for i in (0, 1)]
-        grads = method.combine(*jax.lax.pmean(parts, 'batch'))
+        grads = [jax.grad(lambda params, i=i: terms(params)[i])(state.params) for i in (0, 1)]
     else:
         (loss, others), grads = jax.value_and_grad(total, has_aux=True)(state.params)
-        grads = jax.lax.pmean(grads, 'batch')
     logits, batch_stats = others
-    top1 = jnp.mean(jnp.argmax(logits, axis=-1) == batch['label'])
-    # Batch norm has reduced its statistics over 'batch' already; this only says so to the mapping.
-    metrics, batch_stats = jax.lax.pmean(({'loss': loss, 'top1': top1}, batch_stats), 'batch')
-    updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    state = TrainState(state.step + 1, params, batch_stats, opt_state, state.memory)
-    if method.after_step:
-        state = method.after_step(view, state)
-    return state, metrics
+    top1 = jnp.mean(jnp.argmax(logits, axis=-1) == inputs['label'])
+    seen = {'batch': {'label': inputs['label']}, 'taught': view.taught}
+    return grads, batch_stats, {'loss': loss, 'top1': top1}, seen
+
+
+def _step_key(batch: PyTree) -> jax.Array:
+    """From all records' seeds: the same on all devices, whatever their number."""
+    return jax.random.key(jax.lax.psum(jnp.sum(batch['seed']), 'batch'))
+
+
+def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) -> View:
+    return View(
+        config=task.config,
+        num_classes=task.num_classes,
+        key=key,
+        params=state.params,
+        batch=batch,
+        constants=constants,
+        memory=state.memory,
+        network=partial(network, task.graphdef),
+        batch_stats=state.batch_stats,
+    )
 
 
 def _prepare_batch(config: ConfigDict, method: Method, batch: PyTree) -> tuple[jax.Array, PyTree]:
@@ -162,7 +258,9 @@ def _prepare_batch(config: ConfigDict, method: Method, batch: PyTree) -> tuple[j
     key_image, key_second, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
 
     def prepare(keys, images):
-        images = augment.random_crop_flip(keys, images, config.image_size, config.flip)
+        images = augment.random_crop_flip(
+            keys, images, config.image_size, config.flip, config.crop_min_area
+        )
         return augment.normalize(images, config.model)
 
     images = {'image': prepare(key_image, batch['image']), 'label': batch['label']}
@@ -222,10 +320,11 @@ def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree)
     return jax.lax.psum((sums, one_hot.sum(0)), 'batch')
 
 
-def map_train_step(step_fn):
-    """Maps (constants, state, batch) -> (state, metrics) over devices; donates the old state."""
+def map_train_steps(step_fn):
+    """Maps (constants, state, pool, batches) -> (state, metrics) over devices; donates the old
+    state."""
     return jax.pmap(
-        step_fn, axis_name='batch', in_axes=(None, None, 0), out_axes=None, donate_argnums=1
+        step_fn, axis_name='batch', in_axes=(None, None, 0, 0), out_axes=None, donate_argnums=1
     )
 
 
@@ -249,16 +348,43 @@ def replicate(tree: PyTree) -> PyTree:
 
 def shard(batch: PyTree) -> PyTree:
     """Host arrays [b, ...] to device arrays [local devices, b / local devices, ...]."""
-    devices = jax.local_device_count()
-    batch = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
-    return jax.device_put(batch, NamedSharding(_mesh(), PartitionSpec('batch')))
+    return _put(jax.tree.map(_divide, batch))
 
 
-def wait_if_simulated(tree: PyTree) -> None:
-    """Waits for `tree` where several devices are simulated on one CPU.
+def shard_steps(batches: list[PyTree]) -> PyTree:
+    """The batches of several steps to device arrays [local devices, steps, b, ...]."""
+    return _put(jax.tree.map(lambda *xs: np.stack([_divide(x) for x in xs], axis=1), *batches))
 
-    Two collective programs in flight there can starve each other of threads and hang (seen with
-    JAX 0.10.2 and 8 devices on 2 cores). On real devices this does nothing.
+
+def _divide(x: np.ndarray) -> np.ndarray:
+    return x.reshape(jax.local_device_count(), -1, *x.shape[1:])
+
+
+def _put(tree: PyTree) -> PyTree:
+    return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec('batch')))
+
+
+class InFlight:
+    """Programs that were dispatched and may not have ended: few enough that their inputs do not
+    fill the devices, and enough that the devices never wait for the host.
+
+    None where several devices are simulated on one CPU: two collective programs in flight can
+    starve each other of threads there and hang (seen with JAX 0.10.2 and 8 devices on 2 cores).
     """
-    if jax.default_backend() == 'cpu' and jax.local_device_count() > 1:
-        jax.block_until_ready(tree)
+
+    def __init__(self) -> None:
+        simulated = jax.default_backend() == 'cpu' and jax.local_device_count() > 1
+        self._limit = 0 if simulated else 2
+        self._outputs: deque[PyTree] = deque()
+
+    def add(self, outputs: PyTree) -> list[PyTree]:
+        """Takes the outputs of one more program.
+
+        Returns:
+          the outputs of those that have ended meanwhile; waits for them if there are too many.
+        """
+        self._outputs.append(outputs)
+        ended = []
+        while len(self._outputs) > self._limit:
+            ended.append(jax.block_until_ready(self._outputs.popleft()))
+        return ended

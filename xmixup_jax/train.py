@@ -81,7 +81,7 @@ def train_and_evaluate(
                 resize=config.resize,
                 num_threads=config.num_threads,
             )
-            state, speed = fit(config, start, batches, data.test, checkpoints, workdir)
+            state, speed = fit(config, start, batches, {}, data.test, checkpoints, workdir)
             metrics = evaluate(start.task, config, state, data.test) if data.test else {}
         finally:
             checkpoints.close()

@@ -152,7 +152,8 @@ class Method(NamedTuple):
     """What the loss aims at, computed beforehand and without gradient."""
 
     after_step: Callable[[View, Any], Any] | None = None
-    """(view, TrainState after the update) to the TrainState that is kept."""
+    """(view, TrainState after the update) to the TrainState that is kept; of view.batch there is
+    the 'label' alone."""
 
     extra_logits: Callable[[ConfigDict, Sizes], int] = no_extra_logits
     """Width of further heads; they are the head's columns from K_t on."""
@@ -168,7 +169,8 @@ class Method(NamedTuple):
     )
 
     norm: Callable[[ConfigDict], Callable] | None = None
-    """Replaces batch normalisation: (config) to a constructor with nnx.BatchNorm's arguments."""
+    """Replaces batch normalisation: (config) to a constructor with the arguments of
+    `models.BatchNorm`."""
 
 
 def without_weight_decay(config: ConfigDict) -> optax.GradientTransformation:

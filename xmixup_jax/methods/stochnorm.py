@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmixup_jax.methods.base import Method
+from xmixup_jax.models.base import BatchNorm
 
 
-class StochNorm(nnx.BatchNorm):
-    """nnx.BatchNorm with a random choice of statistics in training."""
+class StochNorm(BatchNorm):
+    """Batch normalisation with a random choice of statistics in training."""
 
     def __init__(self, *args, p: float, **kwargs):
         super().__init__(*args, **kwargs)

@@ -8,9 +8,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from xmixup_jax.models import efficientnet_lite, inception, resnet, vit
-from xmixup_jax.models.base import Outputs
+from xmixup_jax.models.base import BatchNorm, Outputs, at_least_float32
 
-__all__ = ['MODELS', 'Architecture', 'Outputs', 'create_model', 'forward', 'module']
+__all__ = ['MODELS', 'Architecture', 'BatchNorm', 'Outputs', 'create_model', 'forward', 'module']
 
 Params = dict[str, Any]
 
@@ -77,7 +77,9 @@ def create_model(
     num_logits: int,
     image_size: int,
     seed: int,
-    norm: Callable[..., nnx.Module] = nnx.BatchNorm,
+    norm: Callable[..., nnx.Module] = BatchNorm,
+    precision: str = 'float32',
+    remat: bool = False,
 ) -> tuple[nnx.GraphDef, Params, Params]:
     """Makes a randomly initialised network.
 
@@ -86,13 +88,20 @@ def create_model(
       num_logits: width of the head.
       image_size: side of the images in px; only vision transformers depend on it.
       seed: of the initialisation.
-      norm: constructor of the normalisation layers, with nnx.BatchNorm's arguments.
+      norm: constructor of the normalisation layers, with `BatchNorm`'s arguments.
+      precision: dtype of convolutions and matrix products, and of what is between the layers. The
+        head, normalisation, parameters and statistics are float32 in any case.
+      remat: keep the blocks' inputs alone for the gradient, and compute the rest again.
 
     Returns:
       (graphdef, params, batch_stats); the last two are nested dicts of float32 arrays. The head
       is params['fc'] for all networks.
     """
     model = module(config, num_logits, image_size, norm, nnx.Rngs(seed))
+    model.remat = remat
+    for _, layer in nnx.iter_modules(model):
+        if isinstance(layer, nnx.Conv | nnx.Linear) and layer is not model.fc:
+            layer.dtype = precision if precision != 'float32' else None
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
@@ -117,4 +126,6 @@ def forward(
             if hasattr(layer, 'key'):
                 layer.key = jax.random.fold_in(key, i)
     outputs = model(images, scales)
-    return outputs, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+    return jax.tree.map(at_least_float32, outputs), nnx.to_pure_dict(
+        nnx.state(model, nnx.BatchStat)
+    )

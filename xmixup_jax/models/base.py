@@ -3,18 +3,26 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
 class Outputs(NamedTuple):
-    """One forward pass over B images."""
+    """One forward pass over B images; float32 whatever the network computes in."""
 
     logits: jax.Array
-    """float32 [B, K]."""
+    """[B, K]."""
     features: jax.Array
-    """float32 [B, D], pooled, the head's input."""
+    """[B, D], pooled, the head's input."""
     stages: tuple[jax.Array, ...]
     """The last feature map of each stage, [B, h, w, c]."""
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Statistics and normalisation in float32, the result in the input's dtype."""
+
+    def __call__(self, x, use_running_average=None):
+        return super().__call__(x, use_running_average=use_running_average).astype(x.dtype)
 
 
 def conv(inputs, outputs, kernel, stride, rngs, *, padding=None) -> nnx.Conv:
@@ -38,6 +46,16 @@ def conv(inputs, outputs, kernel, stride, rngs, *, padding=None) -> nnx.Conv:
         kernel_init=nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
         rngs=rngs,
     )
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """float32 from narrower types, float64 as it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def run_block(block: nnx.Module, x: jax.Array, remat: bool) -> jax.Array:
+    """`block(x)`; with `remat` what is inside is computed again for the gradient, not kept."""
+    return nnx.remat(lambda block, x: block(x))(block, x) if remat else block(x)
 
 
 def scaled(x: jax.Array, scales, stage: int) -> jax.Array:

@@ -22,7 +22,7 @@ class DepthwiseConv(nnx.Module):
         """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
         return jax.lax.platform_dependent(
             x,
-            self.kernel[...],
+            self.kernel[...].astype(x.dtype),
             cpu=lambda x, kernel: sum_of_shifts(x, kernel, self.stride),
             default=lambda x, kernel: grouped_conv(x, kernel, self.stride),
         )

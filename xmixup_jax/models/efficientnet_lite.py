@@ -13,7 +13,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, conv, scaled
+from xmixup_jax.models.base import Outputs, at_least_float32, conv, run_block, scaled
 from xmixup_jax.models.depthwise import DepthwiseConv
 
 # Width and depth multipliers.
@@ -116,6 +116,7 @@ class EfficientNetLite(nnx.Module):
         self.stage_ends = tuple(stride == 2 for stride in (*strides[1:], 2))
         self.conv_head = conv(channels, _HEAD, 1, 1, rngs)
         self.bn2 = norm(_HEAD, rngs=rngs)
+        self.remat = False
         self.fc = nnx.Linear(_HEAD, num_logits, rngs=rngs)
 
     def __call__(self, x, scales=None) -> Outputs:
@@ -124,12 +125,12 @@ class EfficientNetLite(nnx.Module):
         stages: list = []
         for group, ends in zip(self.blocks, self.stage_ends, strict=True):
             for block in group:
-                x = block(x)
+                x = run_block(block, x, self.remat)
             if ends:
                 x = scaled(x, scales, len(stages))
                 stages.append(x)
         x = nnx.relu6(self.bn2(self.conv_head(x)))
-        features = jnp.mean(x, axis=(1, 2))
+        features = jnp.mean(at_least_float32(x), axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages))
 
 

@@ -10,7 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, conv, scaled
+from xmixup_jax.models.base import Outputs, at_least_float32, conv, run_block, scaled
 
 MIN_SIZE = 75
 
@@ -162,6 +162,7 @@ class InceptionV3(nnx.Module):
         self.Mixed_7a = InceptionD(768, make)
         self.Mixed_7b = InceptionE(1280, make)
         self.Mixed_7c = InceptionE(2048, make)
+        self.remat = False
         self.fc = nnx.Linear(2048, num_logits, rngs=rngs)
 
     def __call__(self, x, scales=None) -> Outputs:
@@ -176,8 +177,8 @@ class InceptionV3(nnx.Module):
         stages: list = []
         for part in parts:
             for layer in part:
-                x = layer(x)
+                x = run_block(layer, x, self.remat and isinstance(layer, nnx.Module))
             x = scaled(x, scales, len(stages))
             stages.append(x)
-        features = jnp.mean(x, axis=(1, 2))
+        features = jnp.mean(at_least_float32(x), axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages))

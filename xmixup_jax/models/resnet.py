@@ -10,7 +10,7 @@ from functools import partial
 from flax import nnx
 from jax import numpy as jnp
 
-from xmixup_jax.models.base import Outputs, conv, scaled
+from xmixup_jax.models.base import Outputs, at_least_float32, conv, run_block, scaled
 
 # Blocks in each of the four stages, and whether they are bottlenecks.
 DEPTHS = {
@@ -60,7 +60,7 @@ class ResNet(nnx.Module):
     """A residual network; `width` is the first stage's (64 in the papers).
 
     The stem reduces the resolution by 4 (`imagenet`), 2 (`tiny`, for 64 px) or 1 (`cifar`, for
-    32 px). `norm` is nnx.BatchNorm or takes the same arguments.
+    32 px). `norm` is `base.BatchNorm` or takes the same arguments.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class ResNet(nnx.Module):
                 blocks.append(Block(channels, stage_width, stride, bottleneck, norm, rngs))
                 channels = stage_width * 4 if bottleneck else stage_width
             setattr(self, f'layer{stage + 1}', nnx.List(blocks))
+        self.remat = False  # as in all networks, set by `create_model`
         self.fc = nnx.Linear(channels, num_logits, rngs=rngs)
 
     def __call__(self, x, scales=None) -> Outputs:
@@ -100,8 +101,8 @@ class ResNet(nnx.Module):
         stages = []
         for i, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in layer:
-                x = block(x)
+                x = run_block(block, x, self.remat)
             x = scaled(x, scales, i)
             stages.append(x)
-        features = jnp.mean(x, axis=(1, 2))
+        features = jnp.mean(at_least_float32(x), axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, scaled
+from xmixup_jax.models.base import Outputs, run_block, scaled
 
 # Width and heads; both have 12 blocks.
 SIZES = {'vit_s16': (384, 6), 'vit_b16': (768, 12)}
@@ -72,17 +72,19 @@ class VisionTransformer(nnx.Module):
         self.patch_embed = PatchEmbed(width, rngs)
         self.blocks = nnx.List([Block(width, heads, rngs) for _ in range(_DEPTH)])
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
+        self.remat = False
         self.fc = nnx.Linear(width, num_logits, rngs=rngs)
 
     def __call__(self, x, scales=None) -> Outputs:
         """float32 [B, H, W, 3], normalised, to `Outputs` with four stages of patch tokens."""
         x = self.patch_embed.proj(x)
         batch, height, width, channels = x.shape
-        token = jnp.broadcast_to(self.cls_token[...], (batch, 1, channels))
-        x = jnp.concatenate([token, x.reshape(batch, -1, channels)], axis=1) + self.pos_embed[...]
+        token, positions = (p[...].astype(x.dtype) for p in (self.cls_token, self.pos_embed))
+        token = jnp.broadcast_to(token, (batch, 1, channels))
+        x = jnp.concatenate([token, x.reshape(batch, -1, channels)], axis=1) + positions
         stages: list = []
         for i, block in enumerate(self.blocks, 1):
-            x = block(x)
+            x = run_block(block, x, self.remat)
             if i % (_DEPTH // _STAGES) == 0:
                 x = scaled(x, scales, len(stages))
                 stages.append(x[:, 1:].reshape(batch, height, width, channels))

@@ -1,0 +1,125 @@
+"""Precision, accumulation, rematerialisation and several steps in one program."""
+
+import csv
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+from test_step import SIZES, one_and_many_devices, random_batch
+
+from xmixup_jax import step as step_lib
+from xmixup_jax.models import create_model, forward
+from xmixup_jax.train import train_and_evaluate
+
+
+def updated(config, batch):
+    """(state before, state after, metrics) of a step on one device."""
+    task, before = step_lib.create_task(config, SIZES)
+    after, metrics = one_and_many_devices(task, {}, before, [batch], counts=(1,))[0]
+    return before, after, metrics
+
+
+def update(before, after):
+    """The change of all parameters, one vector."""
+    change = jax.tree.map(lambda a, b: np.ravel(a - np.asarray(b)), after.params, before.params)
+    return np.concatenate(jax.tree.leaves(change))
+
+
+@pytest.mark.parametrize(
+    ('name', 'side'),
+    [('resnet18', 32), ('efficientnet_lite0', 32), ('vit_s16', 32)],
+)
+def test_all_products_but_the_heads_are_bfloat16(name, side):
+    config = ConfigDict({'name': name, 'width': 64, 'stem': 'imagenet'})
+    graphdef, *shapes = nnx.eval_shape(
+        lambda: create_model(config, 7, side, 0, precision='bfloat16')
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+
+    def loss(params, batch_stats, images):
+        outputs, batch_stats = forward(graphdef, params, batch_stats, images, train=True)
+        assert {leaf.dtype for leaf in outputs.stages} == {jnp.dtype('float32')}
+        return outputs.logits.sum(), batch_stats
+
+    mapped = jax.vmap(jax.grad(loss, has_aux=True), (None, None, 0), axis_name='batch')
+    images = jax.ShapeDtypeStruct((1, 2, side, side, 3), jnp.float32)
+    lowered = jax.jit(mapped).lower(*shapes, images)
+    results = jax.tree.leaves(lowered.out_info)
+    assert {leaf.dtype for leaf in results} == {jnp.dtype('float32')}
+    products = re.findall(
+        r'stablehlo\.(?:convolution|dot_general)\b.*: \((.*)\) ->', lowered.as_text()
+    )
+    wide = [types for types in products if 'bf16' not in types]
+    assert len(products) > 50
+    # The head's, and its gradients by features and by weights. (Softmax attention is float32
+    # inside, so that its gradient has products of both types.)
+    assert len(wide) <= 3 and all('x7xf32' in types for types in wide)
+
+
+def test_bfloat16_steps_in_nearly_the_same_direction(config):
+    batch = random_batch(16)
+    before, exact, exact_metrics = updated(config, batch)
+    config.precision = 'bfloat16'
+    _, rounded, metrics = updated(config, batch)
+    a, b = update(before, exact), update(before, rounded)
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert 0.97 < cosine < 1.0
+    np.testing.assert_allclose(metrics['loss'], exact_metrics['loss'], rtol=0.02)
+    assert metrics['loss'].dtype == np.float32
+
+
+def test_rematerialisation_changes_nothing(config):
+    config.method = 'stochnorm'  # the norm layers are random: the same choice both times
+    batch = random_batch(16)
+    before, kept, _ = updated(config, batch)
+    config.remat = True
+    again = updated(config, batch)[1]
+    np.testing.assert_allclose(update(before, again), update(before, kept), rtol=1e-4, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, kept.batch_stats, again.batch_stats)
+
+
+@pytest.mark.parametrize('method', ['bituning', 'dtnh'])
+def test_accumulating_equal_parts_is_the_step_on_one_part(config, method):
+    """The mean of two equal gradients; the statistics move twice."""
+    config.method = method
+    half = random_batch(8)
+    task, state = step_lib.create_task(config, SIZES)
+    constants = {}
+    if method == 'dtnh':
+        state.params = jax.tree.map(np.asarray, state.params)
+        constants = {'params': jax.tree.map(lambda x: x + 0.01, state.params)}
+    if method == 'bituning':
+        rng = np.random.default_rng(0)
+        config.bituning.queue = 40
+        h, z = (rng.normal(size=(10, 40, d)).astype(np.float32) for d in (33, 128))
+        state.memory = {'params': state.params, 'h': h, 'z': z, 'next': np.zeros(10, np.int32)}
+    one, _ = one_and_many_devices(task, constants, state, [half], counts=(1,))[0]
+    config.accumulate_steps = 2
+    doubled = jax.tree.map(lambda x: np.concatenate([x, x]), half)
+    task, _ = step_lib.create_task(config, SIZES)
+    two, _ = one_and_many_devices(task, constants, state, [doubled], counts=(1,))[0]
+    # The learning rate and the rest see one update.
+    assert int(two.step) == 1
+    np.testing.assert_allclose(update(state, two), update(state, one), rtol=1e-3, atol=1e-6)
+
+    def moved_twice(old, once, twice):
+        np.testing.assert_allclose(twice - once, 0.9 * (once - old), rtol=1e-3, atol=1e-5)
+
+    jax.tree.map(moved_twice, state.batch_stats, one.batch_stats, two.batch_stats)
+
+
+def test_several_steps_in_one_program_are_the_same_run(config, tmp_path):
+    config.steps, config.log_every, config.checkpoint_every = 8, 3, 6
+    rows = []
+    for count in (1, 3):
+        config.steps_per_dispatch = count
+        result = train_and_evaluate(config, tmp_path / str(count))
+        with (tmp_path / str(count) / 'metrics.csv').open(newline='') as file:
+            rows.append([(int(r['step']), float(r['loss'])) for r in csv.DictReader(file)])
+        assert result['steps'] == 8
+    assert [step for step, _ in rows[0]] == [3, 6, 8]
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4)
