@@ -97,7 +97,7 @@ def main() -> None:
         'eval_batch_size': 250,
         'checkpoint_every': 10**6,
         'num_threads': cores,
-        'keep_decoded_mb': 0,
+        'data.cache': 'none',
         'source.test_split': '',
         'cache_dir': args.folder / 'cache',
     }

@@ -99,8 +99,14 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.data_dir = ''  # of tfds; '': $TFDS_DATA_DIR or ~/tensorflow_datasets
     config.cache_dir = '~/.cache/xmixup_jax'  # networks trained on a source, label indices
-    config.num_threads = 16  # that read and decode images
-    config.keep_decoded_mb = 1024  # of decoded images that are kept in memory, for each split
+    config.num_threads = 0  # that read and decode images; 0: one a core
+    config.data = ml_collections.ConfigDict(
+        {
+            # Where decoded images are kept: 'none', 'memory', 'disk' (in cache_dir), 'device';
+            # 'auto': in the first of device, memory and disk that has ample room.
+            'cache': 'auto',
+        }
+    )
     config.max_bad_images = 20  # that cannot be decoded and are skipped, in each split
     config.log_every = 50
     config.eval_every = 0  # 0: only at the end

@@ -26,6 +26,5 @@ def get_config():
     config.steps = 600
     config.batch_size = 32
     config.optimizer = default.optimizer(0.02)
-    config.num_threads = 2
     config.checkpoint_every = 200
     return config

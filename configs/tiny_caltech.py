@@ -29,5 +29,4 @@ def get_config():
     config.steps = 1500
     config.batch_size = 32
     config.optimizer = default.optimizer(0.03)
-    config.num_threads = 2
     return config

@@ -103,6 +103,24 @@ def test_decoded_as_pillow_does(name):
     assert np.abs(decoded.astype(int) - expected).mean() < 2
 
 
+@pytest.mark.parametrize('side', [24, 36, 48, 60, 90, 200, 230, 300])
+@pytest.mark.parametrize('form', ['plain', 'progressive', 'grey', 'exif', 'cmyk'])
+def test_jpegs_at_every_scale_are_pillows_reduced(side, form):
+    """Whatever scale libjpeg decodes at: as a whole decode and Pillow's antialiased resize."""
+    low = Image.fromarray(np.random.default_rng(1).integers(256, size=(12, 16, 3), dtype=np.uint8))
+    image = low.resize((320, 240), Image.Resampling.BICUBIC)
+    image = image.convert({'grey': 'L', 'cmyk': 'CMYK'}.get(form, 'RGB'))
+    options = {'exif': TURNED} if form == 'exif' else {'progressive': form == 'progressive'}
+    encoded = encode(image, 'JPEG', quality=95, **options)
+    whole = Image.open(io.BytesIO(encoded)).convert('RGB')
+    whole = whole.transpose(Image.Transpose.ROTATE_270) if form == 'exif' else whole
+    left, top = (whole.width - 240) // 2, (whole.height - 240) // 2
+    box = (left, top, left + 240, top + 240)
+    expected = whole.resize((side, side), Image.Resampling.BILINEAR, box)
+    difference = np.abs(decode(encoded, side, form).astype(int) - np.asarray(expected))
+    assert difference.mean() < 3
+
+
 @pytest.mark.parametrize('name', BAD)
 def test_no_image_says_so(name):
     with pytest.raises(DataError, match=r'photo\.jpg is not an image that can be decoded'):

@@ -68,7 +68,7 @@ def test_overrides_reach_the_config():
         ('--config.steps=0', 'config.steps=0: must be positive'),
         ('--config.steps=-5', 'config.steps=-5: must be positive'),
         ('--config.batch_size=20', 'config.batch_size=20: must be a multiple of the 8 devices'),
-        ('--config.accumulate_steps=4', 'multiple of the 8 devices times config.accumulate_steps'),
+        ('--config.accumulate_steps=3', 'multiple of the 8 devices times config.accumulate_steps'),
         ('--config.steps_per_dispatch=7', 'must be a multiple of config.steps_per_dispatch=7'),
         ('--config.precision=half', 'must be one of float32, bfloat16'),
         ('--config.crop_min_area=2', 'config.crop_min_area=2.0: must be from 0 to 1'),

@@ -11,6 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from xmixup_jax.augment import NORMALIZATIONS
+from xmixup_jax.data.cache import CACHES
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
@@ -29,7 +30,7 @@ _RUNTIME_KEYS = (
     'keep_checkpoints',
     'remat',
     'steps_per_dispatch',
-    'keep_decoded_mb',
+    'data',
     'max_bad_images',
 )
 
@@ -41,6 +42,7 @@ _CHOICES = {
     'match.similarity': SIMILARITIES,
     'match.assignment': ASSIGNMENTS,
     'xmixup.label_space': LABEL_SPACES,
+    'data.cache': CACHES,
     'precision': ('float32', 'bfloat16'),
     'optimizer.schedule': ('step', 'cosine'),
     'pretrain.optimizer.schedule': ('step', 'cosine'),
@@ -67,8 +69,7 @@ _BOUNDS = (
         'num_threads seed pretrain.seed source.shots target.shots match.images_per_class '
         'eval_every optimizer.warmup_steps pretrain.optimizer.warmup_steps optimizer.weight_decay '
         'pretrain.optimizer.weight_decay optimizer.head_multiplier '
-        'pretrain.optimizer.head_multiplier keep_decoded_mb max_bad_images '
-        + ' '.join(_COEFFICIENTS),
+        'pretrain.optimizer.head_multiplier max_bad_images ' + ' '.join(_COEFFICIENTS),
         lambda value: 0 <= value < 2**32,
         'from 0 to 2**32 - 1',
     ),

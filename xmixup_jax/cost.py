@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
-from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.methods import METHODS
 from xmixup_jax.preparation import Start, resume
-from xmixup_jax.train import open_data
+from xmixup_jax.train import open_data, open_input
 
 PyTree = Any
 WARM_UP = 3
@@ -112,16 +111,10 @@ def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[P
     """Some batches on the devices, with pairs if any of the methods uses them."""
     name = next((name for name in configs if METHODS[name].pairs), next(iter(configs)))
     config = configs[name]
-    iterator = iter(
-        train_batches(
-            open_data(config),
-            starts[name].meta.match,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            resize=config.resize,
-            num_threads=config.num_threads,
-        )
-    )
+    config = config.copy_and_resolve_references()
+    config.data.cache = 'none'
+    batches, _, _ = open_input(config, open_data(config), starts[name].meta.match)
+    iterator = iter(batches)
     return [step_lib.shard_steps([next(iterator)]) for _ in range(BATCHES)]
 
 

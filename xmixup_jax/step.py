@@ -353,6 +353,8 @@ def shard(batch: PyTree) -> PyTree:
 
 def shard_steps(batches: list[PyTree]) -> PyTree:
     """The batches of several steps to device arrays [local devices, steps, b, ...]."""
+    if len(batches) == 1:  # without a copy
+        return _put(jax.tree.map(lambda x: _divide(x)[:, None], batches[0]))
     return _put(jax.tree.map(lambda *xs: np.stack([_divide(x) for x in xs], axis=1), *batches))
 
 

@@ -5,11 +5,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
 from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.data.cache import choose, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.sources import Data, Opened, problem, train_and_test, train_records
 from xmixup_jax.errors import DataError, raise_all
@@ -20,6 +22,7 @@ from xmixup_jax.matching import ClassMatch, check_assignment
 from xmixup_jax.methods import METHODS
 from xmixup_jax.models.find_weights import WEIGHTS_FILE, find_weights
 from xmixup_jax.models.pretrained import Weights, save_weights
+from xmixup_jax.pool import fill_pool
 from xmixup_jax.preparation import begin, resume
 from xmixup_jax.workdir import claim, locked
 
@@ -73,15 +76,8 @@ def train_and_evaluate(
                 start = begin(config, data, backbone_weights(config), checkpoints, train)
             if start.meta.match is not None:
                 report_match(workdir, start.meta.match, data)
-            batches = train_batches(
-                data,
-                start.meta.match,
-                seed=config.seed,
-                batch_size=config.batch_size,
-                resize=config.resize,
-                num_threads=config.num_threads,
-            )
-            state, speed = fit(config, start, batches, {}, data.test, checkpoints, workdir)
+            batches, pool, data = open_input(config, data, start.meta.match)
+            state, speed = fit(config, start, batches, pool, data.test, checkpoints, workdir)
             metrics = evaluate(start.task, config, state, data.test) if data.test else {}
         finally:
             checkpoints.close()
@@ -155,6 +151,30 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
             config.match.classes_per_target,
         )
     return Data(target, test, source)
+
+
+def open_input(
+    config: ConfigDict, data: Data, match: ClassMatch | None
+) -> tuple[grain.IterDataset, dict[str, jax.Array], Data]:
+    """The training batches, and where their decoded images are kept.
+
+    Returns:
+      (batches, pool, the data with caches): see `pairing.train_batches`, `pool.fill_pool` and
+      `cache.with_caches`.
+    """
+    used = used_records(data, match)
+    kind = choose(config, list(used.values()))
+    data = with_caches(config, kind, data, match)
+    batches = train_batches(
+        data,
+        match,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        resize=config.resize,
+        num_threads=config.num_threads,
+        positions=kind == 'device',
+    )
+    return batches, fill_pool(config, used) if kind == 'device' else {}, data
 
 
 def backbone_weights(config: ConfigDict) -> Weights | None:

@@ -69,4 +69,5 @@ def _records(name: str, classes: dict[Path, list[Path]], store: Store) -> Record
         where=lambda i: str(files[i]),
         index=np.arange(len(files)),
         store=store,
+        stamp=lambda i: '{0.st_size} {0.st_mtime_ns}'.format(files[i].stat()),
     )

@@ -2,10 +2,12 @@
 
 Both data sets are grain `MapDataset`s with random access. Order, pairing and the seeds of the
 augmentation follow from (seed, step) alone, whatever the number of processes: step `s` of a run
-is the global batch of positions [s * B, (s + 1) * B), and process p of P reads every P-th of
-them. The iterator's state is therefore one number and a resumed run is the same run.
+is the global batch of positions [s * B, (s + 1) * B), and process p of P reads the p-th part of
+each batch. The iterator's state is therefore one number, a resumed run is the same run, and the
+devices of all processes together hold one batch in order, however many there are.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +32,7 @@ def train_batches(
     num_threads: int,
     process_index: int | None = None,
     process_count: int | None = None,
+    positions: bool = False,
 ) -> grain.IterDataset:
     """Endless batches of this process's share, reshuffled in every epoch of the target.
 
@@ -39,8 +42,10 @@ def train_batches(
       seed: of order, pairing and augmentation.
       batch_size: global; the process gets batch_size / process_count records.
       resize: side of the square images in px.
-      num_threads: threads that read and decode.
+      num_threads: threads that read and decode; 0: one a core.
       process_index, process_count: jax's own by default.
+      positions: instead of 'image' and 'source_image' give their int32 positions in the records of
+        `cache.used_records`, for images that are on the devices already.
 
     Returns:
       batches of 'image' uint8 [b, R, R, 3], 'label' int32 [b], 'seed' uint32 [b] and, with a
@@ -50,27 +55,31 @@ def train_batches(
     target, source = data.target, data.source
     if match is not None:
         selected = match.selected
-        pools = {c: np.flatnonzero(source.labels == c) for c in selected}
+        number = np.full(len(source.class_names), -1, np.int32)
+        number[selected] = np.arange(len(selected), dtype=np.int32)
+        source_labels = number[source.labels]
+        used = np.flatnonzero(source_labels >= 0)  # the positions of `cache.used_records`
+        by_class = np.argsort(source_labels[used], kind='stable').astype(np.int32)
+        counts = np.bincount(source_labels[used])
+        starts = np.cumsum(counts) - counts
+        classes = number[match.classes]
 
-    def draw(i: int, rng: np.random.Generator) -> dict[str, Any]:
-        drawn = {'index': i, 'seed': rng.integers(2**32, dtype=np.uint32)}
-        if match is not None:
-            pool = pools[rng.choice(match.classes[target.labels[i]])]
-            drawn['source_index'] = rng.choice(pool)
-        return drawn
+    def draw(i: int, rng: np.random.Generator) -> tuple[int, ...]:
+        seed = rng.integers(2**32, dtype=np.uint32)
+        if match is None:
+            return i, seed
+        candidates = classes[target.labels[i]]
+        c = candidates[rng.integers(len(candidates))]
+        return i, seed, by_class[starts[c] + rng.integers(counts[c])]
 
-    def load(drawn: dict[str, Any]) -> Batch:
-        i = drawn['index']
-        record = {
-            'image': target.image_or_next(i, resize),
-            'label': target.labels[i],
-            'seed': drawn['seed'],
-        }
-        if match is not None:
-            j = drawn['source_index']
-            record['source_image'] = source.image_or_next(j, resize)
-            label = np.searchsorted(selected, source.labels[j])
-            record['source_label'] = label.astype(np.int32)
+    def load(drawn: tuple[int, ...]) -> Batch:
+        i, seed, *rest = drawn
+        image = np.int32(i) if positions else target.image_or_next(i, resize)
+        record = {'image': image, 'label': target.labels[i], 'seed': seed}
+        for position in rest:
+            j = used[position]
+            record['source_image'] = position if positions else source.image_or_next(j, resize)
+            record['source_label'] = source_labels[j]
         return record
 
     # Drawn before the processes part, so that their number does not change what is drawn.
@@ -121,7 +130,29 @@ def _batches(
     """This process's share of `dataset`, loaded by threads and batched."""
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
-    share = dataset[process_index::process_count].map(load)
+    share = _Share(dataset, batch_size // process_count, process_index, process_count).map(load)
+    num_threads = num_threads or usable_cores()
+    # Each thread makes whole batches; with fewer places than threads some would have to wait.
     return share.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(
-        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4)
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 2)
     )
+
+
+class _Share(grain.MapDataset):
+    """Of each `size * count` elements in a row, the `index`-th `size` ones."""
+
+    def __init__(self, parent: grain.MapDataset, size: int, index: int, count: int):
+        super().__init__(parent)
+        self._size, self._index, self._count = size, index, count
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._count
+
+    def __getitem__(self, place):
+        batch, within = divmod(place, self._size)
+        return self._parent[(batch * self._count + self._index) * self._size + within]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()

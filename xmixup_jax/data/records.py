@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,10 @@ log = logging.getLogger('xmixup_jax')
 class Store:
     """What all selections from one split share: decoded images, and the images that are none."""
 
-    keep_bytes: int
-    """Limit of `kept`."""
     max_bad_images: int
     """Limit of `bad`."""
     kept: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    """Decoded images by record number and side."""
+    """Decoded images by record number and side; see `cache.MemoryCache`."""
     bad: set[int] = field(default_factory=set)
     """Numbers of the records whose image cannot be decoded."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -60,15 +59,16 @@ class Records:
     index: np.ndarray
     """int64 [N], the record numbers of this selection."""
     store: Store = field(compare=False)
+    stamp: Callable[[int], str]
+    """Record number to what changes with the record's bytes, for what is kept on disk."""
+    cache: Any = None
+    """A `cache.Cache` for the records that are read again and again, or None."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, i: int, resize: int) -> np.ndarray | None:
-        """uint8 [resize, resize, 3]; decoded once, as long as there is room for it.
-
-        Images that are kept are never given up for others: epochs go round, so that the one that
-        was not used for longest is the one that is needed next.
+        """uint8 [resize, resize, 3]; decoded once, if there is a cache.
 
         Returns:
           None if the image cannot be decoded; then it has been counted and reported.
@@ -80,15 +80,15 @@ class Records:
         store = self.store
         if number in store.bad:
             return None
-        image = store.kept.get((number, resize))
+        image = None if self.cache is None else self.cache.get(number)
         if image is None:
             try:
                 image = decode(self.read(number), resize, self.where(number))
             except DataError as error:
                 store.skip(number, error)
                 return None
-            if (len(store.kept) + 1) * image.nbytes <= store.keep_bytes:
-                store.kept[number, resize] = image
+            if self.cache is not None:
+                self.cache.put(number, image)
         return image
 
     def image_or_next(self, i: int, resize: int) -> np.ndarray:

@@ -73,7 +73,7 @@ def open_split(
     missing = problem(dataset.name, config)
     if missing:
         raise DataError(missing)
-    store = Store(config.keep_decoded_mb * 2**20, config.max_bad_images)
+    store = Store(config.max_bad_images)
     if dataset.name.startswith(FOLDER):
         records = open_folder(dataset, split, store)
     else:

@@ -161,6 +161,7 @@ def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Record
         where=lambda i: f'record {i} of {name} ({split})',
         index=np.arange(len(data_source)),
         store=store,
+        stamp=lambda i: f'{builder.data_dir} {split} {i}',
     )
 
 

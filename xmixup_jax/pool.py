@@ -1,0 +1,41 @@
+"""The decoded images of a whole run on the devices, divided over all of them."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from xmixup_jax import step as step_lib
+from xmixup_jax.data.pairing import usable_cores
+from xmixup_jax.data.records import Records
+
+
+def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Array]:
+    """Decodes every image once and puts it on one of the devices.
+
+    Args:
+      config: of the run.
+      used: the records by the name of the batch's entry, see `cache.used_records`.
+
+    Returns:
+      uint8 [local devices, n, R, R, 3] by name: record i is on device i // n of all, at i % n; see
+      `step.look_up`.
+    """
+    pool = {}
+    for name, records in used.items():
+        n = -(-len(records) // jax.device_count())
+        local = jax.local_device_count() * n
+        first = jax.process_index() * local
+        wanted = range(min(first, len(records)), min(first + local, len(records)))
+        images = np.zeros((local, config.resize, config.resize, 3), np.uint8)
+
+        def put(i, records=records, images=images, first=first):
+            images[i - first] = records.image_or_next(i, config.resize)
+
+        title = f'{records.name.split("/")[-1]} to the devices'
+        with ThreadPoolExecutor(config.num_threads or usable_cores()) as threads:
+            list(tqdm(threads.map(put, wanted), title, len(wanted), unit='image', disable=None))
+        pool[name] = step_lib.shard(images)
+    return pool
