@@ -1,84 +1,161 @@
-"""Two real processes with one device each make the step that one process makes alone."""
+"""Runs in several real processes, over TCP, as a user starts them by hand."""
 
+import csv
 import os
+import signal
 import subprocess
 import sys
-from functools import partial
-from pathlib import Path
+import time
 
-import jax
 import numpy as np
 import portpicker
+import pytest
 
-from configs import digits
-from xmixup_jax import step as step_lib
-from xmixup_jax.methods.base import Sizes
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.processes import connect, in_several_processes
 
-
-def make_batch():
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (2, 16, 22, 22, 3), np.uint8)
-    labels = rng.integers(0, 10, (2, 16)).astype(np.int32)
-    return {
-        'image': images[0],
-        'source_image': images[1],
-        'label': labels[0],
-        'source_label': labels[1],
-        'seed': rng.integers(0, 2**32, 16, np.uint32),
-    }
+STEPS = 50
 
 
-def make_task():
-    config = digits.get_config()
-    config.model.width = 4
-    return step_lib.create_task(config, Sizes(10, 10))
-
-
-def take_step(step, state, batch):
-    state, metrics = jax.device_get(step({}, state, batch))
-    leaves = [np.ravel(leaf) for leaf in jax.tree.leaves((state.params, state.batch_stats))]
-    return np.concatenate([*leaves, [metrics['loss'], metrics['top1']]])
-
-
-def worker(port: str, process: int, folder: str) -> None:
-    jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-    jax.distributed.initialize(f'localhost:{port}', 2, process)
-    assert (jax.process_count(), jax.device_count()) == (2, 2)
-    task, state = make_task()
-    share = jax.tree.map(lambda x: x[process::2], make_batch())  # as `pairing` parts a batch
-    step = step_lib.map_train_steps(partial(step_lib.train_steps, task))
-    result = take_step(step, step_lib.replicate(state), step_lib.shard(share))
-    np.save(Path(folder) / f'{process}.npy', result)
-
-
-def test_two_processes_make_the_step_of_one(tmp_path):
-    port = str(portpicker.pick_unused_port())
-    environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'}
-    processes = [
+def start(config, workdir, processes, devices, **values):
+    """The processes of one run, each with so many simulated devices."""
+    flags = {
+        'data_dir': config.data_dir,
+        'cache_dir': config.cache_dir,
+        'weights': '',
+        'model.width': 4,
+        'steps': STEPS,
+        'log_every': 1,
+        'checkpoint_every': 5,
+    } | values
+    command = [
+        sys.executable,
+        '-m',
+        'xmixup_jax.main',
+        '--config=configs/digits.py',
+        f'--workdir={workdir}',
+        *(f'--config.{key}={value}' for key, value in flags.items()),
+    ]
+    address = f'--coordinator=localhost:{portpicker.pick_unused_port()}'
+    environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    return [
         subprocess.Popen(
-            [sys.executable, '-m', 'tests.test_processes', port, str(i), str(tmp_path)],
+            [*command, address, f'--num_processes={processes}', f'--process_id={i}']
+            if processes > 1
+            else command,
             env=environment,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for i in range(processes)
     ]
-    for process in processes:
-        _, stderr = process.communicate(timeout=200)
-        assert process.returncode == 0, stderr
-    task, state = make_task()
-    step = jax.pmap(
-        partial(step_lib.train_step, task),
-        axis_name='batch',
-        in_axes=(None, None, 0),
-        out_axes=None,
-        devices=jax.devices()[:1],
-    )
-    batch = jax.tree.map(lambda x: x[None], make_batch())
-    alone = take_step(step, jax.tree.map(np.asarray, state), batch)
-    for i in range(2):
-        np.testing.assert_allclose(np.load(tmp_path / f'{i}.npy'), alone, rtol=1e-4, atol=1e-5)
 
 
-if __name__ == '__main__':
-    worker(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+def rows(workdir):
+    with (workdir / 'metrics.csv').open(newline='') as file:
+        return {int(row['step']): float(row['loss']) for row in csv.DictReader(file)}
+
+
+def reaches(workdir, step, processes):
+    deadline = time.monotonic() + 150
+    while not (workdir / 'metrics.csv').exists() or max(rows(workdir), default=0) < step:
+        for process in processes:
+            assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def finish(processes, code=0):
+    outputs = [process.communicate(timeout=200) for process in processes]
+    for process, (_, stderr) in zip(processes, outputs, strict=True):
+        assert process.returncode == code, stderr
+    return outputs
+
+
+def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_path):
+    """1 process, stopped; 2 processes, of which one is killed; 1 process to the end."""
+    alone, moved = tmp_path / 'alone', tmp_path / 'moved'
+    reference = start(config, alone, 1, 4)
+    finish(reference)
+
+    first = start(config, moved, 1, 4)
+    reaches(moved, 8, first)
+    first[0].send_signal(signal.SIGTERM)
+    finish(first, 75)
+
+    # Their images are kept on the devices of both.
+    two = start(config, moved, 2, 2, **{'data.cache': 'device'})
+    reaches(moved, max(rows(moved)) + 12, two)
+    two[1].kill()
+    killed = time.monotonic()
+    _, stderr = two[0].communicate(timeout=60)
+    assert time.monotonic() - killed < 60
+    assert two[0].returncode == 75
+    assert stderr.splitlines()[-1].startswith('xmixup: process 1 of the run has ended')
+    two[1].communicate()
+    assert max(rows(moved)) < STEPS
+
+    outputs = finish(start(config, moved, 1, 4))
+    assert outputs[0][0].startswith('xmixup  top1 ')
+    assert list(rows(alone)) == list(rows(moved)) == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(list(rows(moved).values()), list(rows(alone).values()), rtol=1e-5)
+
+
+def test_processes_save_together_when_one_is_told_to_stop(config, records, tmp_path):
+    """A signal to one of them is enough; the first alone reports."""
+    values = {'method': 'mixup', 'steps': 2000, 'checkpoint_every': 1000, 'log_every': 10}
+    two = start(config, tmp_path, 2, 1, **values)
+    reaches(tmp_path, 10, two)
+    two[1].send_signal(signal.SIGTERM)
+    outputs = finish(two, 75)
+    saved = [int(path.name) for path in (tmp_path / 'checkpoints').iterdir()]
+    assert len(saved) == 1 and saved[0] == max(rows(tmp_path))
+    for _, stderr in outputs:
+        assert f'stopped at step {saved[0]} of 2000 by a signal' in stderr
+    assert 'uci_digits mixup  step' not in outputs[1][1]
+
+
+def test_a_mistake_that_one_process_sees_ends_all(config, records, tmp_path):
+    two = start(config, tmp_path / 'run', 2, 1, **{'target.split': 'none'})
+    began = time.monotonic()
+    outputs = finish(two, 1)
+    assert time.monotonic() - began < 60
+    for _, stderr in outputs:
+        assert "uci_digits has no split 'none'" in stderr and 'Traceback' not in stderr
+
+
+@pytest.mark.parametrize(
+    ('environ', 'several'),
+    [
+        ({}, False),
+        ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, False),  # the batch script itself
+        ({'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_STEP_NUM_TASKS': '4'}, True),
+        ({'SLURM_STEP_NODELIST': 'n1', 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_NTASKS': '4'}, False),
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
+        ({'OMPI_COMM_WORLD_SIZE': '1'}, False),
+        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
+        ({'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+    ],
+)
+def test_launchers_are_recognised(environ, several):
+    assert in_several_processes(environ) == several
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (['--num_processes=2'], 'give all of --coordinator'),
+        (['--coordinator=a:1', '--process_id=0'], 'give all of --coordinator'),
+        (['--coordinator=a:1', '--num_processes=two', '--process_id=0'], 'are numbers'),
+        (['--coordinator=a:1', '--num_processes=2', '--process_id=x'], 'are numbers'),
+        (['--coordinator=a:1', '--num_processes=2', '--process_id=2'], 'must be from 0'),
+    ],
+)
+def test_impossible_flags(flags, words):
+    with pytest.raises(ConfigError, match=words):
+        connect(['main', *flags, '--config=x'], {})
+
+
+def test_one_process_needs_no_flags():
+    assert connect(['main', '--config=x'], {}) == ['main', '--config=x']

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import orbax.checkpoint as ocp
 from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.step import TrainState
+from xmixup_jax.processes import is_first, together
+from xmixup_jax.step import TrainState, global_arrays, local_arrays
 
 PyTree = Any
 
@@ -70,7 +72,7 @@ class Checkpoints:
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(state)),
+                state=ocp.args.StandardSave(_as_dict(global_arrays(state))),
                 meta=ocp.args.JsonSave(meta.to_json() | {'config': config}),
             ),
             force=True,
@@ -113,6 +115,7 @@ class Checkpoints:
         Raises:
           UserError: none of the checkpoints can be read.
         """
+        state = global_arrays(state)
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
         sharding = state.step.sharding
 
@@ -125,7 +128,7 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()
             )
             restored = self._manager.restore(step, args=items)
-            return TrainState(**restored.state), Meta.from_json(restored.meta)
+            return local_arrays(TrainState(**restored.state)), Meta.from_json(restored.meta)
 
         return self._newest(read)
 
@@ -144,8 +147,8 @@ class Checkpoints:
         """The newest checkpoint that can be read; damaged ones are moved aside, never deleted."""
         for step in self.steps:
             try:
-                return read(step)
-            except Exception as error:  # orbax has no common class for what a damaged file raises
+                return together(partial(_readable, read, step))
+            except UserError as error:  # here or in another process
                 aside = self._folder.parent / 'damaged_checkpoints' / f'{step}-{time.time_ns()}'
                 log.warning(
                     'Checkpoint %s/%d cannot be read (%s): moved to %s',
@@ -154,13 +157,22 @@ class Checkpoints:
                     first_line(error),
                     aside,
                 )
-                aside.parent.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(aside)
+                if is_first():
+                    aside.parent.mkdir(exist_ok=True)
+                    (self._folder / str(step)).rename(aside)
+                together(lambda: None)  # nobody goes on before it is moved
                 self._manager.reload()
         raise UserError(
             f'none of the checkpoints in {self._folder} could be read: the same command starts '
             'the run anew'
         )
+
+
+def _readable(read, step: int):
+    try:
+        return read(step)
+    except Exception as error:  # orbax has no common class for what a damaged file raises
+        raise UserError(first_line(error)) from error
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

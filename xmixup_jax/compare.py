@@ -37,6 +37,7 @@ from xmixup_jax.files import write_json
 from xmixup_jax.loop import Diverged
 from xmixup_jax.main import ended, setup
 from xmixup_jax.methods import METHODS
+from xmixup_jax.processes import connect, is_first
 from xmixup_jax.train import check_inputs, open_data, train_and_evaluate
 
 log = logging.getLogger('xmixup_jax')
@@ -58,7 +59,7 @@ def parse(argv: list[str]) -> tuple[list[Run], Path]:
     parser.add_argument('--methods', default='all')
     parser.add_argument('--seeds', default='0,1,2,3,4', type=_numbers(int))
     parser.add_argument('--sample_rates', default=[None], type=_numbers(float))
-    args, config_args = parser.parse_known_args(argv[1:])
+    args, config_args = parser.parse_known_args(connect(argv)[1:])
     names = list(METHODS) if args.methods == 'all' else args.methods.split(',')
     runs = []
     for rate, seed, name in itertools.product(args.sample_rates, args.seeds, names):
@@ -104,11 +105,13 @@ def compare(runs: list[Run], workdir: Path) -> list[Run]:
                 log.warning('%s: %s', run.workdir, error)
                 rows.append(run.labels | {'error': str(error)})
                 failed.append(run)
-            tables.write_csv(workdir, rows)
+            if is_first():
+                tables.write_csv(workdir, rows)
     finally:
-        if rows:
+        if rows and is_first():
             tables.write(workdir, rows, {})
-    tables.write(workdir, rows, step_costs(runs, failed, workdir))
+    if jax.process_count() == 1:  # steps are timed, and their memory is read, in one process
+        tables.write(workdir, rows, step_costs(runs, failed, workdir))
     return failed
 
 
@@ -135,8 +138,9 @@ def run(argv: list[str]) -> None:
     runs, workdir = parse(argv)
     setup(runs[0].config)
     failed = compare(runs, workdir)
-    print((workdir / tables.MARKDOWN).read_text())
-    print(f'->  {workdir / tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')
+    if is_first():
+        print((workdir / tables.MARKDOWN).read_text())
+        print(f'->  {workdir / tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')
     if failed:
         raise UserError(f'{len(failed)} of {len(runs)} runs failed: {tables.CSV} says why')
 

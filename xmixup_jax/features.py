@@ -22,6 +22,7 @@ from xmixup_jax.evaluation import over_records
 from xmixup_jax.files import save_array, whole_file
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.pretrained import Weights
+from xmixup_jax.processes import first_says, is_first
 from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step, replicate
 
 _SAVE_SECONDS = 10.0  # between two saves of unfinished class means
@@ -138,7 +139,7 @@ def backbone_class_means(
     path = None
     if backbone is not None:
         path = _cache_path(config, backbone, records)
-        if path.exists():
+        if first_says(path.exists()):
             return np.load(path, allow_pickle=False)
     config = config.copy_and_resolve_references()
     config.method = 'finetune'  # the plain network
@@ -150,7 +151,7 @@ def backbone_class_means(
     resumable = path is not None and jax.process_count() == 1
     unfinished = path.with_suffix('.part.npz') if resumable else None
     means = class_means(task, config, replicate(state), records, unfinished)
-    if path is not None and jax.process_index() == 0:
+    if path is not None and is_first():
         save_array(path, means)
         path.with_suffix('.part.npz').unlink(missing_ok=True)
     return means

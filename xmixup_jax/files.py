@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -8,6 +9,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from xmixup_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def held(folder: Path, key: str, wait: bool) -> Iterator[None]:
+    """Makes the folder and holds it, so that no other process does the same.
+
+    Args:
+      folder: to hold.
+      key: what a user can change it with.
+      wait: for another process that holds it, or fail.
+
+    Raises:
+      UserError: it cannot be written, or is held.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / '.lock').open('a+')
+    except OSError as error:
+        raise UserError(
+            f'cannot write into {folder}: {error.strerror}; choose another folder with {key}'
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(
+                f'another run is writing into {folder}: wait for it, or choose another {key}'
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

@@ -19,9 +19,10 @@ from xmixup_jax.data.pairing import Batch
 from xmixup_jax.data.records import Records
 from xmixup_jax.errors import Interrupted, UserError
 from xmixup_jax.evaluation import evaluate
-from xmixup_jax.metrics import RunLog
+from xmixup_jax.metrics import NoLog, RunLog
 from xmixup_jax.optimizer import make_schedule
 from xmixup_jax.preparation import Start
+from xmixup_jax.processes import is_first
 
 PyTree = Any
 
@@ -102,7 +103,7 @@ def fit(
 
     schedule = make_schedule(config.optimizer, config.steps)
     title = f'{config.target.name.split("/")[-1]} {config.method}'
-    log = RunLog(workdir, first_step, config.steps, title)
+    log = RunLog(workdir, first_step, config.steps, title) if is_first() else NoLog()
     first_step_seconds = None
     speed = Speed(config.batch_size)
     pending: list[Any] = []  # metrics since the last row, still on the devices
@@ -123,10 +124,10 @@ def fit(
             state, metrics = task.train_steps(constants, state, pool, batch)
             pending.append(metrics)
             log.advance(len(metrics['loss']))
-            stop = stop_agreed.after(metrics)
             if row is not None:  # only now, with the next program under way
                 log.write(row[0], fetched(*row))
                 row = None
+            stop = stop_agreed.after(metrics)
             if not speed.running:  # the first program of a process is compiled: it does not count
                 jax.block_until_ready(metrics)
                 first_step_seconds = round(time.perf_counter() - dispatched, 3)

@@ -3,9 +3,12 @@
   --config=FILE          the experiment; the files in configs/ are examples
   --config.KEY=VALUE     changes one value, for example --config.method=finetune
   --workdir=DIR          folder of the run; given again, it continues (default: runs/...)
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+                         one of several processes, started by hand; SLURM, Open MPI and TPU slices
+                         are recognised (--num_processes=auto insists)
 
 Exit codes: 0 done; 1 something is missing or broken; 2 an impossible configuration; 75 stopped by
-a signal and saved, run the same command again.
+a signal, or by the loss of another process, and saved: run the same command again.
 """
 
 import logging
@@ -19,13 +22,14 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
-from xmixup_jax.errors import UserError
+from xmixup_jax.errors import Interrupted, UserError, first_line
+from xmixup_jax.processes import ProcessLost, connect, is_first, leave
 from xmixup_jax.train import train_and_evaluate
 
 
 def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
     """The configuration, checked and put into effect, and the work directory."""
-    config, workdir = config_lib.parse_flags(argv)
+    config, workdir = config_lib.parse_flags(connect(argv))
     config_lib.validate(config, jax.device_count())
     setup(config)
     return config, workdir
@@ -36,7 +40,7 @@ def setup(config: ConfigDict) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and tfds narrate every file
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # and this every retry
     logging.basicConfig(format='%(message)s', force=True)
-    logging.getLogger('xmixup_jax').setLevel(logging.INFO)
+    logging.getLogger('xmixup_jax').setLevel(logging.INFO if is_first() else logging.WARNING)
     jax.config.update('jax_compilation_cache_dir', str(Path(config.cache_dir).expanduser() / 'xla'))
 
 
@@ -44,6 +48,8 @@ def run(argv: list[str]) -> None:
     """Trains and prints the result line."""
     config, workdir = read_command(argv)
     result = train_and_evaluate(config, workdir)
+    if not is_first():
+        return
     print(
         f'{result["method"]}  top1 {100 * result["top1"]:.2f} %  on {result["test_images"]} images '
         f'({result["steps"]} steps, {result["seconds"]:.1f} s, '
@@ -64,7 +70,23 @@ def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
         else:
             program(argv)
     except UserError as error:
+        if isinstance(error, Interrupted):
+            leave()  # all processes have agreed to stop, and some may still be writing
         fail(str(error), error.exit_code)
+    except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' in str(error):
+            fail(
+                f'the devices have too little memory ({first_line(error)}): lower config.batch_size'
+                ', or take config.accumulate_steps, config.remat or config.precision=bfloat16',
+                UserError.exit_code,
+            )
+        if jax.process_count() == 1:
+            raise
+        lost = ProcessLost(
+            f'another process of the run has ended or cannot be reached ({first_line(error)}): '
+            'start all of them again; they continue from the newest checkpoint'
+        )
+        fail(str(lost), lost.exit_code)
     except KeyboardInterrupt:  # outside the training loop, which saves first
         fail('interrupted; the same command continues', 130)
     except OSError as error:  # a full disk, a read-only folder

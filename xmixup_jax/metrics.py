@@ -73,3 +73,16 @@ class RunLog:
         self._bar.close()
         self._file.close()
         self._tensorboard.close()
+
+
+class NoLog:
+    """What the other processes of a run have in the place of `RunLog`."""
+
+    def advance(self, steps: int) -> None:
+        pass
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

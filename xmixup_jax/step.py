@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -344,6 +345,24 @@ def replicate(tree: PyTree) -> PyTree:
     """
     tree = jax.tree.map(np.array, tree)
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
+
+
+def global_arrays(state: PyTree) -> PyTree:
+    """A replicated tree over the devices of all processes, which orbax writes together."""
+    if jax.process_count() == 1:
+        return state
+    return multihost_utils.host_local_array_to_global_array(state, _global_mesh(), PartitionSpec())
+
+
+def local_arrays(state: PyTree) -> PyTree:
+    """The inverse of `global_arrays`."""
+    if jax.process_count() == 1:
+        return state
+    return multihost_utils.global_array_to_host_local_array(state, _global_mesh(), PartitionSpec())
+
+
+def _global_mesh() -> Mesh:
+    return Mesh(jax.devices(), ('batch',))
 
 
 def shard(batch: PyTree) -> PyTree:

@@ -24,6 +24,7 @@ from xmixup_jax.models.find_weights import WEIGHTS_FILE, find_weights
 from xmixup_jax.models.pretrained import Weights, save_weights
 from xmixup_jax.pool import fill_pool
 from xmixup_jax.preparation import begin, resume
+from xmixup_jax.processes import first_says, is_first, together
 from xmixup_jax.workdir import claim, locked
 
 log = logging.getLogger('xmixup_jax')
@@ -58,12 +59,12 @@ def train_and_evaluate(
       UserError: something that the user can mend.
     """
     if data is None:
-        check_inputs(config)
+        together(lambda: check_inputs(config))
     with locked(workdir):
-        finished = claim(config, workdir)
-        if finished:
+        finished = together(lambda: claim(config, workdir))
+        if first_says(finished is not None):
             return finished
-        data = data or open_data(config)
+        data = data or together(lambda: open_data(config))
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
 
         def train(auxiliary: ConfigDict, name: str, data: Data) -> dict[str, Any]:
@@ -81,14 +82,6 @@ def train_and_evaluate(
             metrics = evaluate(start.task, config, state, data.test) if data.test else {}
         finally:
             checkpoints.close()
-        if jax.process_index() == 0:
-            save_weights(
-                workdir / WEIGHTS_FILE,
-                config.model.name,
-                state.params,
-                state.batch_stats,
-                {'class_names': data.target.class_names, 'config': config.to_dict()},
-            )
         result = {
             'method': config.method,
             'seed': config.seed,
@@ -102,7 +95,20 @@ def train_and_evaluate(
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
         }
-        write_json(workdir / 'result.json', result)
+
+        def write() -> None:
+            if not is_first():
+                return
+            save_weights(
+                workdir / WEIGHTS_FILE,
+                config.model.name,
+                state.params,
+                state.batch_stats,
+                {'class_names': data.target.class_names, 'config': config.to_dict()},
+            )
+            write_json(workdir / 'result.json', result)
+
+        together(write)  # another process may want to read it next
         return result
 
 
@@ -163,8 +169,8 @@ def open_input(
       `cache.with_caches`.
     """
     used = used_records(data, match)
-    kind = choose(config, list(used.values()))
-    data = with_caches(config, kind, data, match)
+    kind = together(lambda: choose(config, list(used.values())))
+    data = together(lambda: with_caches(config, kind, data, match))
     batches = train_batches(
         data,
         match,
@@ -182,17 +188,17 @@ def backbone_weights(config: ConfigDict) -> Weights | None:
     if config.weights == '':
         return None
     if config.weights != 'source':
-        return Weights(find_weights(config.weights), config.model.name)
+        return together(lambda: Weights(find_weights(config.weights), config.model.name))
     pretrain = config_lib.pretrain_config(config)
     name = f'{config.source.name.split("/")[-1]}-{config.model.name}-{config_lib.digest(pretrain)}'
     folder = Path(config.cache_dir).expanduser() / 'pretrained' / name
     with locked(folder.with_name(folder.name + '.lock'), '--config.cache_dir', wait=True):
-        if not (folder / 'result.json').exists():
+        if first_says(not (folder / 'result.json').exists()):
             log.info(
                 'Training %s on %s, once, in %s', config.model.name, config.source.name, folder
             )
             train_and_evaluate(pretrain, folder)
-    return Weights(folder / WEIGHTS_FILE, config.model.name)
+    return together(lambda: Weights(folder / WEIGHTS_FILE, config.model.name))
 
 
 def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str, Any]]:
@@ -209,5 +215,6 @@ def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str,
         }
         for i, (classes, similarity) in enumerate(zip(match.classes, match.similarity, strict=True))
     ]
-    write_json(workdir / 'match.json', rows)
+    if is_first():
+        write_json(workdir / 'match.json', rows)
     return rows

@@ -1,7 +1,6 @@
 """The folder of a run: one writer at a time, one experiment."""
 
 import contextlib
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -9,27 +8,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
-from xmixup_jax.errors import ConfigError, UserError
-from xmixup_jax.files import write_json
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.files import held, write_json
+from xmixup_jax.processes import is_first, together
 
 
 @contextlib.contextmanager
-def locked(workdir: Path, key: str = '--workdir', wait: bool = False):
-    """Makes the folder and holds it, so that no second run writes into it; `key` can change it."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / '.lock').open('a+')
-    except OSError as error:
-        raise UserError(
-            f'cannot write into {workdir}: {error.strerror}; choose another folder with {key}'
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise UserError(
-                f'another run is writing into {workdir}: wait for it, or choose another --workdir'
-            ) from error
+def locked(folder: Path, key: str = '--workdir', wait: bool = False):
+    """Makes the folder and holds it for this run, by its first process; see `files.held`."""
+    with contextlib.ExitStack() as stack:
+        hold = held(folder, key, wait)
+        together(lambda: stack.enter_context(hold) if is_first() else None)
         yield
 
 
@@ -51,6 +40,7 @@ def claim(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
                 f'{workdir} holds a run with config.{key}={theirs.get(key)!r}, not '
                 f'{ours.get(key)!r} ({len(changed)} keys differ): choose another --workdir'
             )
-    write_json(path, config.to_dict())
+    if is_first():
+        write_json(path, config.to_dict())
     result = workdir / 'result.json'
     return json.loads(result.read_text()) if result.exists() else None

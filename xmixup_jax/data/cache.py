@@ -151,8 +151,11 @@ def choose(config: ConfigDict, records: Sequence[Records]) -> str:
         if config.steps * config.batch_size <= len(records[0]):
             kind, reason = 'none', 'no image is used twice'
         else:
-            fitting = [k for k, share in _SHARES.items() if needed[k] <= share * free[k]]
-            kind, reason = (*fitting, 'none')[0], 'automatic choice'
+            fits = [needed[k] <= share * free[k] for k, share in _SHARES.items()]
+            # All processes do the same: what fits in each of them.
+            fits = np.atleast_2d(multihost_utils.process_allgather(np.array(fits))).all(axis=0)
+            kind = (*(k for k, fit in zip(_SHARES, fits, strict=True) if fit), 'none')[0]
+            reason = 'automatic choice'
     elif kind == 'memory' and needed[kind] > free[kind]:
         raise UserError(
             f'config.data.cache=memory: decoded images take {needed[kind] / _MB:,.0f} MB, and '

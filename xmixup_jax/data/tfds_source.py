@@ -17,7 +17,7 @@ from tqdm import tqdm
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import save_array
+from xmixup_jax.files import held, save_array
 
 log = logging.getLogger('xmixup_jax')
 
@@ -90,6 +90,15 @@ def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     Raises:
       DataError: archives are missing, the download failed, or the builder needs TensorFlow.
     """
+    builder = make_builder(name, data_dir)
+    if builder.info.splits:
+        return builder
+    # Another process may be building it: then it is there afterwards.
+    with held(Path(builder.data_dir).with_name('.building'), '--config.data_dir', wait=True):
+        return _build_alone(name, data_dir)
+
+
+def _build_alone(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = make_builder(name, data_dir)
     if builder.info.splits:
         return builder
@@ -176,13 +185,20 @@ def _labels(data_source, label, builder, split, cache_dir) -> np.ndarray:
     path = Path(cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npy'
     if path.exists():
         return np.load(path, allow_pickle=False)
+    with held(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
+        if not path.exists():  # another process may have written it meanwhile
+            _write_labels(path, data_source, label, f'{builder.name} {split}')
+    return np.load(path, allow_pickle=False)
+
+
+def _write_labels(path: Path, data_source, label, title: str) -> None:
     unfinished = path.with_suffix('.part.npy')
     labels = np.load(unfinished, allow_pickle=False).tolist() if unfinished.exists() else []
     saved = time.monotonic()
     with tqdm(
         total=len(data_source),
         initial=len(labels),
-        desc=f'labels of {builder.name} {split}',
+        desc=f'labels of {title}',
         unit='image',
         disable=None if len(data_source) > _CHUNK else True,
     ) as bar:
@@ -193,7 +209,5 @@ def _labels(data_source, label, builder, split, cache_dir) -> np.ndarray:
             if time.monotonic() - saved > _SAVE_SECONDS:
                 save_array(unfinished, np.array(labels, np.int32))
                 saved = time.monotonic()
-    labels = np.array(labels, np.int32)
-    save_array(path, labels)
+    save_array(path, np.array(labels, np.int32))
     unfinished.unlink(missing_ok=True)
-    return labels

@@ -1,0 +1,208 @@
+"""One run in several processes: joining them, agreeing, and what only the first one does."""
+
+import argparse
+import atexit
+import contextlib
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing.connection import Client, Connection, Listener, wait
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from xmixup_jax.errors import ConfigError, UserError, first_line
+
+T = TypeVar('T')
+
+# A process that was not heard of for so long has ended.
+_HEARTBEAT_SECONDS = 30
+_CONNECT_SECONDS = 120
+
+
+class ProcessLost(UserError):
+    """Another process of the run has ended; the same commands continue the run."""
+
+    exit_code = 75
+
+
+def connect(argv: list[str], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Joins the other processes of the run, if there are any; before JAX is used.
+
+    They are known from the flags --coordinator=HOST:PORT, --num_processes=N and --process_id=I, or
+    found by JAX: where SLURM, Open MPI or a TPU slice's environment say that there are several, or
+    with --num_processes=auto.
+
+    Args:
+      argv: a command line.
+      environ: the environment's variables.
+
+    Returns:
+      the command line without these flags.
+
+    Raises:
+      ConfigError: some of the flags are missing or impossible.
+      UserError: the others can't be reached.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument('--coordinator')
+    parser.add_argument('--num_processes')
+    parser.add_argument('--process_id', type=int)
+    try:
+        flags, rest = parser.parse_known_args(argv)
+        count = None if flags.num_processes in (None, 'auto') else int(flags.num_processes)
+    except (argparse.ArgumentError, ValueError) as error:
+        raise ConfigError(f'--num_processes and --process_id are numbers: {error}') from error
+    by_hand = (flags.coordinator, count, flags.process_id)
+    if flags.num_processes != 'auto':
+        if by_hand == (None, None, None):
+            if not in_several_processes(environ):
+                return rest
+        elif None in by_hand:
+            raise ConfigError(
+                'give all of --coordinator=HOST:PORT, --num_processes=N and --process_id=I, or '
+                '--num_processes=auto alone'
+            )
+        elif not 0 <= flags.process_id < count:
+            raise ConfigError(
+                f'--process_id={flags.process_id}: must be from 0 to --num_processes={count} less 1'
+            )
+    # It would take SIGTERM, on which the training loop saves.
+    jax.config.update('jax_enable_preemption_service', False)
+    try:
+        jax.distributed.initialize(
+            *by_hand,
+            initialization_timeout=_CONNECT_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f'the processes of the run did not meet ({first_line(error)}): start all of them, with '
+            'the same --coordinator that each can reach'
+        ) from error
+    if jax.process_count() > 1:
+        _watch((flags.coordinator or socket.gethostname()).rsplit(':', 1)[0])
+    return rest
+
+
+def in_several_processes(environ: Mapping[str, str]) -> bool:
+    """Whether a launcher that JAX knows has started more than one process."""
+    if 'SLURM_STEP_NODELIST' in environ:  # by srun; a batch script is none of its tasks
+        return int(environ.get('SLURM_STEP_NUM_TASKS', environ.get('SLURM_NTASKS', 1))) > 1
+    if 'OMPI_COMM_WORLD_SIZE' in environ:
+        return int(environ['OMPI_COMM_WORLD_SIZE']) > 1
+    return ',' in environ.get('TPU_WORKER_HOSTNAMES', '')
+
+
+def _watch(host: str) -> None:
+    """Ends this process as soon as another one has ended before its time.
+
+    Each process has a connection to the first one, which breaks when either ends. (JAX ends the
+    process from C++ after missed heartbeats; that remains for a machine that is lost with its
+    connections.)
+
+    Args:
+      host: name of the first process's machine, in that process.
+    """
+    address = b''
+    if is_first():
+        key = secrets.token_bytes(16)
+        listener = Listener(('', 0), backlog=jax.process_count(), authkey=key)
+        address = f'{host} {listener.address[1]} {key.hex()}'.encode()
+    sent = np.zeros(512, np.uint8)
+    sent[: len(address)] = np.frombuffer(address, np.uint8)
+    host, port, key = bytes(multihost_utils.broadcast_one_to_all(sent)).rstrip(b'\0').split()
+    if is_first():
+        watch = partial(_watch_others, listener)
+    else:
+        first = Client((host.decode(), int(port)), authkey=bytes.fromhex(key.decode()))
+        first.send_bytes(str(jax.process_index()).encode())
+        _connections[0] = first
+        watch = _watch_first
+    atexit.register(leave)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+_connections: dict[int, Connection] = {}
+_LEAVING = b'leaving'
+
+
+def leave() -> None:
+    """Tells the other processes that this one ends as it should."""
+    for connection in _connections.values():
+        with contextlib.suppress(OSError):
+            connection.send_bytes(_LEAVING)
+
+
+def _watch_others(listener: Listener) -> None:
+    for _ in range(jax.process_count() - 1):
+        connection = listener.accept()
+        _connections[int(connection.recv_bytes())] = connection
+    staying = dict(_connections)
+    while staying:
+        wait(staying.values())
+        for index, connection in list(staying.items()):
+            if connection.poll():
+                message = _received(connection)
+                if message != _LEAVING:
+                    _end(index)
+                del staying[index]
+
+
+def _watch_first() -> None:
+    if _received(_connections[0]) != _LEAVING:
+        _end(0)
+
+
+def _received(connection: Connection) -> bytes | None:
+    with contextlib.suppress(EOFError, OSError):
+        return connection.recv_bytes()
+    return None
+
+
+def _end(index: int) -> None:
+    message = (
+        f'process {index} of the run has ended: its last lines say why; start all of them again, '
+        'they continue from the newest checkpoint'
+    )
+    print(f'xmixup: {message}', file=sys.stderr, flush=True)
+    os._exit(ProcessLost.exit_code)
+
+
+def is_first() -> bool:
+    """Whether this process writes what is written once."""
+    return jax.process_index() == 0
+
+
+def first_says(value: bool) -> bool:
+    """The first process's value, in all of them."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def together(action: Callable[[], T]) -> T:
+    """Returns `action()`, which all processes call; a user's mistake seen by one ends all.
+
+    Raises:
+      UserError: the action's own, or one that names the process whose action failed.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, error = None, None
+    try:
+        result = action()
+    except UserError as raised:
+        error = raised
+    failed = multihost_utils.process_allgather(np.array(error is not None))
+    if error is not None:
+        raise error
+    if failed.any():
+        raise UserError(f'process {np.argmax(failed)} stopped the run: its last line says why')
+    return result
