@@ -93,7 +93,6 @@ def test_labels_go_on_where_they_stopped(config, tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_source, '_SAVE_SECONDS', -1.0)
     monkeypatch.setattr(tfds_source, '_CHUNK', 100)
     expected = open_split(config.target, 'train', config).labels
-    builder = tfds_source.build('uci_digits', config.data_dir)
 
     class Source:
         chunks = 0
@@ -109,15 +108,16 @@ def test_labels_go_on_where_they_stopped(config, tmp_path, monkeypatch):
             return [expected[i] for i in numbers]
 
     def labels(source):
-        return tfds_source._labels(source, lambda raw: raw, builder, 'train', str(tmp_path))
+        path = tmp_path / 'labels' / 'digits.npy'
+        return tfds_source.split_labels(source, lambda raw: raw, path, 'digits')
 
     with pytest.raises(Stopped):
         labels(Source())
-    (unfinished,) = Path(tmp_path / 'labels').iterdir()
+    (unfinished,) = (tmp_path / 'labels').glob('*.npy')
     assert unfinished.name.endswith('.part.npy')
     rest = Source()
     rest.limit = 13  # of 18
     np.testing.assert_array_equal(labels(rest), expected)
     assert rest.chunks == 13
-    (path,) = Path(tmp_path / 'labels').iterdir()
+    (path,) = (tmp_path / 'labels').glob('*.npy')
     np.testing.assert_array_equal(np.load(path), expected)

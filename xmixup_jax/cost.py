@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,55 +36,91 @@ class StepCost(NamedTuple):
     """Interquartile range."""
     memory_mb: float
     """Of the compiled step on one device: arguments, outputs and temporaries, in 2**20 bytes."""
+    gflop: float = 0.0
+    """10**9 floating-point operations of the step on one device, as the compiler counts them; 0
+    where it does not."""
+    gbytes: float = 0.0
+    """10**9 bytes that its kernels read and write, likewise."""
 
 
 def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[str, StepCost]:
-    """Times the steps of finished runs, in turns on the same batches, so that a slow moment of the
-    machine hits all methods alike.
+    """The cost of the steps of finished runs, on the same batches.
 
     Args:
       configs: of a finished run of each method.
       workdirs: of the same runs; their state and constants are what the steps run on.
     """
     starts = {name: _open(config, workdirs[name]) for name, config in configs.items()}
-    batches = _batches(configs, starts)
+    return measure_steps(starts, _batches(configs, starts))
+
+
+def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, StepCost]:
+    """Times one step of each method, in turns, so that a slow moment of the machine hits all alike.
+
+    Args:
+      starts: what each method's step runs on.
+      batches: on the devices, `step.shard_steps` of one step each, with what any method uses.
+    """
     costs, steps, states = {}, {}, {}
     for name, start in tqdm(starts.items(), desc='compiling', unit='method', disable=None):
-        inputs = _only_used(batches[0], name)
+        inputs = only_used(batches[0], start)
         begun = time.perf_counter()
         with _no_compilation_cache():
             # A mapping of its own, which this process has not compiled yet.
             mapped = step_lib.map_train_steps(partial(step_lib.train_steps, start.task))
             steps[name] = mapped.lower(start.constants, start.state, {}, inputs).compile()
         compile_seconds = time.perf_counter() - begun
-        memory = steps[name].memory_analysis()
+        memory, work = steps[name].memory_analysis(), steps[name].cost_analysis()
         total = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
             + memory.temp_size_in_bytes
             - memory.alias_size_in_bytes
         )
-        costs[name] = StepCost(compile_seconds, 0.0, 0.0, total / 2**20)
+        costs[name] = StepCost(
+            compile_seconds,
+            step_ms=0.0,
+            step_ms_spread=0.0,
+            memory_mb=total / 2**20,
+            gflop=work.get('flops', 0.0) / 1e9,
+            gbytes=work.get('bytes accessed', 0.0) / 1e9,
+        )
         states[name] = start.state
 
-    times: dict[str, list[float]] = {name: [] for name in steps}
+    def run(name: str, i: int) -> None:
+        inputs = only_used(batches[i % len(batches)], starts[name])
+        states[name], metrics = steps[name](starts[name].constants, states[name], {}, inputs)
+        jax.block_until_ready((states[name], metrics))
+
+    times = in_turns({name: partial(run, name) for name in steps})
+    for name, values in times.items():
+        low, median, high = np.percentile(values, (25, 50, 75))
+        costs[name] = costs[name]._replace(step_ms=median, step_ms_spread=high - low)
+    return costs
+
+
+def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
+    """Times each action in each round, in a new order: one is slower after another that has filled
+    the caches.
+
+    Args:
+      actions: called with the number of the round.
+
+    Returns:
+      the times in ms, without those of WARM_UP rounds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in actions}
     least, most = ROUNDS
     rng = np.random.default_rng(0)
     started = time.perf_counter()
-    for i in tqdm(range(WARM_UP + most), desc='timing steps', unit='round', disable=None):
+    for i in tqdm(range(WARM_UP + most), desc='timing', unit='round', disable=None):
         if i >= WARM_UP + least and time.perf_counter() - started > SECONDS:
             break
-        # In a new order each time: a step is slower after one that has filled the caches.
-        for name in rng.permutation(list(steps)):
-            inputs = _only_used(batches[i % len(batches)], name)
+        for name in rng.permutation(list(actions)):
             begun = time.perf_counter()
-            states[name], metrics = steps[name](starts[name].constants, states[name], {}, inputs)
-            jax.block_until_ready((states[name], metrics))
+            actions[name](i)
             times[name].append(1e3 * (time.perf_counter() - begun))
-    for name, values in times.items():
-        low, median, high = np.percentile(values[WARM_UP:], (25, 50, 75))
-        costs[name] = costs[name]._replace(step_ms=median, step_ms_spread=high - low)
-    return costs
+    return {name: values[WARM_UP:] for name, values in times.items()}
 
 
 @contextlib.contextmanager
@@ -118,7 +155,8 @@ def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[P
     return [step_lib.shard_steps([next(iterator)]) for _ in range(BATCHES)]
 
 
-def _only_used(batch: PyTree, name: str) -> PyTree:
-    if METHODS[name].pairs:
+def only_used(batch: PyTree, start: Start) -> PyTree:
+    """The batch without pairs, if the method uses none."""
+    if METHODS[start.task.config.method].pairs:
         return batch
     return {key: value for key, value in batch.items() if not key.startswith('source_')}

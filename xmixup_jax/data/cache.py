@@ -189,7 +189,8 @@ def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | N
 
 
 def _missing(records: Records, size: int) -> int:
-    return sum((int(number), size) not in records.store.kept for number in records.index)
+    kept = [number for number, side in records.store.kept if side == size]
+    return len(records) - int(np.isin(records.index, kept).sum())
 
 
 def _cache_path(config: ConfigDict, records: Records, numbers: np.ndarray) -> Path:

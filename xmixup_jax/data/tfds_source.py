@@ -162,10 +162,11 @@ def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Record
         return lambda raw: features.deserialize_example_np(raw, decoders=decoders)[key]
 
     image, label = parser(image_key), parser(label_key)
+    path = _labels_path(builder, split, len(data_source), config.cache_dir)
     return Records(
         name=name,
         class_names=tuple(builder.info.features[label_key].names),
-        labels=_labels(data_source, label, builder, split, config.cache_dir),
+        labels=split_labels(data_source, label, path, f'{builder.name} {split}'),
         read=lambda i: image(data_source[i]),
         where=lambda i: f'record {i} of {name} ({split})',
         index=np.arange(len(data_source)),
@@ -174,40 +175,57 @@ def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Record
     )
 
 
-def _labels(data_source, label, builder, split, cache_dir) -> np.ndarray:
-    """Every record's label, int32 [N].
+def _labels_path(builder, split: str, count: int, cache_dir: str) -> Path:
+    digest = hashlib.sha256(f'{builder.data_dir} {split} {count}'.encode()).hexdigest()[:16]
+    return Path(cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npy'
+
+
+def split_labels(data_source, label, path: Path, title: str) -> np.ndarray:
+    """Every record's label.
 
     Finding them means reading the whole split, so that they are kept on disk; if that is
     interrupted, the next call goes on where it stopped.
+
+    Args:
+      data_source: serialised examples, by position.
+      label: example to label.
+      path: where the labels are kept.
+      title: names the split.
+
+    Returns:
+      int32 [N].
     """
-    key = f'{builder.data_dir} {split} {len(data_source)}'
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    path = Path(cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npy'
-    if path.exists():
-        return np.load(path, allow_pickle=False)
-    with held(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
-        if not path.exists():  # another process may have written it meanwhile
-            _write_labels(path, data_source, label, f'{builder.name} {split}')
+    if not path.exists():
+        with held(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
+            if not path.exists():  # another process may have written it meanwhile
+                _write_labels(data_source, label, path, title)
     return np.load(path, allow_pickle=False)
 
 
-def _write_labels(path: Path, data_source, label, title: str) -> None:
+def _write_labels(data_source, label, path: Path, title: str) -> None:
+    labels, done = np.empty(len(data_source), np.int32), 0
     unfinished = path.with_suffix('.part.npy')
-    labels = np.load(unfinished, allow_pickle=False).tolist() if unfinished.exists() else []
+    if unfinished.exists():
+        found = np.load(unfinished, allow_pickle=False)
+        done = len(found)
+        labels[:done] = found
     saved = time.monotonic()
     with tqdm(
-        total=len(data_source),
-        initial=len(labels),
+        total=len(labels),
+        initial=done,
         desc=f'labels of {title}',
         unit='image',
-        disable=None if len(data_source) > _CHUNK else True,
+        disable=None if len(labels) > _CHUNK else True,
     ) as bar:
-        while len(labels) < len(data_source):
-            chunk = range(len(labels), min(len(labels) + _CHUNK, len(data_source)))
-            labels += [int(label(raw)) for raw in data_source.__getitems__(chunk)]
+        while done < len(labels):
+            chunk = range(done, min(done + _CHUNK, len(labels)))
+            labels[chunk.start : chunk.stop] = [
+                int(label(raw)) for raw in data_source.__getitems__(chunk)
+            ]
+            done = chunk.stop
             bar.update(len(chunk))
             if time.monotonic() - saved > _SAVE_SECONDS:
-                save_array(unfinished, np.array(labels, np.int32))
+                save_array(unfinished, labels[:done])
                 saved = time.monotonic()
-    save_array(path, np.array(labels, np.int32))
+    save_array(path, labels)
     unfinished.unlink(missing_ok=True)

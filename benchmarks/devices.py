@@ -1,0 +1,160 @@
+"""A step's time and memory by the number of devices, and `pmap` against `jit` of `shard_map`:
+
+    python -m benchmarks.devices --config=configs/digits.py --devices=1,2,4,8
+
+For each number a process of its own with so many devices simulated on the CPU (without --devices:
+the devices that there are). The global batch stays the same. `pmap` and `shard_map` run the same
+per-device function in turns; `ratio` is the median, over the rounds, of pmap's time over
+shard_map's. `call us` is the time until the call returns, of a step that does nothing but return a
+state of as many arrays: what each costs on the host.
+
+  --processes  2: the devices divided over two processes (TCP, one machine)
+  --output     a CSV file
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import portpicker
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from benchmarks import synthetic
+from xmixup_jax import cost
+from xmixup_jax import step as step_lib
+from xmixup_jax.main import ended, read_command
+from xmixup_jax.methods.base import Sizes
+from xmixup_jax.processes import is_first
+
+CLASSES = 10
+CALLS = 300
+
+
+def map_by_shard_map(step_fn):
+    """What `step.map_train_steps` is, without pmap; takes arrays over all processes' devices."""
+    mesh = Mesh(jax.devices(), ('batch',))
+
+    def one_device(constants, state, pool, batches):
+        pool, batches = jax.tree.map(lambda x: x[0], (pool, batches))
+        return step_fn(constants, state, pool, batches)
+
+    everywhere, divided = PartitionSpec(), PartitionSpec('batch')
+    mapped = jax.shard_map(
+        one_device,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, divided, divided),
+        out_specs=everywhere,
+        check_vma=False,
+    )
+    return jax.jit(mapped, donate_argnums=1)
+
+
+def measure(config) -> dict:
+    """The figures of this process's devices."""
+    task, state = step_lib.create_task(config, Sizes(CLASSES, CLASSES))
+    batch = synthetic.batch(config, CLASSES, 0)
+    share = config.batch_size // jax.process_count()
+    mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+    batch = jax.tree.map(lambda x: x[mine], batch)
+    global_mesh = Mesh(jax.devices(), ('batch',))
+    divided = NamedSharding(global_mesh, PartitionSpec('batch'))
+    local = step_lib.shard_steps([batch])
+    inputs = {
+        'pmap': local,
+        'shard_map': jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(divided, np.asarray(x)), local
+        ),
+    }
+    maps = {'pmap': step_lib.map_train_steps, 'shard_map': map_by_shard_map}
+
+    def fresh(name):
+        replicated = step_lib.replicate(state)
+        return step_lib.global_arrays(replicated) if name == 'shard_map' else replicated
+
+    def timed(step_fn) -> dict[str, list[float]]:
+        states = {name: fresh(name) for name in maps}
+        steps = {name: mapped(step_fn) for name, mapped in maps.items()}
+
+        def run(name, i):
+            states[name], metrics = steps[name]({}, states[name], {}, inputs[name])
+            jax.block_until_ready((states[name], metrics))
+
+        return cost.in_turns({name: partial(run, name) for name in maps})
+
+    times = timed(partial(step_lib.train_steps, task))
+    row = {name: float(np.median(each)) for name, each in times.items()}
+    row['ratio'] = float(np.median(np.divide(times['pmap'], times['shard_map'])))
+
+    def nothing(constants, state, pool, batches):
+        del constants, pool
+        return state, {'loss': batches['label'].sum()}
+
+    for name, mapped in maps.items():
+        step, current = mapped(nothing), fresh(name)
+        seconds = []
+        for _ in range(CALLS):
+            begun = time.perf_counter()
+            current, metrics = step({}, current, {}, inputs[name])
+            seconds.append(time.perf_counter() - begun)
+            jax.block_until_ready((current, metrics))
+        row[f'{name} call us'] = 1e6 * float(np.median(seconds))
+    if jax.process_count() == 1:
+        compiled = step_lib.map_train_steps(partial(step_lib.train_steps, task)).lower(
+            {}, fresh('pmap'), {}, local
+        )
+        memory = compiled.compile().memory_analysis()
+        row['temporary MiB a device'] = memory.temp_size_in_bytes / 2**20
+    return row
+
+
+def run(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='devices', add_help=False)
+    parser.add_argument('--devices', default='')
+    parser.add_argument('--processes', default=1, type=int)
+    parser.add_argument('--output', type=Path)
+    parser.add_argument('--result', type=Path)  # of one of the processes
+    args, rest = parser.parse_known_args(argv)
+    if not args.devices:
+        config, _ = read_command(rest)
+        row = measure(config)
+        if args.result and is_first():
+            args.result.write_text(json.dumps(row))
+        elif not args.result:
+            synthetic.write_table([{'devices': jax.device_count()} | row], args.output)
+        return
+    rows = []
+    for devices in map(int, args.devices.split(',')):
+        each = devices // args.processes
+        environment = os.environ | {
+            'JAX_PLATFORMS': 'cpu',
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={each}',
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / 'row.json'
+            command = [sys.executable, '-m', 'benchmarks.devices', *rest[1:], f'--result={result}']
+            address = f'--coordinator=localhost:{portpicker.pick_unused_port()}'
+            joined = [address, f'--num_processes={args.processes}']
+            children = [
+                subprocess.Popen(
+                    [*command, *joined, f'--process_id={i}'] if args.processes > 1 else command,
+                    env=environment,
+                )
+                for i in range(args.processes)
+            ]
+            codes = [child.wait() for child in children]
+            if any(codes):
+                raise SystemExit(f'{devices} devices failed')
+            rows.append({'devices': devices} | json.loads(result.read_text()))
+    synthetic.write_table(rows, args.output)
+
+
+if __name__ == '__main__':
+    ended(run, sys.argv)

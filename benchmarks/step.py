@@ -1,0 +1,82 @@
+"""The cost of a training step of every method, on synthetic images:
+
+    python -m benchmarks.step --config=configs/tiny_caltech.py --config.model.name=resnet18 \\
+        --config.model.width=64 --output=step.csv
+
+One row a method: compile time, time a step (median and interquartile range, methods in turns),
+images/s, step time relative to fine-tuning, memory, operations and bytes of the compiled step, and
+the share of the limit: the time that the operations would take at the speed of a matrix product, or
+the bytes at that of a copy, whichever is longer, over the step's time. Both speeds are measured
+first, in the same precision.
+
+  --methods  names of methods, or all (default)
+  --classes  of target and of source (100)
+  --output   a CSV file
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from benchmarks import synthetic
+from xmixup_jax import cost
+from xmixup_jax import step as step_lib
+from xmixup_jax.main import ended, read_command
+from xmixup_jax.methods import METHODS
+
+
+def run(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='step', add_help=False)
+    parser.add_argument('--methods', default='all')
+    parser.add_argument('--classes', default=100, type=int)
+    parser.add_argument('--output', type=Path)
+    args, rest = parser.parse_known_args(argv)
+    config, _ = read_command(rest)
+    names = list(METHODS) if args.methods == 'all' else args.methods.split(',')
+    gflops, gbytes = synthetic.peaks(config.precision)
+    devices = jax.device_count()
+    print(
+        f'{config.model.name}, {config.image_size} px, batch {config.batch_size}, '
+        f'{config.precision}, {devices} x {jax.devices()[0].device_kind}: matrix products '
+        f'{gflops:.0f} GFLOP/s, copies {gbytes:.1f} GB/s'
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        weights = synthetic.random_weights(config, Path(folder) / 'weights.safetensors')
+        starts = {
+            name: synthetic.start(config, name, weights, args.classes, Path(folder))
+            for name in names
+        }
+        batches = [
+            step_lib.shard_steps([synthetic.batch(config, args.classes, i)])
+            for i in range(cost.BATCHES)
+        ]
+        costs = cost.measure_steps(starts, batches)
+    base = costs.get('finetune', next(iter(costs.values())))
+    rows = []
+    for name, c in costs.items():
+        limit_ms = {'operations': 1e3 * c.gflop / gflops, 'bytes': 1e3 * c.gbytes / gbytes}
+        bound = max(limit_ms, key=limit_ms.get)
+        rows.append(
+            {
+                'method': name,
+                'compile s': c.compile_seconds,
+                'step ms': float(c.step_ms),
+                'iqr ms': float(c.step_ms_spread),
+                'images/s': 1e3 * config.batch_size / float(c.step_ms),
+                'relative': float(c.step_ms / base.step_ms),
+                'memory MiB': c.memory_mb,
+                'GFLOP': c.gflop,
+                'GFLOP/s': 1e3 * c.gflop / float(c.step_ms),
+                'GB': c.gbytes,
+                'bound by': bound,
+                'share of limit': float(limit_ms[bound] / c.step_ms),
+            }
+        )
+    synthetic.write_table(rows, args.output)
+
+
+if __name__ == '__main__':
+    ended(run, sys.argv)

@@ -1,0 +1,129 @@
+"""What several benchmarks share: synthetic data, and what the machine can do at best."""
+
+import csv
+import time
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.data.records import Records, Store
+from xmixup_jax.data.sources import Data
+from xmixup_jax.models import create_model
+from xmixup_jax.models.pretrained import Weights, save_weights
+from xmixup_jax.preparation import Start, begin
+from xmixup_jax.train import train_and_evaluate
+
+PRETRAINED_CLASSES = 1000
+
+
+def photo(seed: int, width: int = 500, height: int = 375) -> bytes:
+    """A JPEG of a smooth random picture with some grain, as large as a photograph's."""
+    rng = np.random.default_rng(seed)
+    smooth = cv2.resize(rng.integers(256, size=(24, 32, 3), dtype=np.uint8), (width, height))
+    grain = rng.normal(0, 12, (-(-height // 2), -(-width // 2))).astype(np.float32)
+    grain = cv2.resize(grain, (width, height))
+    image = np.clip(smooth + grain[..., None], 0, 255).astype(np.uint8)
+    return cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
+def records(name: str, classes: int, images: list[bytes], count: int) -> Records:
+    """`count` records in `classes` classes, whose bytes are those of `images`, over and over."""
+    return Records(
+        name=name,
+        class_names=tuple(f'{name}{c}' for c in range(classes)),
+        labels=np.arange(count, dtype=np.int32) % classes,
+        read=lambda i: images[i % len(images)],
+        where=lambda i: f'record {i} of {name}',
+        index=np.arange(count),
+        store=Store(max_bad_images=0),
+        stamp=lambda i: name,
+    )
+
+
+def data(classes: int, size: int) -> Data:
+    """A few small images in each of the classes, target and source."""
+    images = [photo(seed, size, size) for seed in range(8)]
+    parts = [records(name, classes, images, 4 * classes) for name in ('target', 'source')]
+    return Data(parts[0], None, parts[1])
+
+
+def random_weights(config: ConfigDict, path: Path) -> Weights:
+    """A weights file with a head of 1,000 classes."""
+    _, params, batch_stats = create_model(config.model, PRETRAINED_CLASSES, config.image_size, 0)
+    save_weights(path, config.model.name, params, batch_stats, {})
+    return Weights(path, config.model.name)
+
+
+def start(config: ConfigDict, name: str, weights: Weights, classes: int, folder: Path) -> Start:
+    """What a run of this method would begin with, its preparatory phase included."""
+    config = config.copy_and_resolve_references()
+    config.method, config.cache_dir = name, str(folder / 'cache')
+    config.source.test_split = 'test'
+    # What comes before the first step is not measured.
+    config.seqtrain.steps, config.delta.images = 1, 8
+    made = data(classes, config.resize)
+
+    def train(auxiliary: ConfigDict, run: str, run_data: Data) -> dict:
+        return train_and_evaluate(auxiliary, folder / name / run, run_data)
+
+    checkpoints = Checkpoints(folder / name, 1)
+    try:
+        return begin(config, made, weights, checkpoints, train)
+    finally:
+        checkpoints.close()
+
+
+def batch(config: ConfigDict, classes: int, seed: int) -> dict[str, np.ndarray]:
+    """A batch as `pairing.train_batches` gives it, of noise."""
+    rng = np.random.default_rng(seed)
+    size, side = config.batch_size, config.resize
+    return {
+        'image': rng.integers(0, 256, (size, side, side, 3), np.uint8),
+        'source_image': rng.integers(0, 256, (size, side, side, 3), np.uint8),
+        'label': rng.integers(0, classes, size).astype(np.int32),
+        'source_label': rng.integers(0, classes, size).astype(np.int32),
+        'seed': rng.integers(0, 2**32, size, np.uint32),
+    }
+
+
+def peaks(precision: str) -> tuple[float, float]:
+    """What one device reaches: (10**9 operations/s in matrix products, 10**9 bytes/s in copies)."""
+    side = 2048 if jax.default_backend() == 'cpu' else 8192
+    a = jnp.ones((side, side), precision)
+    flops = 2 * side**3 / _seconds(jax.jit(jnp.matmul), a, a)
+    x = jnp.ones(2**26 if jax.default_backend() == 'cpu' else 2**29, jnp.float32)
+    return flops / 1e9, 2 * x.nbytes / _seconds(jax.jit(lambda x: x + 1), x) / 1e9
+
+
+def _seconds(function, *args) -> float:
+    jax.block_until_ready(function(*args))
+    times = []
+    for _ in range(10):
+        begun = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def write_table(rows: list[dict], path: Path | None) -> None:
+    """Prints the rows as a table, and writes them as CSV."""
+    keys = list(rows[0])
+    cells = [keys, *([_cell(row[key]) for key in keys] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]
+    for line in cells:
+        print('  '.join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('w', newline='') as file:
+            writer = csv.DictWriter(file, keys, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value) -> str:
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
