@@ -14,11 +14,12 @@ import numpy as np
 from sklearn.metrics import top_k_accuracy_score
 
 from xmixup_jax.data.sources import open_split
+from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.features import outputs_of
 from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.step import TrainState, create_task, replicate
+from xmixup_jax.step import TrainState, create_task
 from xmixup_jax.train import backbone_weights, check_inputs
 
 

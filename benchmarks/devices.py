@@ -30,6 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks import synthetic
 from xmixup_jax import cost
 from xmixup_jax import step as step_lib
+from xmixup_jax.devices import global_arrays, replicate, shard_steps
 from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first
@@ -66,7 +67,7 @@ def measure(config) -> dict:
     batch = jax.tree.map(lambda x: x[mine], batch)
     global_mesh = Mesh(jax.devices(), ('batch',))
     divided = NamedSharding(global_mesh, PartitionSpec('batch'))
-    local = step_lib.shard_steps([batch])
+    local = shard_steps([batch])
     inputs = {
         'pmap': local,
         'shard_map': jax.tree.map(
@@ -76,8 +77,8 @@ def measure(config) -> dict:
     maps = {'pmap': step_lib.map_train_steps, 'shard_map': map_by_shard_map}
 
     def fresh(name):
-        replicated = step_lib.replicate(state)
-        return step_lib.global_arrays(replicated) if name == 'shard_map' else replicated
+        replicated = replicate(state)
+        return global_arrays(replicated) if name == 'shard_map' else replicated
 
     def timed(step_fn) -> dict[str, list[float]]:
         states = {name: fresh(name) for name in maps}

@@ -16,9 +16,10 @@ import time
 from multiprocessing import Pool
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
+
+from benchmarks import synthetic
 
 CLASSES = 100
 BATCH = 200
@@ -26,17 +27,12 @@ TEST = 5  # images of each class
 
 
 def write_image(task: tuple[Path, int]) -> None:
-    """A smooth random picture with some grain, which a photograph's JPEG is as large as."""
+    """Writes one image, if it is not there."""
     path, seed = task
-    if path.exists():
-        return
-    rng = np.random.default_rng(seed)
-    smooth = cv2.resize(rng.integers(256, size=(24, 32, 3), dtype=np.uint8), (500, 375))
-    grain = cv2.resize(rng.normal(0, 12, (188, 250)).astype(np.float32), (500, 375))
-    image = np.clip(smooth + grain[..., None], 0, 255).astype(np.uint8)
-    partial = path.with_suffix('.tmp')
-    partial.write_bytes(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
-    partial.rename(path)
+    if not path.exists():
+        partial = path.with_suffix('.tmp')
+        partial.write_bytes(synthetic.photo(seed))
+        partial.rename(path)
 
 
 def generate(folder: Path, images: int) -> None:

@@ -23,7 +23,7 @@ import jax
 
 from benchmarks import synthetic
 from xmixup_jax import cost
-from xmixup_jax import step as step_lib
+from xmixup_jax.devices import shard_steps
 from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods import METHODS
 
@@ -50,8 +50,7 @@ def run(argv: list[str]) -> None:
             for name in names
         }
         batches = [
-            step_lib.shard_steps([synthetic.batch(config, args.classes, i)])
-            for i in range(cost.BATCHES)
+            shard_steps([synthetic.batch(config, args.classes, i)]) for i in range(cost.BATCHES)
         ]
         costs = cost.measure_steps(starts, batches)
     base = costs.get('finetune', next(iter(costs.values())))

@@ -3,11 +3,11 @@
     python -m benchmarks.torch_peer --config=configs/tiny_caltech.py \\
         --config.model.name=resnet18 --config.model.width=64 --config.model.stem=imagenet
 
-Needs torch and timm, whose network of the same name is taken. Batches are uint8 on the device;
-crop, flip, normalisation, mixing, forward, backward and SGD are all in the step, in both. PyTorch
-runs plainly, with channels_last, and compiled with channels_last; with --config.precision=bfloat16
-under autocast. The last columns are our images/s over PyTorch's in that row; XMixup is set against
-PyTorch's mixup, which mixes as many images.
+Needs torch, torchvision and timm (`pip install -e '.[test]'`), whose network of the same name is
+taken. Batches are uint8 on the device; crop, flip, normalisation, mixing, forward, backward and SGD
+are all in the step, in both. PyTorch runs plainly, with channels_last, and compiled with
+channels_last; with --config.precision=bfloat16 under autocast. The last columns are our images/s
+over PyTorch's in that row; XMixup is set against PyTorch's mixup, which mixes as many images.
 
   --output   a CSV file
 """
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import timm
 import torch
 
 from benchmarks import synthetic
+from tests.torch_networks import peer
 from xmixup_jax import augment, cost
-from xmixup_jax import step as step_lib
+from xmixup_jax.devices import shard_steps
 from xmixup_jax.main import ended, read_command
 
 CLASSES = 100
@@ -37,7 +37,7 @@ class Peer:
     def __init__(self, config, device: str, channels_last: bool, compiled: bool):
         self.config, self.device = config, device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        network = timm.create_model(config.model.name, num_classes=CLASSES)
+        network = peer(config.model.name, CLASSES, config.image_size)
         self.network = network.to(device, memory_format=self.memory_format).train()
         optimizer = config.optimizer
         self.optimizer = torch.optim.SGD(
@@ -119,7 +119,7 @@ def run(argv: list[str]) -> None:
         starts = {
             name: synthetic.start(config, name, weights, CLASSES, Path(folder)) for name in OURS
         }
-    ours = [step_lib.shard_steps([batch]) for batch in batches]
+    ours = [shard_steps([batch]) for batch in batches]
     states = {name: start.state for name, start in starts.items()}
 
     def our_step(name: str, i: int) -> None:

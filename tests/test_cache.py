@@ -15,6 +15,7 @@ from xmixup_jax.data import cache as cache_lib
 from xmixup_jax.data.cache import DiskCache, choose, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.sources import Data
+from xmixup_jax.devices import shard
 from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.pool import fill_pool
@@ -153,9 +154,9 @@ def test_devices_look_up_the_images_of_the_batch(config, records):
     for batch, positions in zip(
         plain, some_batches(config, data, MATCH, 5, positions=True), strict=True
     ):
-        found = look_up(pool, step_lib.shard(positions))
+        found = look_up(pool, shard(positions))
         for key in batch:
-            np.testing.assert_array_equal(found[key], step_lib.shard(batch)[key])
+            np.testing.assert_array_equal(found[key], shard(batch)[key])
 
 
 def test_a_run_from_device_memory_is_the_same_run(config, tmp_path):

@@ -17,8 +17,9 @@ from xmixup_jax.processes import connect, in_several_processes
 STEPS = 50
 
 
-def start(config, workdir, processes, devices, **values):
-    """The processes of one run, each with so many simulated devices."""
+def start(config, workdir, processes, devices, slurm=False, **values):
+    """The processes of one run, each with so many simulated devices; joined by flags or as if by
+    srun."""
     flags = {
         'data_dir': config.data_dir,
         'cache_dir': config.cache_dir,
@@ -36,20 +37,35 @@ def start(config, workdir, processes, devices, **values):
         f'--workdir={workdir}',
         *(f'--config.{key}={value}' for key, value in flags.items()),
     ]
-    address = f'--coordinator=localhost:{portpicker.pick_unused_port()}'
-    environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    return [
-        subprocess.Popen(
-            [*command, address, f'--num_processes={processes}', f'--process_id={i}']
-            if processes > 1
-            else command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+    port = portpicker.pick_unused_port()
+    started = []
+    for i in range(processes):
+        flags = [f'--coordinator=localhost:{port}', f'--num_processes={processes}']
+        flags = [*flags, f'--process_id={i}'] if processes > 1 and not slurm else []
+        environment = {
+            'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+            'JAX_COORDINATOR_PORT': str(port),
+        }
+        if slurm:
+            environment |= {
+                'SLURM_JOB_ID': '7',
+                'SLURM_STEP_NODELIST': 'localhost',
+                'SLURM_STEP_NUM_NODES': '1',
+                'SLURM_STEP_NUM_TASKS': str(processes),
+                'SLURM_NTASKS': str(processes),
+                'SLURM_PROCID': str(i),
+                'SLURM_LOCALID': str(i),
+            }
+        started.append(
+            subprocess.Popen(
+                [*command, *flags],
+                env=os.environ | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         )
-        for i in range(processes)
-    ]
+    return started
 
 
 def rows(workdir):
@@ -103,9 +119,9 @@ def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_p
 
 
 def test_processes_save_together_when_one_is_told_to_stop(config, records, tmp_path):
-    """A signal to one of them is enough; the first alone reports."""
+    """A signal to one of them is enough; the first alone reports. Found by SLURM's variables."""
     values = {'method': 'mixup', 'steps': 2000, 'checkpoint_every': 1000, 'log_every': 10}
-    two = start(config, tmp_path, 2, 1, **values)
+    two = start(config, tmp_path, 2, 1, slurm=True, **values)
     reaches(tmp_path, 10, two)
     two[1].send_signal(signal.SIGTERM)
     outputs = finish(two, 75)

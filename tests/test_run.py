@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
+from xmixup_jax import main
 from xmixup_jax.errors import ConfigError, DataError, UserError
 from xmixup_jax.train import train_and_evaluate
 from xmixup_jax.workdir import locked
@@ -201,3 +203,15 @@ def test_unwritable_work_directory(config):
 def test_help():
     done = finish([sys.executable, '-m', 'xmixup_jax.main', '--help'])
     assert '--config.KEY=VALUE' in done.stdout
+
+
+def test_too_little_device_memory_ends_in_one_line(monkeypatch):
+    ends = []
+    monkeypatch.setattr(main, 'fail', lambda message, code: ends.append((message, code)))
+
+    def program(argv):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory on 9 bytes.\n..')
+
+    main.ended(program, ['main'])
+    ((message, code),) = ends
+    assert code == 1 and 'lower config.batch_size' in message and '\n' not in message

@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 
 from xmixup_jax import step as step_lib
+from xmixup_jax.devices import replicate, shard_steps
 from xmixup_jax.evaluation import evaluate
 from xmixup_jax.features import class_means
 from xmixup_jax.methods.base import Sizes
@@ -67,8 +68,8 @@ def test_one_and_eight_devices_give_the_same_update(config, method, label_space)
 def test_the_mapped_step_donates_and_replicates(config):
     task, state = step_lib.create_task(config, SIZES)
     step = step_lib.map_train_steps(partial(step_lib.train_steps, task))
-    old = step_lib.replicate(state)
-    new, _ = step({}, old, {}, step_lib.shard_steps([random_batch(16)]))
+    old = replicate(state)
+    new, _ = step({}, old, {}, shard_steps([random_batch(16)]))
     jax.block_until_ready(new)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(new))
@@ -82,7 +83,7 @@ def test_evaluation_is_exact_for_a_partly_filled_batch(config, records):
     _, test, _ = records
     test = test.select(np.arange(77))  # batches of 64 on 8 devices: 51 of 128 places are filling
     task, state = step_lib.create_task(config, SIZES)
-    metrics = evaluate(task, config, step_lib.replicate(state), test)
+    metrics = evaluate(task, config, replicate(state), test)
 
     from xmixup_jax.augment import evaluation_view
     from xmixup_jax.data.decode import decode
@@ -97,7 +98,7 @@ def test_evaluation_is_exact_for_a_partly_filled_batch(config, records):
         metrics['loss'], -log_p[np.arange(77), test.labels].mean(), rtol=1e-5
     )
 
-    means = class_means(task, config, step_lib.replicate(state), test)
+    means = class_means(task, config, replicate(state), test)
     features = np.asarray(outputs.features)
     expected = np.stack([features[test.labels == c].mean(0) for c in range(10)])
     np.testing.assert_allclose(means, expected, rtol=1e-4, atol=1e-5)

@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xmixup_jax.devices import global_arrays, local_arrays
 from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first, together
-from xmixup_jax.step import TrainState, global_arrays, local_arrays
+from xmixup_jax.step import TrainState
 
 PyTree = Any
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.devices import shard_steps
 from xmixup_jax.methods import METHODS
 from xmixup_jax.preparation import Start, resume
 from xmixup_jax.train import open_data, open_input
@@ -152,7 +153,7 @@ def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[P
     config.data.cache = 'none'
     batches, _, _ = open_input(config, open_data(config), starts[name].meta.match)
     iterator = iter(batches)
-    return [step_lib.shard_steps([next(iterator)]) for _ in range(BATCHES)]
+    return [shard_steps([next(iterator)]) for _ in range(BATCHES)]
 
 
 def only_used(batch: PyTree, start: Start) -> PyTree:

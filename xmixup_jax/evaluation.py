@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
-from xmixup_jax.step import InFlight, Task, TrainState, shard
+from xmixup_jax.devices import InFlight, shard
+from xmixup_jax.step import Task, TrainState
 
 
 def over_records(

@@ -17,13 +17,14 @@ from tqdm import tqdm
 from xmixup_jax.augment import evaluation_view
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
+from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
 from xmixup_jax.evaluation import over_records
 from xmixup_jax.files import save_array, whole_file
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.pretrained import Weights
 from xmixup_jax.processes import first_says, is_first
-from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step, replicate
+from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step
 
 _SAVE_SECONDS = 10.0  # between two saves of unfinished class means
 

@@ -17,6 +17,7 @@ from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.pairing import Batch
 from xmixup_jax.data.records import Records
+from xmixup_jax.devices import InFlight, shard_steps
 from xmixup_jax.errors import Interrupted, UserError
 from xmixup_jax.evaluation import evaluate
 from xmixup_jax.metrics import NoLog, RunLog
@@ -171,7 +172,7 @@ class AgreedStop:
 
     def __init__(self, stopping: Callable[[], bool]):
         self._stopping = stopping
-        self._in_flight = step_lib.InFlight()
+        self._in_flight = InFlight()
 
     def tell(self, batch: Batch) -> Batch:
         """The batch with this process's wish, if there are others to be told."""
@@ -200,7 +201,7 @@ def prefetch(
     def load(done):
         count = min(config.steps_per_dispatch, config.steps - done)
         batches = [stop.tell(next(iterator)) for _ in range(count)]
-        return done + count, step_lib.shard_steps(batches), iterator.get_state()
+        return done + count, shard_steps(batches), iterator.get_state()
 
     if first_step >= config.steps:
         return

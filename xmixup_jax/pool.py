@@ -7,9 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from xmixup_jax import step as step_lib
 from xmixup_jax.data.pairing import usable_cores
 from xmixup_jax.data.records import Records
+from xmixup_jax.devices import shard
 
 
 def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Array]:
@@ -37,5 +37,5 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
         title = f'{records.name.split("/")[-1]} to the devices'
         with ThreadPoolExecutor(config.num_threads or usable_cores()) as threads:
             list(tqdm(threads.map(put, wanted), title, len(wanted), unit='image', disable=None))
-        pool[name] = step_lib.shard(images)
+        pool[name] = shard(images)
     return pool

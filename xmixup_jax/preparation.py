@@ -13,6 +13,7 @@ from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints, Meta
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import Data, open_split
+from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.features import backbone_class_means, images_of, outputs_of
 from xmixup_jax.matching import ClassMatch, assign, class_similarity
@@ -40,8 +41,8 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start:
     """From the newest readable checkpoint."""
     sizes = checkpoints.restore_meta().sizes
     task, state = step_lib.create_task(config, sizes)
-    state, meta = checkpoints.restore(step_lib.replicate(state))
-    return Start(task, state, step_lib.replicate(checkpoints.restore_constants()), meta)
+    state, meta = checkpoints.restore(replicate(state))
+    return Start(task, state, replicate(checkpoints.restore_constants()), meta)
 
 
 def begin(
@@ -101,7 +102,7 @@ def begin(
         source=data.source,
         network=partial(step_lib.network, task.graphdef),
         images=partial(images_of, config),
-        outputs=lambda state, records: outputs_of(task, config, step_lib.replicate(state), records),
+        outputs=lambda state, records: outputs_of(task, config, replicate(state), records),
         class_means=partial(backbone_class_means, config, backbone),
         source_test=source_test,
         train=train_on,
@@ -116,7 +117,7 @@ def begin(
         sizes=sizes,
         seconds=max(0.0, earlier_seconds) + time.perf_counter() - begun,
     )
-    return Start(task, step_lib.replicate(state), step_lib.replicate(constants), meta)
+    return Start(task, replicate(state), replicate(constants), meta)
 
 
 def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> ClassMatch:
