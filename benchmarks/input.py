@@ -33,6 +33,7 @@ from benchmarks import synthetic
 from xmixup_jax import loop
 from xmixup_jax.data.pairing import usable_cores
 from xmixup_jax.data.sources import Data
+from xmixup_jax.devices import replicate
 from xmixup_jax.main import ended, read_command
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.train import open_input
@@ -120,7 +121,7 @@ def run(argv: list[str]) -> None:
 
 def step_rates(config, start, iterator, pool) -> dict[str, float]:
     """Images a second of the step alone and of the loop, in turns."""
-    state = start.state
+    state = replicate(start.state)  # the steps donate it
     config = config.copy_and_resolve_references()
     config.steps = 10**9
     stop = loop.AgreedStop(lambda: False)
