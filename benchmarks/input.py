@@ -39,7 +39,7 @@ from xmixup_jax.matching import ClassMatch
 from xmixup_jax.train import open_input
 
 CLASSES = 100
-SECONDS = 10.0
+SECONDS = 6.0
 KINDS = ('none', 'memory', 'disk', 'device')
 
 

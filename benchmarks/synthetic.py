@@ -63,9 +63,8 @@ def start(config: ConfigDict, name: str, weights: Weights, classes: int, folder:
     """What a run of this method would begin with, its preparatory phase included."""
     config = config.copy_and_resolve_references()
     config.method, config.cache_dir = name, str(folder / 'cache')
-    config.source.test_split = 'test'
     # What comes before the first step is not measured.
-    config.seqtrain.steps, config.delta.images = 1, 8
+    config.seqtrain.steps, config.delta.images, config.cotuning.temperature = 1, 8, 1.0
     made = data(classes, config.resize)
 
     def train(auxiliary: ConfigDict, run: str, run_data: Data) -> dict:
@@ -95,12 +94,13 @@ def peaks(precision: str) -> tuple[float, float]:
     """What one device reaches: (10**9 operations/s in matrix products, 10**9 bytes/s in copies)."""
     side = 2048 if jax.default_backend() == 'cpu' else 8192
     a = jnp.ones((side, side), precision)
-    flops = 2 * side**3 / _seconds(jax.jit(jnp.matmul), a, a)
+    flops = 2 * side**3 / seconds_of(jax.jit(jnp.matmul), a, a)
     x = jnp.ones(2**26 if jax.default_backend() == 'cpu' else 2**29, jnp.float32)
-    return flops / 1e9, 2 * x.nbytes / _seconds(jax.jit(lambda x: x + 1), x) / 1e9
+    return flops / 1e9, 2 * x.nbytes / seconds_of(jax.jit(lambda x: x + 1), x) / 1e9
 
 
-def _seconds(function, *args) -> float:
+def seconds_of(function, *args) -> float:
+    """Of one call, the least of ten after a first one."""
     jax.block_until_ready(function(*args))
     times = []
     for _ in range(10):

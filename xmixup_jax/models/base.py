@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from xmixup_jax.models.small_maps import convolution
+
 
 class Outputs(NamedTuple):
     """One forward pass over B images; float32 whatever the network computes in."""
@@ -43,6 +45,7 @@ def conv(inputs, outputs, kernel, stride, rngs, *, padding=None) -> nnx.Conv:
         strides=stride,
         padding=padding,
         use_bias=False,
+        conv_general_dilated=convolution,
         kernel_init=nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
         rngs=rngs,
     )
