@@ -76,15 +76,20 @@ def channel_weights(network, params, batch_stats, images, labels, classifier):
     shapes = jax.eval_shape(lambda: network(params, batch_stats, images)).stages
     ends = np.cumsum([stage.shape[-1] for stage in shapes])
 
-    def loss(scales):
-        outputs = network(params, batch_stats, images, scales=jnp.split(scales, ends[:-1]))
+    # Everything large is an argument: constants would be folded, which takes long.
+    @jax.jit
+    def loss_without(c, params, batch_stats, images):
+        scales = jnp.split(jnp.ones(ends[-1]).at[c].set(0, mode='drop'), ends[:-1])
+        outputs = network(params, batch_stats, images, scales=scales)
         logits = outputs.features @ kernel + bias
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    # A call for each channel: in a loop within one program convolutions are slow on a CPU.
-    loss_without = jax.jit(lambda c: loss(jnp.ones(ends[-1]).at[c].set(0, mode='drop')))
-    # One beyond the end: none is zeroed.
-    *zeroed, none_zeroed = jax.device_get([loss_without(c) for c in range(ends[-1] + 1)])
+    # A call for each channel: in a loop within one program convolutions are slow on a CPU. One
+    # beyond the end: none is zeroed.
+    arguments = jax.device_put((params, batch_stats, images))
+    *zeroed, none_zeroed = jax.device_get(
+        [loss_without(c, *arguments) for c in range(ends[-1] + 1)]
+    )
     rises = np.array(zeroed) - none_zeroed
     return [np.asarray(jax.nn.softmax(rise)) for rise in np.split(rises, ends[:-1])]
 
