@@ -206,12 +206,15 @@ def test_help():
 
 
 def test_too_little_device_memory_ends_in_one_line(monkeypatch):
-    ends = []
-    monkeypatch.setattr(main, 'fail', lambda message, code: ends.append((message, code)))
+    def fail(message, code):
+        raise SystemExit(code, message)
+
+    monkeypatch.setattr(main, 'fail', fail)
 
     def program(argv):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory on 9 bytes.\n..')
 
-    main.ended(program, ['main'])
-    ((message, code),) = ends
+    with pytest.raises(SystemExit) as info:
+        main.ended(program, ['main'])
+    code, message = info.value.args
     assert code == 1 and 'lower config.batch_size' in message and '\n' not in message

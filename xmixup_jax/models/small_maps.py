@@ -35,7 +35,6 @@ def matrix_product(
       x, kernel, strides, padding: as above.
       shape: of the result.
     """
-    _, height, width, outputs = shape
     if isinstance(padding, str):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -45,5 +44,4 @@ def matrix_product(
         for i in range(kernel.shape[0])
         for j in range(kernel.shape[1])
     ]
-    columns = jnp.concatenate(seen, axis=-1).reshape(len(x) * height * width, -1)
-    return (columns @ kernel.reshape(-1, outputs)).reshape(shape)
+    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
