@@ -159,10 +159,10 @@ def test_devices_look_up_the_images_of_the_batch(config, records):
             np.testing.assert_array_equal(found[key], shard(batch)[key])
 
 
-def test_a_run_from_device_memory_or_in_longer_programs_is_the_same(config, tmp_path):
+def test_a_run_from_device_memory_in_longer_programs_is_the_same(config, tmp_path):
     """The last program has the one step that is left."""
     losses = []
-    for kind, count in (('none', 1), ('device', 1), ('device', 2)):
+    for kind, count in (('none', 1), ('device', 2)):
         config.data.cache, config.steps_per_dispatch = kind, count
         config.steps, config.log_every = 5, 2
         workdir = tmp_path / f'{kind}{count}'
@@ -171,5 +171,4 @@ def test_a_run_from_device_memory_or_in_longer_programs_is_the_same(config, tmp_
             rows = list(csv.DictReader(file))
         assert [int(row['step']) for row in rows] == [2, 4, 5]
         losses.append([float(row['loss']) for row in rows])
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
-    np.testing.assert_allclose(losses[2], losses[0], rtol=1e-4)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
