@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import TypeVar
 
@@ -18,6 +20,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from xmixup_jax.errors import ConfigError, UserError, first_line
+
+log = logging.getLogger('xmixup_jax')
 
 T = TypeVar('T')
 
@@ -121,7 +125,11 @@ def _watch(host: str) -> None:
     if is_first():
         watch = partial(_watch_others, listener)
     else:
-        first = Client((host.decode(), int(port)), authkey=bytes.fromhex(key.decode()))
+        try:
+            first = Client((host.decode(), int(port)), authkey=bytes.fromhex(key.decode()))
+        except OSError as error:  # JAX's own watch remains
+            log.warning('no connection to %s (%s): lost processes are noticed late', host, error)
+            return
         first.send_bytes(str(jax.process_index()).encode())
         _connections[0] = first
         watch = _watch_first
@@ -141,9 +149,11 @@ def leave() -> None:
 
 
 def _watch_others(listener: Listener) -> None:
-    for _ in range(jax.process_count() - 1):
-        connection = listener.accept()
-        _connections[int(connection.recv_bytes())] = connection
+    while len(_connections) < jax.process_count() - 1:
+        # Strangers that come to the port have not the key.
+        with contextlib.suppress(AuthenticationError, EOFError, OSError):
+            connection = listener.accept()
+            _connections[int(connection.recv_bytes())] = connection
     staying = dict(_connections)
     while staying:
         wait(staying.values())
