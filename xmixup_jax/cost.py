@@ -60,7 +60,7 @@ def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, 
 
     Args:
       starts: what each method's step runs on.
-      batches: on the devices, `step.shard_steps` of one step each, with what any method uses.
+      batches: on the devices, `devices.shard_steps` of one step each, with what any method uses.
     """
     costs, steps, states = {}, {}, {}
     for name, start in tqdm(starts.items(), desc='compiling', unit='method', disable=None):

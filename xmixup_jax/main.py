@@ -82,11 +82,11 @@ def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
             )
         if jax.process_count() == 1:
             raise
-        lost = ProcessLost(
+        fail(
             f'another process of the run has ended or cannot be reached ({first_line(error)}): '
-            'start all of them again; they continue from the newest checkpoint'
+            'start all of them again; they continue from the newest checkpoint',
+            ProcessLost.exit_code,
         )
-        fail(str(lost), lost.exit_code)
     except KeyboardInterrupt:  # outside the training loop, which saves first
         fail('interrupted; the same command continues', 130)
     except OSError as error:  # a full disk, a read-only folder

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from xmixup_jax.data.pairing import usable_cores
+from xmixup_jax.data.pairing import worker_threads
 from xmixup_jax.data.records import Records
 from xmixup_jax.devices import shard
 
@@ -35,7 +35,7 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
             images[i - first] = records.image_or_next(i, config.resize)
 
         title = f'{records.name.split("/")[-1]} to the devices'
-        with ThreadPoolExecutor(config.num_threads or usable_cores()) as threads:
+        with ThreadPoolExecutor(worker_threads(config.num_threads)) as threads:
             list(tqdm(threads.map(put, wanted), title, len(wanted), unit='image', disable=None))
         pool[name] = shard(images)
     return pool

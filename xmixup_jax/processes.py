@@ -190,6 +190,13 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def of_all(value: np.ndarray) -> np.ndarray:
+    """Every process's value, [processes, ...], in all of them."""
+    if jax.process_count() == 1:
+        return value[None]
+    return multihost_utils.process_allgather(value)
+
+
 def first_says(value: bool) -> bool:
     """The first process's value, in all of them."""
     if jax.process_count() == 1:
@@ -210,7 +217,7 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except UserError as raised:
         error = raised
-    failed = multihost_utils.process_allgather(np.array(error is not None))
+    failed = of_all(np.array(error is not None))
     if error is not None:
         raise error
     if failed.any():

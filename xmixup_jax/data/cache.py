@@ -14,13 +14,13 @@ from typing import Protocol
 import jax
 import numpy as np
 import psutil
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import Data
 from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ClassMatch
+from xmixup_jax.processes import of_all
 
 log = logging.getLogger('xmixup_jax')
 
@@ -153,7 +153,7 @@ def choose(config: ConfigDict, records: Sequence[Records]) -> str:
         else:
             fits = [needed[k] <= share * free[k] for k, share in _SHARES.items()]
             # All processes do the same: what fits in each of them.
-            fits = np.atleast_2d(multihost_utils.process_allgather(np.array(fits))).all(axis=0)
+            fits = of_all(np.array(fits)).all(axis=0)
             kind = (*(k for k, fit in zip(_SHARES, fits, strict=True) if fit), 'none')[0]
             reason = 'automatic choice'
     elif kind == 'memory' and needed[kind] > free[kind]:
@@ -231,7 +231,5 @@ def _free_memory() -> int:
 
 def _processes_here() -> int:
     """Processes of this run on this machine."""
-    if jax.process_count() == 1:
-        return 1
     name = np.uint32(zlib.crc32(socket.gethostname().encode()))
-    return int((multihost_utils.process_allgather(name) == name).sum())
+    return int((of_all(name) == name).sum())

@@ -131,7 +131,7 @@ def _batches(
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
     share = _Share(dataset, batch_size // process_count, process_index, process_count).map(load)
-    num_threads = num_threads or usable_cores()
+    num_threads = worker_threads(num_threads)
     # Each thread makes whole batches; with fewer places than threads some would have to wait.
     return share.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 2)
@@ -151,6 +151,11 @@ class _Share(grain.MapDataset):
     def __getitem__(self, place):
         batch, within = divmod(place, self._size)
         return self._parent[(batch * self._count + self._index) * self._size + within]
+
+
+def worker_threads(num_threads: int) -> int:
+    """config.num_threads, of which 0 means one a core."""
+    return num_threads or usable_cores()
 
 
 def usable_cores() -> int:
