@@ -53,7 +53,7 @@ def measure(count: int, folder: Path) -> dict[str, float]:
         labels = split_labels(
             examples,
             lambda raw: features.deserialize_example_np(raw)['label'],
-            folder / f'{count}.npy',
+            folder / f'{count}.npz',
             'synthetic',
         )
         seconds[step] = time.perf_counter() - begun

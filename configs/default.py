@@ -108,6 +108,7 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     config.max_bad_images = 20  # that cannot be decoded and are skipped, in each split
+    config.allow_changes = False  # continue a run though its configuration has changed
     config.log_every = 50
     config.eval_every = 0  # 0: only at the end
     config.checkpoint_every = 500

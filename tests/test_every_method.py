@@ -67,7 +67,7 @@ def test_cotuning_translates_by_the_pretrained_head(config, records, weights, tm
     config.method, config.weights, config.cotuning.temperature = 'cotuning', str(weights), 2.0
     train_and_evaluate(config, tmp_path)
     checkpoints = Checkpoints(tmp_path, keep=2)
-    table = checkpoints.restore_constants()['relationship']
+    table = checkpoints.restore_constants(checkpoints.restore_meta())['relationship']
     checkpoints.close()
 
     config.method = 'finetune'  # whose head is the one in the weights file

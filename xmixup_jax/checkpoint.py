@@ -1,7 +1,7 @@
 """Checkpoints with orbax: the state, the iterator, and what else a resumed run needs."""
 
+import json
 import logging
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from xmixup_jax.devices import global_arrays, local_arrays
 from xmixup_jax.errors import UserError, first_line
+from xmixup_jax.files import arrays_digest, json_array, set_aside, sync_tree
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first, together
@@ -22,9 +23,15 @@ PyTree = Any
 log = logging.getLogger('xmixup_jax')
 
 
+class Misfit(UserError):
+    """The checkpoint is whole, but of another network or optimiser."""
+
+
 class Meta(NamedTuple):
     """What a checkpoint holds beside the state."""
 
+    config: dict[str, Any]
+    """Of the experiment, as it was when the checkpoint was written."""
     iterator: dict[str, Any] | None
     """State of the training iterator, for `set_state`; None before the first step."""
     match: ClassMatch | None
@@ -32,6 +39,10 @@ class Meta(NamedTuple):
     """Numbers of classes, which shape the head."""
     seconds: float
     """Time of preparation and training so far."""
+    rows: list[dict[str, float]]
+    """Those of metrics.csv."""
+    constants: str
+    """Digest of what `save_constants` wrote."""
 
     def to_json(self) -> dict[str, Any]:
         match = self.match and {key: value.tolist() for key, value in self.match._asdict().items()}
@@ -43,20 +54,24 @@ class Meta(NamedTuple):
             np.array(values['match']['classes'], np.int32),
             np.array(values['match']['similarity'], np.float32),
         )
-        sizes = Sizes(**values['sizes'])
-        return cls(values['iterator'], match, sizes, values['seconds'])
+        return cls(**values | {'match': match, 'sizes': Sizes(**values['sizes'])})
 
 
 class Checkpoints:
-    """The checkpoints of one run; written in the background, each appears whole or not at all."""
+    """The checkpoints of one run: each appears whole or not at all, with digests of its content.
+
+    `save` returns when the checkpoint is on disk, so that a run that is killed at any moment loses
+    no more than the steps since its last call.
+    """
 
     def __init__(self, workdir: Path, keep: int):
         self.workdir = workdir.absolute()
+        self._keep = keep
         self._folder = self.workdir / 'checkpoints'
         self._constants = self.workdir / 'constants'
         self._manager = ocp.CheckpointManager(
             self._folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False),
             item_handlers={
                 'state': ocp.StandardCheckpointHandler(),
                 'meta': ocp.JsonCheckpointHandler(),
@@ -68,112 +83,173 @@ class Checkpoints:
         """Steps of the checkpoints at hand, the newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, state: TrainState, meta: Meta, config: dict[str, Any]) -> None:
-        """Starts writing; returns once the state's buffers may be reused."""
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_dict(global_arrays(state))),
-                meta=ocp.args.JsonSave(meta.to_json() | {'config': config}),
-            ),
-            force=True,
-        )
+    def save(self, state: TrainState, meta: Meta) -> None:
+        """Writes a checkpoint, and removes the oldest beyond config.keep_checkpoints.
 
-    def save_constants(self, constants: PyTree) -> None:
-        """Writes what the method's preparatory phase found, once a run."""
+        Raises:
+          UserError: it cannot be written; those from before are still there.
+        """
+        step = int(state.step)
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(_as_dict(global_arrays(state))),
+                    meta=ocp.args.JsonSave(_sealed(meta, state)),
+                ),
+                force=True,
+            )
+            if is_first():
+                sync_tree(self._folder / str(step))
+            # Only now: what is on disk for certain takes their place.
+            for old in self.steps[self._keep :]:
+                self._manager.delete(old)
+        except Exception as error:  # orbax has no common class for what a full disk raises
+            self._manager.reload()
+            whole = [old for old in self.steps if old != step]
+            raise UserError(
+                f'the checkpoint of step {step} cannot be written into {self._folder} '
+                f'({first_line(error)}): make room, or the folder writable, and run the same '
+                f'command again; it continues from step {whole[0] if whole else 0}'
+            ) from error
+
+    def save_constants(self, constants: PyTree) -> str:
+        """Writes what the method's preparatory phase found, once a run; returns its digest."""
         if constants:
             with ocp.StandardCheckpointer() as checkpointer:
                 tree = jax.tree.map(np.asarray, constants)
                 checkpointer.save(self._constants, tree, force=True)
+            if is_first():
+                sync_tree(self._constants)
+        return tree_digest(constants)
 
-    def restore_constants(self) -> PyTree:
+    def restore_constants(self, meta: Meta) -> PyTree:
         """Reads what `save_constants` wrote; {} if there was nothing to write.
 
         Raises:
-          UserError: it cannot be read.
+          UserError: it cannot be read, or is not what was written.
         """
-        if not self._constants.exists():
-            return {}
+        constants = {}
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                return _int_keys(checkpointer.restore(self._constants))
+            if self._constants.exists():
+                with ocp.StandardCheckpointer() as checkpointer:
+                    constants = _int_keys(checkpointer.restore(self._constants))
+            _check(meta.constants, tree_digest(constants))
         except Exception as error:  # orbax has no common class for what a damaged file raises
             raise UserError(
                 f'{self._constants} cannot be read ({first_line(error)}): the checkpoints beside '
                 'it need it; restore it from a copy, or start anew in another --workdir'
             ) from error
+        return constants
 
-    def restore_meta(self) -> Meta:
-        """That of the newest readable checkpoint."""
-        return self._newest(self._read_meta)
+    def restore_meta(self) -> Meta | None:
+        """That of the newest readable checkpoint; None without any."""
+        return self._newest(lambda step: Meta.from_json(self._read_meta(step)['content']))
 
-    def restore(self, state: TrainState) -> tuple[TrainState, Meta]:
-        """Reads the newest readable checkpoint.
+    def restore(self, state: TrainState) -> tuple[TrainState, Meta] | None:
+        """Reads the newest readable checkpoint; None without any.
 
         Args:
           state: replicated, gives the structure, shapes and sharding of all but the memory.
 
         Raises:
-          UserError: none of the checkpoints can be read.
+          UserError: the checkpoint is of another network or optimiser.
         """
         state = global_arrays(state)
         template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
         sharding = state.step.sharding
 
         def read(step):
+            stored = self._read_meta(step)
+            if stored['structure'] != _structure(state):
+                raise Misfit(
+                    f'{self._folder / str(step)} is of another network or optimiser: give the '
+                    'configuration that the run was begun with, or choose another --workdir'
+                )
             memory = _int_keys(self._manager.item_metadata(step).state['memory'])
             template['memory'] = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), memory
             )
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(template), meta=ocp.args.JsonRestore()
-            )
-            restored = self._manager.restore(step, args=items)
-            return local_arrays(TrainState(**restored.state)), Meta.from_json(restored.meta)
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
+            restored = local_arrays(TrainState(**self._manager.restore(step, args=items).state))
+            _check(stored['state'], tree_digest(_as_dict(restored)))
+            return restored, Meta.from_json(stored['content'])
 
         return self._newest(read)
-
-    def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
 
     def close(self) -> None:
         self._manager.close()
 
-    def _read_meta(self, step: int) -> Meta:
+    def _read_meta(self, step: int) -> dict[str, Any]:
+        """What `_sealed` returned."""
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        return Meta.from_json(self._manager.restore(step, args=items).meta)
+        stored = self._manager.restore(step, args=items).meta
+        _check(stored.pop('seal'), _json_digest(stored))
+        return stored
 
     def _newest(self, read):
         """The newest checkpoint that can be read; damaged ones are moved aside, never deleted."""
         for step in self.steps:
             try:
                 return together(partial(_readable, read, step))
+            except Misfit:
+                raise
             except UserError as error:  # here or in another process
-                aside = self._folder.parent / 'damaged_checkpoints' / f'{step}-{time.time_ns()}'
+                damaged = self._folder / str(step)
+                aside = set_aside(damaged, self.workdir) if is_first() else None
                 log.warning(
-                    'Checkpoint %s/%d cannot be read (%s): moved to %s',
-                    self._folder,
-                    step,
+                    'Checkpoint %s cannot be read (%s): moved to %s',
+                    damaged,
                     first_line(error),
                     aside,
                 )
-                if is_first():
-                    aside.parent.mkdir(exist_ok=True)
-                    (self._folder / str(step)).rename(aside)
                 together(lambda: None)  # nobody goes on before it is moved
                 self._manager.reload()
-        raise UserError(
-            f'none of the checkpoints in {self._folder} could be read: the same command starts '
-            'the run anew'
-        )
+        return None
 
 
 def _readable(read, step: int):
     try:
         return read(step)
+    except Misfit:
+        raise
     except Exception as error:  # orbax has no common class for what a damaged file raises
         raise UserError(first_line(error)) from error
+
+
+def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
+    """JSON values of `meta`, with digests by which damage to any of it is noticed."""
+    stored = {
+        'content': json.loads(json.dumps(meta.to_json())),
+        'state': tree_digest(_as_dict(state)),
+        'structure': _structure(state),
+    }
+    return stored | {'seal': _json_digest(stored)}
+
+
+def _structure(state: TrainState) -> str:
+    """Digest of names, shapes and types of all but the memory, whose shape is a method's own."""
+    leaves = {'params': state.params, 'stats': state.batch_stats, 'opt_state': state.opt_state}
+    return _json_digest([f'{key} {x.shape} {x.dtype}' for key, x in _by_name(leaves).items()])
+
+
+def _check(expected: str, found: str) -> None:
+    if expected != found:
+        raise UserError('its content is not what was written')
+
+
+def _json_digest(value: Any) -> str:
+    return arrays_digest({'json': json_array(value)})
+
+
+def tree_digest(tree: PyTree) -> str:
+    """`files.arrays_digest` of the leaves."""
+    return arrays_digest(_by_name(jax.device_get(tree)))
+
+
+def _by_name(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

@@ -32,6 +32,19 @@ _RUNTIME_KEYS = (
     'steps_per_dispatch',
     'data',
     'max_bad_images',
+    'allow_changes',
+)
+# What a run has saved depends on these: it cannot go on with others.
+_FIXED_KEYS = (
+    'method',
+    'seed',
+    'source',
+    'target',
+    'model',
+    'weights',
+    'pretrain',
+    'match',
+    'batch_size',
 )
 
 _CHOICES = {
@@ -283,6 +296,18 @@ def experiment_values(config: ConfigDict) -> dict[str, Any]:
     """
     unused = (*_RUNTIME_KEYS, *(method for method in METHODS if method != config.method))
     return {key: v for key, v in flatten(config).items() if key.split('.')[0] not in unused}
+
+
+def changes(stored: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Key to (stored, given) of all values that change what is computed and are not the same."""
+    theirs, ours = (json.loads(json.dumps(experiment_values(each))) for each in (stored, config))
+    keys = sorted(theirs.keys() | ours.keys())
+    return {k: (theirs.get(k), ours.get(k)) for k in keys if theirs.get(k) != ours.get(k)}
+
+
+def is_fixed(key: str) -> bool:
+    """Whether a run cannot go on with another value, config.allow_changes or not."""
+    return key.split('.')[0] in _FIXED_KEYS
 
 
 def digest(config: ConfigDict) -> str:

@@ -20,10 +20,10 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
 from xmixup_jax.evaluation import over_records
-from xmixup_jax.files import save_array, whole_file
+from xmixup_jax.files import load_arrays, save_arrays
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.pretrained import Weights
-from xmixup_jax.processes import first_says, is_first
+from xmixup_jax.processes import is_first, of_all
 from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step
 
 _SAVE_SECONDS = 10.0  # between two saves of unfinished class means
@@ -96,9 +96,10 @@ def class_means(
         rank = np.arange(len(order)) - starts[records.labels[order]]
         records = records.select(np.sort(order[rank < limit]))
     totals, done = None, 0
-    if unfinished is not None and unfinished.exists():
-        with np.load(unfinished, allow_pickle=False) as saved:
-            totals, done = (saved['sums'], saved['counts']), int(saved['done'])
+    if unfinished is not None:
+        found = load_arrays(unfinished, 'sums', 'counts', 'done')
+        if found is not None:
+            totals, done = (found[0], found[1]), int(found[2])
     rest = records.select(np.arange(done, len(records)))
     saved_at = time.monotonic()
     with tqdm(
@@ -115,8 +116,7 @@ def class_means(
             bar.update(count)
             if unfinished is not None and time.monotonic() - saved_at > _SAVE_SECONDS:
                 sums, counts = jax.device_get(totals)
-                with whole_file(unfinished) as partial_path, partial_path.open('wb') as file:
-                    np.savez(file, sums=sums, counts=counts, done=done)
+                save_arrays(unfinished, sums=sums, counts=counts, done=done)
                 saved_at = time.monotonic()
     sums, counts = jax.device_get(totals)
     if not counts.all():
@@ -140,8 +140,9 @@ def backbone_class_means(
     path = None
     if backbone is not None:
         path = _cache_path(config, backbone, records)
-        if first_says(path.exists()):
-            return np.load(path, allow_pickle=False)
+        found = load_arrays(path, 'means')
+        if not of_all(np.array(found is None)).any():
+            return found[0]
     config = config.copy_and_resolve_references()
     config.method = 'finetune'  # the plain network
     task, state = create_task(config, Sizes(len(records.class_names)))
@@ -153,7 +154,7 @@ def backbone_class_means(
     unfinished = path.with_suffix('.part.npz') if resumable else None
     means = class_means(task, config, replicate(state), records, unfinished)
     if path is not None and is_first():
-        save_array(path, means)
+        save_arrays(path, means=means)
         path.with_suffix('.part.npz').unlink(missing_ok=True)
     return means
 
@@ -169,4 +170,4 @@ def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     name = records.name.split('/')[-1]
-    return Path(config.cache_dir).expanduser() / 'features' / f'{name}-{digest}.npy'
+    return Path(config.cache_dir).expanduser() / 'features' / f'{name}-{digest}.npz'

@@ -1,16 +1,24 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and whose damage is noticed."""
 
 import contextlib
 import fcntl
+import hashlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+import socket
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xmixup_jax.errors import UserError
+
+log = logging.getLogger('xmixup_jax')
 
 
 @contextlib.contextmanager
@@ -23,7 +31,7 @@ def held(folder: Path, key: str, wait: bool) -> Iterator[None]:
       wait: for another process that holds it, or fail.
 
     Raises:
-      UserError: it cannot be written, or is held.
+      UserError: it cannot be written, or is held; names the host and the process that holds it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -34,11 +42,19 @@ def held(folder: Path, key: str, wait: bool) -> Iterator[None]:
         ) from error
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f'another run is writing into {folder}: wait for it, or choose another {key}'
-            ) from error
+            file.seek(0)
+            holder = f'another run ({file.read().strip() or "just started"})'
+            if not wait:
+                raise UserError(
+                    f'{holder} is writing into {folder}: wait for it, or choose another {key}'
+                ) from error
+            log.info('%s is writing into %s: waiting for it', holder, folder)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(f'host {socket.gethostname()}, pid {os.getpid()}\n')
+        file.flush()
         yield
 
 
@@ -48,17 +64,93 @@ def whole_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.tmp')
     yield partial
-    with partial.open('rb') as file:
-        os.fsync(file.fileno())
+    sync(partial)
     partial.replace(path)
+    sync(path.parent)
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Writes a .npy file."""
+def sync(path: Path) -> None:
+    """Returns when the file, or the names in the folder, would outlive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        # Some network file systems cannot do it for folders.
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` for all that is in the folder, itself and its name."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(parent, name))
+        sync(Path(parent))
+    sync(folder.parent)
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes a .npz file, which has a checksum of each array."""
     with whole_file(path) as partial, partial.open('wb') as file:
-        np.save(file, array)
+        np.savez(file, **arrays)
+
+
+def load_arrays(path: Path, *keys: str) -> list[np.ndarray] | None:
+    """What `save_arrays` wrote, to be made anew where it is None: absent or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return [saved[key] for key in keys]
+    except FileNotFoundError:
+        return None
+    except (
+        OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile,
+        zlib.error,
+    ) as error:  # fmt: skip
+        log.warning('%s is damaged (%s): made anew', path, error)
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + '\n')
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(
+            f'{path} is damaged ({error}): restore it from a copy, or remove it'
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, shapes, types and values, whatever the order."""
+    digest = hashlib.sha256()
+    for key, array in sorted(arrays.items()):
+        digest.update(f'{key} {array.shape} {array.dtype}'.encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def json_array(value: Any) -> np.ndarray:
+    """uint8 array of a JSON value, for `arrays_digest`; equal values give equal arrays."""
+    return np.frombuffer(json.dumps(value, sort_keys=True).encode(), np.uint8)
+
+
+def set_aside(path: Path, workdir: Path) -> Path:
+    """Moves a damaged file or folder of a run to WORKDIR/damaged/; the new path."""
+    aside = workdir / 'damaged' / f'{path.relative_to(workdir)}-{time.time_ns()}'
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(aside)
+    return aside

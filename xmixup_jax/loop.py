@@ -1,19 +1,20 @@
 """The training loop."""
 
 import contextlib
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from xmixup_jax import step as step_lib
+from xmixup_jax.best import Best
 from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.pairing import Batch
 from xmixup_jax.data.records import Records
@@ -69,8 +70,8 @@ def fit(
     batches: grain.IterDataset,
     pool: PyTree,
     test: Records | None,
+    best: Best,
     checkpoints: Checkpoints,
-    workdir: Path,
 ) -> tuple[step_lib.TrainState, dict[str, float | None]]:
     """Trains from `start` up to config.steps.
 
@@ -80,8 +81,8 @@ def fit(
       batches: this process's, see `pairing.train_batches`.
       pool: images that are kept on the devices, see `step.train_steps`.
       test: records for tests on the way.
-      checkpoints: of the run.
-      workdir: gets the logs.
+      best: gets what they find.
+      checkpoints: of the run, in whose folder the logs are.
 
     Returns:
       (state, {'images_per_second', 'first_step_seconds', 'seconds'}): the first step of this
@@ -93,6 +94,7 @@ def fit(
       Diverged: the loss is not finite.
     """
     task, state, constants, meta = start
+    workdir = checkpoints.workdir
     iterator = iter(batches)
     if meta.iterator is not None:
         iterator.set_state(meta.iterator)
@@ -104,21 +106,33 @@ def fit(
 
     schedule = make_schedule(config.optimizer, config.steps)
     title = f'{config.target.name.split("/")[-1]} {config.method}'
-    log = RunLog(workdir, first_step, config.steps, title) if is_first() else NoLog()
+    log = RunLog(workdir, first_step, meta.rows, config.steps, title) if is_first() else NoLog()
     first_step_seconds = None
     speed = Speed(config.batch_size)
     pending: list[Any] = []  # metrics since the last row, still on the devices
     row: tuple[int, list[Any]] | None = None  # the last row, not fetched yet
 
     def fetched(step: int, metrics: list[Any]) -> dict[str, float]:
-        values = mean_metrics(metrics)
+        of_steps = fetch_metrics(metrics)
+        check_finite(of_steps['loss'], step, schedule, checkpoints)
+        values = {key: float(value.mean()) for key, value in of_steps.items()}
         values['learning_rate'] = float(schedule(step - 1))
         values['images_per_second'] = speed.stop(step)
-        check_finite(values, step, checkpoints)
         speed.start(step)
         return values
 
+    def save_now(iterator_state: dict[str, Any]) -> None:
+        now = meta._replace(
+            config=config.to_dict(),
+            iterator=iterator_state,
+            seconds=seconds(),
+            rows=list(log.rows),
+        )
+        checkpoints.save(state, now)
+
     with stop_signal() as stopping, contextlib.closing(log):
+        if not checkpoints.steps:  # what the preparation found, and one before any divergence
+            save_now(iterator.get_state())
         stop_agreed = AgreedStop(stopping)
         for step, batch, iterator_state in prefetch(iterator, config, first_step, stop_agreed):
             dispatched = time.perf_counter()
@@ -144,18 +158,17 @@ def fit(
             if test_now and step < config.steps:  # the last one is the run's result
                 tested = evaluate(task, config, state, test)
                 values |= {f'test_{key}': tested[key] for key in ('loss', 'top1')}
+                best.offer(state, tested)
             log.write(step, values)
             if save:
-                now = meta._replace(iterator=iterator_state, seconds=seconds())
-                checkpoints.save(state, now, config.to_dict())
+                check_state(state, schedule, checkpoints)
+                save_now(iterator_state)
             if stop and step < config.steps:
-                checkpoints.wait()
                 raise Interrupted(
                     f'stopped at step {step} of {config.steps} by a signal; saved in {workdir}: '
                     'the same command continues'
                 )
             speed.start(step)
-    checkpoints.wait()
     return state, {
         'images_per_second': speed.mean,
         'first_step_seconds': first_step_seconds,
@@ -212,25 +225,59 @@ def prefetch(
     yield ahead
 
 
-def mean_metrics(pending: list[dict[str, jax.Array]]) -> dict[str, float]:
-    """Fetches the metrics of several programs from the devices and averages them over the steps."""
+def fetch_metrics(pending: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
+    """'loss' and 'top1' of each step, [steps], of several programs that ran on the devices."""
     rows = jax.device_get([{key: row[key] for key in ('loss', 'top1')} for row in pending])
-    return {key: float(np.concatenate([row[key] for row in rows]).mean()) for key in rows[0]}
+    return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 
 
-def check_finite(values: dict[str, float], step: int, checkpoints: Checkpoints) -> None:
-    """Stops a diverged run before it overwrites good checkpoints."""
-    if math.isfinite(values['loss']):
-        return
-    checkpoints.wait()
-    newest = (
-        f'; the checkpoint of step {checkpoints.steps[0]} is from before'
-        if checkpoints.steps
-        else ''
+def check_finite(
+    loss: np.ndarray, last: int, schedule: optax.Schedule, checkpoints: Checkpoints
+) -> None:
+    """Stops a diverged run before it overwrites good checkpoints.
+
+    Args:
+      loss: [steps] of the steps up to `last`.
+      last: the newest step.
+      schedule: the learning rate by the number of updates before.
+      checkpoints: of the run.
+
+    Raises:
+      Diverged: names the first step whose loss is not finite.
+    """
+    bad = np.flatnonzero(~np.isfinite(loss))
+    if bad.size:
+        step = last - len(loss) + 1 + int(bad[0])
+        raise _diverged(f'the loss is {loss[bad[0]]} at', step, schedule, checkpoints)
+
+
+def check_state(
+    state: step_lib.TrainState, schedule: optax.Schedule, checkpoints: Checkpoints
+) -> None:
+    """The same for the parameters and statistics, before they are saved.
+
+    The loss of a step is that of the parameters before its update: it may be finite still.
+    """
+    if not _all_finite((state.params, state.batch_stats)):
+        step = int(state.step)
+        raise _diverged('parameters are not finite after', step, schedule, checkpoints)
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> jax.Array:
+    return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _diverged(what: str, step: int, schedule: optax.Schedule, checkpoints: Checkpoints) -> Diverged:
+    newest = max(checkpoints.steps, default=None)
+    before = (
+        'there is no checkpoint from before (config.checkpoint_every)'
+        if newest is None
+        else f'the checkpoint of step {newest} is from before'
     )
-    raise Diverged(
-        f'the loss is {values["loss"]} at or before step {step}, learning rate '
-        f'{values["learning_rate"]:g}{newest}: lower config.optimizer.learning_rate'
+    return Diverged(
+        f'{what} step {step}, learning rate {float(schedule(step - 1)):g}; {before}: lower '
+        'config.optimizer.learning_rate'
     )
 
 

@@ -1,13 +1,19 @@
 """Where a run's numbers go: progress bar, metrics.csv, TensorBoard."""
 
+import contextlib
 import csv
 import sys
+import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from xmixup_jax.errors import UserError
 from xmixup_jax.files import whole_file
+from xmixup_jax.workdir import METRICS
 
 COLUMNS = (
     'step',
@@ -21,26 +27,39 @@ COLUMNS = (
 
 
 class RunLog:
-    """One run's log; a resumed run drops the rows that it is going to write again."""
+    """One run's log. A resumed run writes the rows of its checkpoint and goes on from there."""
 
-    def __init__(self, workdir: Path, first_step: int, total_steps: int, title: str):
-        path = workdir / 'metrics.csv'
-        kept = []
-        if first_step and path.exists():
-            with path.open(newline='') as file:
-                kept = [row for row in csv.DictReader(file) if int(row['step']) <= first_step]
-        with whole_file(path) as partial, partial.open('w', newline='') as file:
-            writer = csv.DictWriter(file, COLUMNS)
+    def __init__(
+        self, workdir: Path, first_step: int, rows: list[dict[str, float]], steps: int, title: str
+    ):
+        """Opens the files.
+
+        Args:
+          workdir: gets metrics.csv and tensorboard/.
+          first_step: number of updates that were done before.
+          rows: of metrics.csv, up to there.
+          steps: of the whole run.
+          title: of the progress bar.
+        """
+        self.rows = list(rows)
+        self._path = workdir / METRICS
+        with whole_file(self._path) as partial, partial.open('w', newline='') as file:
+            writer = csv.DictWriter(file, COLUMNS, restval='')
             writer.writeheader()
-            writer.writerows(kept)
-        self._file = path.open('a', newline='')
+            writer.writerows(rows)
+        self._file = self._path.open('a', newline='')
         self._csv = csv.DictWriter(self._file, COLUMNS, restval='')
-        self._tensorboard = SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step + 1)
+        folder = workdir / 'tensorboard'
+        folder.mkdir(exist_ok=True)
+        # Not SummaryWriter, whose thread waits for ever for a disk that is full.
+        self._tensorboard = EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
+        purge = SessionLog(status=SessionLog.START)
+        self._tensorboard.write_event(Event(step=first_step + 1, session_log=purge))
         self._title = title
-        self._total = total_steps
+        self._total = steps
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=total_steps,
+            total=steps,
             initial=first_step,
             desc=title,
             unit='step',
@@ -54,11 +73,25 @@ class RunLog:
         self._bar.update(steps)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Logs `values`, named as in COLUMNS, for the updates up to `step`."""
-        self._csv.writerow({'step': step, **values})
-        self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+        """Logs `values`, named as in COLUMNS, for the updates up to `step`.
+
+        Raises:
+          UserError: there is no room.
+        """
+        self.rows.append({'step': step, **values})
+        summary = Summary(
+            value=[Summary.Value(tag=name, simple_value=x) for name, x in values.items()]
+        )
+        try:
+            self._csv.writerow(self.rows[-1])
+            self._file.flush()
+            self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._tensorboard.flush()
+        except OSError as error:
+            raise UserError(
+                f'{self._path} and tensorboard/ beside it cannot be written ({error.strerror}): '
+                'make room and run the same command again; it continues from the newest checkpoint'
+            ) from error
         shown = {
             'loss': f'{values["loss"]:.3f}',
             'top1': f'{values["top1"]:.3f}',
@@ -71,12 +104,16 @@ class RunLog:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
-        self._tensorboard.close()
+        # What could not be written has been reported.
+        for file in (self._file, self._tensorboard):
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 class NoLog:
     """What the other processes of a run have in the place of `RunLog`."""
+
+    rows: tuple[dict[str, float], ...] = ()
 
     def advance(self, steps: int) -> None:
         pass

@@ -37,12 +37,25 @@ class Start(NamedTuple):
     """Of the checkpoint, or of one that would be written now."""
 
 
-def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start:
-    """From the newest readable checkpoint."""
-    sizes = checkpoints.restore_meta().sizes
-    task, state = step_lib.create_task(config, sizes)
-    state, meta = checkpoints.restore(replicate(state))
-    return Start(task, state, replicate(checkpoints.restore_constants()), meta)
+def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
+    """From the newest readable checkpoint; None without any.
+
+    Raises:
+      ConfigError: it is beyond config.steps.
+    """
+    meta = checkpoints.restore_meta()
+    if meta is None:
+        return None
+    task, state = step_lib.create_task(config, meta.sizes)
+    restored = checkpoints.restore(replicate(state))
+    if restored is None:
+        return None
+    state, meta = restored
+    if int(state.step) > config.steps:
+        raise ConfigError(
+            f'config.steps={config.steps}: {checkpoints.workdir} has done {int(state.step)} already'
+        )
+    return Start(task, state, replicate(checkpoints.restore_constants(meta)), meta)
 
 
 def begin(
@@ -110,12 +123,14 @@ def begin(
     state, constants = method.prepare(setup)
     # The optimiser begins with what the preparatory phase made of the parameters.
     state = replace(state, opt_state=task.tx.init(state.params))
-    checkpoints.save_constants(constants)
     meta = Meta(
+        config=config.to_dict(),
         iterator=None,
         match=match,
         sizes=sizes,
         seconds=max(0.0, earlier_seconds) + time.perf_counter() - begun,
+        rows=[],
+        constants=checkpoints.save_constants(constants),
     )
     return Start(task, replicate(state), replicate(constants), meta)
 

@@ -1,6 +1,6 @@
 """A whole run, top to bottom: data, backbone, class match, training, evaluation, result."""
 
-import importlib.metadata
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
+from xmixup_jax.best import Best
 from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.cache import choose, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
@@ -24,21 +25,11 @@ from xmixup_jax.models.find_weights import WEIGHTS_FILE, find_weights
 from xmixup_jax.models.pretrained import Weights, save_weights
 from xmixup_jax.pool import fill_pool
 from xmixup_jax.preparation import begin, resume
-from xmixup_jax.processes import first_says, is_first, together
-from xmixup_jax.workdir import claim, locked
+from xmixup_jax.processes import is_first, together
+from xmixup_jax.provenance import commit, record
+from xmixup_jax.workdir import ENVIRONMENT, MATCH, RESULT, claim, locked, seal
 
 log = logging.getLogger('xmixup_jax')
-
-_PACKAGES = (
-    'jax',
-    'jaxlib',
-    'flax',
-    'optax',
-    'orbax-checkpoint',
-    'grain',
-    'tensorflow-datasets',
-    'numpy',
-)
 
 
 def train_and_evaluate(
@@ -48,8 +39,9 @@ def train_and_evaluate(
 
     Args:
       config: an experiment, as `config.validate` accepts it.
-      workdir: folder of the run; gets config.json, match.json, metrics.csv, tensorboard/,
-        checkpoints/, constants/, model.safetensors and result.json.
+      workdir: folder of the run; gets config.json, environment.json, match.json, metrics.csv,
+        tensorboard/, checkpoints/, constants/, model.safetensors, best_model.safetensors,
+        result.json and SHA256SUMS.
       data: the records, where the caller has them; otherwise the configuration's are opened.
 
     Returns:
@@ -60,32 +52,36 @@ def train_and_evaluate(
     """
     if data is None:
         together(lambda: check_inputs(config))
-    with locked(workdir):
-        finished = together(lambda: claim(config, workdir))
-        if first_says(finished is not None):
+    with (
+        locked(workdir),
+        contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)) as checkpoints,
+    ):
+        finished = claim(config, workdir, checkpoints)
+        if finished:
             return finished
         data = data or together(lambda: open_data(config))
-        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
 
         def train(auxiliary: ConfigDict, name: str, data: Data) -> dict[str, Any]:
             return train_and_evaluate(auxiliary, workdir / name, data)
 
-        try:
-            if checkpoints.steps:
-                start = resume(config, checkpoints)
-            else:
-                start = begin(config, data, backbone_weights(config), checkpoints, train)
-            if start.meta.match is not None:
-                report_match(workdir, start.meta.match, data)
-            batches, pool, data = open_input(config, data, start.meta.match)
-            state, speed = fit(config, start, batches, pool, data.test, checkpoints, workdir)
-            metrics = evaluate(start.task, config, state, data.test) if data.test else {}
-        finally:
-            checkpoints.close()
+        start = resume(config, checkpoints)
+        if start is None:
+            start = begin(config, data, backbone_weights(config), checkpoints, train)
+        if is_first():
+            record(workdir / ENVIRONMENT, int(start.state.step))
+        if start.meta.match is not None:
+            report_match(workdir, start.meta.match, data)
+        batches, pool, data = open_input(config, data, start.meta.match)
+        best = Best(workdir, config, data.target.class_names)
+        state, speed = fit(config, start, batches, pool, data.test, best, checkpoints)
+        metrics = evaluate(start.task, config, state, data.test) if data.test else {}
+        if data.test and config.eval_every:
+            best.offer(state, metrics)
         result = {
             'method': config.method,
             'seed': config.seed,
             **metrics,
+            **best.score,
             'steps': config.steps,
             **speed,
             'train_images': len(data.target),
@@ -93,7 +89,7 @@ def train_and_evaluate(
             'skipped_images': sum(part.skipped for part in data if part is not None),
             'num_classes': len(data.target.class_names),
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-            'versions': {name: importlib.metadata.version(name) for name in _PACKAGES},
+            'commit': commit(),
         }
 
         def write() -> None:
@@ -106,7 +102,8 @@ def train_and_evaluate(
                 state.batch_stats,
                 {'class_names': data.target.class_names, 'config': config.to_dict()},
             )
-            write_json(workdir / 'result.json', result)
+            write_json(workdir / RESULT, result)
+            seal(workdir)
 
         together(write)  # another process may want to read it next
         return result
@@ -193,11 +190,11 @@ def backbone_weights(config: ConfigDict) -> Weights | None:
     name = f'{config.source.name.split("/")[-1]}-{config.model.name}-{config_lib.digest(pretrain)}'
     folder = Path(config.cache_dir).expanduser() / 'pretrained' / name
     with locked(folder.with_name(folder.name + '.lock'), '--config.cache_dir', wait=True):
-        if first_says(not (folder / 'result.json').exists()):
+        if not (folder / RESULT).exists():
             log.info(
                 'Training %s on %s, once, in %s', config.model.name, config.source.name, folder
             )
-            train_and_evaluate(pretrain, folder)
+        train_and_evaluate(pretrain, folder)  # if that has not been done
     return together(lambda: Weights(folder / WEIGHTS_FILE, config.model.name))
 
 
@@ -216,5 +213,5 @@ def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str,
         for i, (classes, similarity) in enumerate(zip(match.classes, match.similarity, strict=True))
     ]
     if is_first():
-        write_json(workdir / 'match.json', rows)
+        write_json(workdir / MATCH, rows)
     return rows

@@ -1,16 +1,30 @@
-"""The folder of a run: one writer at a time, one experiment."""
+"""The folder of a run: one writer at a time, one experiment, and nothing in it taken on trust."""
 
 import contextlib
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
-from xmixup_jax.errors import ConfigError
-from xmixup_jax.files import held, write_json
-from xmixup_jax.processes import is_first, together
+from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.errors import ConfigError, UserError, first_line
+from xmixup_jax.files import held, read_json, set_aside, sha256, whole_file, write_json
+from xmixup_jax.models.find_weights import WEIGHTS_FILE
+from xmixup_jax.processes import first_says, is_first, together
+
+log = logging.getLogger('xmixup_jax')
+
+CONFIG = 'config.json'
+RESULT = 'result.json'
+# Digests of a finished run's files, as `sha256sum --check` reads them; written last.
+SUMS = 'SHA256SUMS'
+METRICS = 'metrics.csv'
+MATCH = 'match.json'
+ENVIRONMENT = 'environment.json'
+BEST = 'best_model.safetensors'
+_FILES = (CONFIG, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST)
 
 
 @contextlib.contextmanager
@@ -22,25 +36,95 @@ def locked(folder: Path, key: str = '--workdir', wait: bool = False):
         yield
 
 
-def claim(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
-    """Stores the configuration, or compares it with the one that the folder was begun with.
+def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """Stores the configuration, or compares it with the one that the run was begun with.
 
     Returns:
-      the result, if the run in the folder is finished.
+      the result, if the run in the folder is finished and whole. If its result or its weights are
+      damaged they are moved aside, to be made again from the last checkpoint.
+
+    Raises:
+      ConfigError: it is another configuration, and config.allow_changes is not set, or the change
+        is one that what the run has saved cannot follow.
     """
-    path = workdir / 'config.json'
-    ours = json.loads(json.dumps(config_lib.experiment_values(config)))
-    if path.exists():
-        stored = ConfigDict(json.loads(path.read_text()))
-        theirs = config_lib.experiment_values(stored)
-        changed = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-        if changed:
-            key = changed[0]
-            raise ConfigError(
-                f'{workdir} holds a run with config.{key}={theirs.get(key)!r}, not '
-                f'{ours.get(key)!r} ({len(changed)} keys differ): choose another --workdir'
-            )
-    if is_first():
-        write_json(path, config.to_dict())
-    result = workdir / 'result.json'
-    return json.loads(result.read_text()) if result.exists() else None
+    stored = together(lambda: _stored_config(workdir))
+    damaged = together(lambda: damaged_files(workdir))
+    if stored is None:  # all processes have found it so
+        if (workdir / CONFIG).exists():
+            damaged.append(CONFIG)
+        meta = checkpoints.restore_meta()
+        stored = meta and meta.config
+    changes = {} if stored is None else config_lib.changes(ConfigDict(stored), config)
+    if changes:
+        _check_changes(config, workdir, changes)
+    whole = all((workdir / name).exists() for name in (RESULT, SUMS))
+    whole &= not changes and not {RESULT, WEIGHTS_FILE} & set(damaged)
+    whole = first_says(whole)
+    together(lambda: _update(config, workdir, changes, damaged, whole) if is_first() else None)
+    return together(lambda: read_json(workdir / RESULT)) if whole else None
+
+
+def _stored_config(workdir: Path) -> dict[str, Any] | None:
+    """None if there is none, or a damaged one: the checkpoints have it too."""
+    try:
+        return read_json(workdir / CONFIG)
+    except FileNotFoundError:
+        return None
+    except UserError as error:
+        log.warning('%s', first_line(error))
+        return None
+
+
+def _check_changes(config: ConfigDict, workdir: Path, changes: dict[str, tuple[Any, Any]]) -> None:
+    shown = ', '.join(f'config.{key}: {old!r} -> {new!r}' for key, (old, new) in changes.items())
+    if not config.allow_changes:
+        raise ConfigError(
+            f'{workdir} holds a run with another configuration ({shown}): choose another '
+            '--workdir, or continue it all the same with --config.allow_changes=True'
+        )
+    fixed = [key for key in changes if config_lib.is_fixed(key)]
+    if fixed:
+        raise ConfigError(
+            f'config.{fixed[0]} cannot change in {workdir}: what the run has saved depends on it '
+            f'({shown}); choose another --workdir'
+        )
+    log.warning('%s continues with changes: %s', workdir, shown)
+
+
+def _update(
+    config: ConfigDict, workdir: Path, changes: dict[str, Any], damaged: list[str], whole: bool
+) -> None:
+    """Writes the configuration; what is of an earlier one, or damaged, goes aside."""
+    for name in dict.fromkeys(damaged):
+        path = workdir / name
+        aside = f'moved to {set_aside(path, workdir)}' if path.exists() else 'it is missing'
+        log.warning('%s is not what the run wrote: %s', path, aside)
+    if changes:
+        count = len(list(workdir.glob('config-*.json')))
+        for path in (workdir / name for name in (CONFIG, RESULT, SUMS)):
+            if path.exists():
+                path.rename(path.with_name(f'{path.stem}-{count}{path.suffix}'))
+    if not whole:
+        write_json(workdir / CONFIG, config.to_dict())
+
+
+def damaged_files(workdir: Path) -> list[str]:
+    """Those of a finished run that are missing or no longer what they were; [] of any other."""
+    path = workdir / SUMS
+    if not path.exists():
+        return []
+    lines = path.read_text(errors='replace').splitlines()
+    sums = dict(line.split('  ', 1)[::-1] for line in lines if '  ' in line)
+    return [
+        name
+        for name in _FILES
+        if (workdir / name).is_file() != (name in sums)
+        or (name in sums and sha256(workdir / name) != sums[name])
+    ]
+
+
+def seal(workdir: Path) -> None:
+    """Writes the digests of the run's files, now that it is finished."""
+    sums = {name: sha256(workdir / name) for name in _FILES if (workdir / name).is_file()}
+    with whole_file(workdir / SUMS) as partial:
+        partial.write_text(''.join(f'{digest}  {name}\n' for name, digest in sums.items()))

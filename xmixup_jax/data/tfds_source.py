@@ -17,7 +17,7 @@ from tqdm import tqdm
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import held, save_array
+from xmixup_jax.files import held, load_arrays, save_arrays
 
 log = logging.getLogger('xmixup_jax')
 
@@ -177,7 +177,7 @@ def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Record
 
 def _labels_path(builder, split: str, count: int, cache_dir: str) -> Path:
     digest = hashlib.sha256(f'{builder.data_dir} {split} {count}'.encode()).hexdigest()[:16]
-    return Path(cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npy'
+    return Path(cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npz'
 
 
 def split_labels(data_source, label, path: Path, title: str) -> np.ndarray:
@@ -195,20 +195,21 @@ def split_labels(data_source, label, path: Path, title: str) -> np.ndarray:
     Returns:
       int32 [N].
     """
-    if not path.exists():
+    found = load_arrays(path, 'labels')
+    if found is None:
         with held(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
-            if not path.exists():  # another process may have written it meanwhile
-                _write_labels(data_source, label, path, title)
-    return np.load(path, allow_pickle=False)
+            # Another process may have written it meanwhile.
+            found = load_arrays(path, 'labels') or [_find_labels(data_source, label, path, title)]
+    return found[0]
 
 
-def _write_labels(data_source, label, path: Path, title: str) -> None:
+def _find_labels(data_source, label, path: Path, title: str) -> np.ndarray:
     labels, done = np.empty(len(data_source), np.int32), 0
-    unfinished = path.with_suffix('.part.npy')
-    if unfinished.exists():
-        found = np.load(unfinished, allow_pickle=False)
-        done = len(found)
-        labels[:done] = found
+    unfinished = path.with_suffix('.part.npz')
+    found = load_arrays(unfinished, 'labels')
+    if found is not None:
+        done = len(found[0])
+        labels[:done] = found[0]
     saved = time.monotonic()
     with tqdm(
         total=len(labels),
@@ -225,7 +226,8 @@ def _write_labels(data_source, label, path: Path, title: str) -> None:
             done = chunk.stop
             bar.update(len(chunk))
             if time.monotonic() - saved > _SAVE_SECONDS:
-                save_array(unfinished, labels[:done])
+                save_arrays(unfinished, labels=labels[:done])
                 saved = time.monotonic()
-    save_array(path, labels)
+    save_arrays(path, labels=labels)
     unfinished.unlink(missing_ok=True)
+    return labels

@@ -5,7 +5,6 @@
 `fc` here, has timm's name in files.
 """
 
-import hashlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +16,8 @@ import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from xmixup_jax.errors import DataError, first_line
-from xmixup_jax.files import whole_file
+from xmixup_jax.errors import DataError, UserError, first_line
+from xmixup_jax.files import arrays_digest, json_array, whole_file
 from xmixup_jax.models import MODELS
 from xmixup_jax.models.find_weights import TORCH_SUFFIXES
 from xmixup_jax.models.torch_file import TorchFileError, read_torch_file
@@ -26,6 +25,7 @@ from xmixup_jax.models.vit import resize_positions
 from xmixup_jax.optimizer import HEAD
 
 PyTree = Any
+_HEADER = 'xmixup_jax'  # entry of a file's header
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 
 
@@ -66,17 +66,25 @@ def torch_tensors(model: str, params: PyTree, batch_stats: PyTree) -> dict[str, 
 def save_weights(
     path: Path, model: str, params: PyTree, batch_stats: PyTree, metadata: dict[str, Any]
 ) -> None:
-    """Writes a safetensors file; it appears whole or not at all.
+    """Writes a safetensors file; it appears whole or not at all, and holds a digest of itself.
 
     `metadata`, JSON values, becomes one entry of the file's header: safetensors writes several in
     an order that changes, and equal runs should leave equal files.
+
+    Raises:
+      UserError: it cannot be written.
     """
+    tensors = torch_tensors(model, params, batch_stats)
+    header = {'content': metadata, 'digest': _digest(tensors, metadata)}
     with whole_file(path) as partial:
-        save_file(
-            torch_tensors(model, params, batch_stats),
-            partial,
-            {'xmixup_jax': json.dumps(metadata)},
-        )
+        try:
+            save_file(tensors, partial, {_HEADER: json.dumps(header)})
+        except SafetensorError as error:
+            raise UserError(f'{path} cannot be written ({error}): make room') from error
+
+
+def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> str:
+    return arrays_digest({**tensors, _HEADER: json_array(metadata)})
 
 
 class Weights:
@@ -105,11 +113,7 @@ class Weights:
     @cached_property
     def digest(self) -> str:
         """Changes with any tensor."""
-        digest = hashlib.sha256(self.model.encode())
-        for key, tensor in sorted(self.tensors.items()):
-            digest.update(f'{key} {tensor.shape} {tensor.dtype}'.encode())
-            digest.update(np.ascontiguousarray(tensor))
-        return digest.hexdigest()
+        return arrays_digest({**self.tensors, 'model': json_array(self.model)})
 
     @property
     def head(self) -> dict[str, np.ndarray] | None:
@@ -177,19 +181,40 @@ def _read(path: Path, model: str) -> dict[str, np.ndarray]:
         if path.suffix in TORCH_SUFFIXES:
             return read_torch_file(path)
         with safe_open(path, framework='numpy') as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            header = _read_header(file)
     except TorchFileError as error:
         raise DataError(f'weights {path} cannot be read: {error}') from error
-    except (SafetensorError, OSError, TypeError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise DataError(
             f'weights file {path} is not a readable safetensors file: {error}'
         ) from error
+    if header and header['digest'] != _digest(tensors, header['content']):
+        raise DataError(
+            f'weights file {path} is damaged, it is not what was written: restore it from a copy'
+        )
+    return tensors
+
+
+def _read_header(file: safe_open) -> dict[str, Any]:
+    """What `save_weights` wrote beside the tensors; {} in files from elsewhere."""
+    header = json.loads((file.metadata() or {}).get(_HEADER, '{}'))
+    if header and not (isinstance(header, dict) and {'content', 'digest'} <= header.keys()):
+        raise ValueError(f'its header {_HEADER} is damaged')
+    return header
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `save_weights` was given as `metadata`; {} for files from elsewhere."""
-    with safe_open(path, framework='numpy') as file:
-        return json.loads((file.metadata() or {}).get('xmixup_jax', '{}'))
+    """What `save_weights` was given as `metadata`; {} for files from elsewhere.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework='numpy') as file:
+            return _read_header(file).get('content', {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f'{path} is not a readable safetensors file: {error}') from error
 
 
 def _read_orbax(path: Path, model: str) -> dict[str, np.ndarray]:
