@@ -17,6 +17,7 @@ from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first, together
 from xmixup_jax.step import TrainState
+from xmixup_jax.trees import by_name, int_keys, network_digest, read_tree, tree_digest, write_tree
 
 PyTree = Any
 
@@ -116,9 +117,7 @@ class Checkpoints:
     def save_constants(self, constants: PyTree) -> str:
         """Writes what the method's preparatory phase found, once a run; returns its digest."""
         if constants:
-            with ocp.StandardCheckpointer() as checkpointer:
-                tree = jax.tree.map(np.asarray, constants)
-                checkpointer.save(self._constants, tree, force=True)
+            write_tree(self._constants, constants)
             if is_first():
                 sync_tree(self._constants)
         return tree_digest(constants)
@@ -132,8 +131,7 @@ class Checkpoints:
         constants = {}
         try:
             if self._constants.exists():
-                with ocp.StandardCheckpointer() as checkpointer:
-                    constants = _int_keys(checkpointer.restore(self._constants))
+                constants = read_tree(self._constants)
             _check(meta.constants, tree_digest(constants))
         except Exception as error:  # orbax has no common class for what a damaged file raises
             raise UserError(
@@ -166,7 +164,7 @@ class Checkpoints:
                     f'{self._folder / str(step)} is of another network or optimiser: give the '
                     'configuration that the run was begun with, or choose another --workdir'
                 )
-            memory = _int_keys(self._manager.item_metadata(step).state['memory'])
+            memory = int_keys(self._manager.item_metadata(step).state['memory'])
             template['memory'] = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), memory
             )
@@ -222,6 +220,7 @@ def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
     stored = {
         'content': json.loads(json.dumps(meta.to_json())),
         'state': tree_digest(_as_dict(state)),
+        'network': network_digest(state.params, state.batch_stats),
         'structure': _structure(state),
     }
     return stored | {'seal': _json_digest(stored)}
@@ -230,7 +229,7 @@ def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
 def _structure(state: TrainState) -> str:
     """Digest of names, shapes and types of all but the memory, whose shape is a method's own."""
     leaves = {'params': state.params, 'stats': state.batch_stats, 'opt_state': state.opt_state}
-    return _json_digest([f'{key} {x.shape} {x.dtype}' for key, x in _by_name(leaves).items()])
+    return _json_digest([f'{key} {x.shape} {x.dtype}' for key, x in by_name(leaves).items()])
 
 
 def _check(expected: str, found: str) -> None:
@@ -242,16 +241,6 @@ def _json_digest(value: Any) -> str:
     return arrays_digest({'json': json_array(value)})
 
 
-def tree_digest(tree: PyTree) -> str:
-    """`files.arrays_digest` of the leaves."""
-    return arrays_digest(_by_name(jax.device_get(tree)))
-
-
-def _by_name(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
-
-
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {
         'step': state.step,
@@ -260,10 +249,3 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
         'opt_state': state.opt_state,
         'memory': state.memory,
     }
-
-
-def _int_keys(tree: PyTree) -> PyTree:
-    """Without a template, orbax returns the places in a list of layers (0, 1, ...) as text."""
-    if not isinstance(tree, dict):
-        return tree
-    return {int(key) if key.isdigit() else key: _int_keys(value) for key, value in tree.items()}

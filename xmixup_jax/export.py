@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from xmixup_jax import augment
@@ -30,6 +29,7 @@ from xmixup_jax.models import create_model, forward
 from xmixup_jax.models.find_weights import WEIGHTS_FILE
 from xmixup_jax.models.pretrained import Weights, read_metadata, save_weights, torch_tensors
 from xmixup_jax.optimizer import HEAD
+from xmixup_jax.trees import write_tree
 
 PyTree = Any
 FILES = {
@@ -100,9 +100,7 @@ def export(trained: Trained, form: str, output: Path) -> None:
     elif form == 'torch':
         _save_torch(output, torch_tensors(model.name, trained.params, trained.batch_stats))
     elif form == 'orbax':
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = {'params': trained.params, 'batch_stats': trained.batch_stats}
-            checkpointer.save(output.absolute(), jax.tree.map(np.asarray, tree), force=True)
+        write_tree(output, {'params': trained.params, 'batch_stats': trained.batch_stats})
     else:
         (batch,) = jax.export.symbolic_shape('batch')
         shape = (batch, config.image_size, config.image_size, 3)

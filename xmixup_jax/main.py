@@ -13,6 +13,7 @@ a signal, or by the loss of another process, and saved: run the same command aga
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +63,10 @@ def main() -> None:
 
 
 def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a program, or prints its module's text for --help; a user's mistake ends the process
-    with one line and the exit code."""
+    """Runs a program, or prints its module's text for --help; a user's mistake, or a signal, ends
+    the process with one line and the exit code."""
+    # As SIGINT does it. The training loop has its own handlers, which save first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if {'-h', '--help', '-help'} & set(argv):
             print(sys.modules[program.__module__].__doc__)
@@ -87,12 +90,17 @@ def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
             'start all of them again; they continue from the newest checkpoint',
             ProcessLost.exit_code,
         )
-    except KeyboardInterrupt:  # outside the training loop, which saves first
-        fail('interrupted; the same command continues', 130)
+    except KeyboardInterrupt:
+        fail('stopped by a signal: the same command continues', Interrupted.exit_code)
     except OSError as error:  # a full disk, a read-only folder
-        if error.filename is None and error.strerror is None:
+        if error.strerror is None:
             raise
-        fail(f'{error.strerror}: {error.filename or "no file named"}', UserError.exit_code)
+        where = f' {error.filename}' if error.filename else ''
+        fail(
+            f'cannot read or write{where}: {error.strerror}; mend that (room, permissions) and run '
+            'the same command again: it continues',
+            UserError.exit_code,
+        )
 
 
 def fail(message: str, exit_code: int) -> None:

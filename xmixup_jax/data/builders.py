@@ -4,6 +4,8 @@ They are built without TensorFlow. The encoded images are stored as they came.
 """
 
 import hashlib
+import logging
+import lzma
 import shutil
 import tarfile
 import zlib
@@ -16,6 +18,11 @@ from scipy.io import loadmat
 
 from xmixup_jax.errors import DataError
 
+log = logging.getLogger('xmixup_jax')
+
+# An archive of images hardly shrinks when it is compressed, one of lists and tables by some tens.
+_MAX_GROWTH = 100
+_ALWAYS_ALLOWED = 2**26
 Examples = Iterator[tuple[str, dict[str, Any]]]
 
 
@@ -38,23 +45,51 @@ def _info(builder, classes: int, description: str, homepage: str, citation: str,
 
 
 def _unpack(archive: Path) -> Path:
-    """The folder of what is in a tar archive; it appears whole or not at all.
+    """The folder of the files in a tar archive; it appears whole or not at all.
 
-    tfds would unpack it with TensorFlow. The filter keeps every file within the folder.
+    tfds would unpack it with TensorFlow. Nothing is written outside the folder: names that lead out
+    of it are refused, links and devices left out.
+
+    Raises:
+      DataError: the archive is damaged, or not what it seems.
     """
     folder = archive.with_name(archive.name + '.unpacked')
     if not folder.is_dir():
         partial = folder.with_name(folder.name + '.part')
         shutil.rmtree(partial, ignore_errors=True)
+        limit = _MAX_GROWTH * archive.stat().st_size + _ALWAYS_ALLOWED
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(partial, filter='data')
-        except (tarfile.TarError, EOFError, zlib.error) as error:
+                tar.extractall(partial, filter=_TarFilter(limit))  # noqa: S202  (filtered)
+        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
             raise DataError(
-                f'{archive} cannot be unpacked ({error}): it is damaged; get it once more'
+                f'{archive} cannot be unpacked ({error}): it is damaged or not the original; get '
+                'it once more'
             ) from error
         partial.rename(folder)
     return folder
+
+
+class _TarFilter:
+    """What `extractall` asks about each member: tarfile's 'data' filter, and less trust.
+
+    (That filter has let links lead out of the folder in several versions of Python.)
+    """
+
+    def __init__(self, limit: int):
+        self._left = limit
+
+    def __call__(self, member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        self._left -= member.size + tarfile.BLOCKSIZE
+        if self._left < 0:
+            raise tarfile.TarError(
+                f'it unpacks to more than {_MAX_GROWTH} times its size at {member.name!r}'
+            )
+        if not (member.isfile() or member.isdir()):
+            log.warning('Left out: %r, which is neither a file nor a folder', member.name)
+            return None
+        return tarfile.data_filter(member, folder)
 
 
 def _check_md5(path: Path, expected: str) -> None:

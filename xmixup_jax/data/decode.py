@@ -12,9 +12,14 @@ from xmixup_jax.errors import DataError
 cv2.setNumThreads(0)
 
 _MAX_PIXELS = 2**27
+MAX_BYTES = 4 * _MAX_PIXELS
+# A progressive JPEG goes over all its pixels once a scan, and a scan may be a few bytes: so many
+# pixels times scans take some seconds.
+_MAX_SCANNED = 2**30
 # Below this ratio linear interpolation shows no aliasing, at a fifth of the cost.
 _LINEAR_BELOW = 1.25
 _JPEG = b'\xff\xd8'
+_SCAN = b'\xff\xda'
 _EXIF_WITHIN = 2**16
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
@@ -39,10 +44,11 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
       uint8 [size, size, 3], RGB.
 
     Raises:
-      DataError: the bytes are no image, a part of one, or one of more than 2**27 pixels.
+      DataError: the bytes are no image, a part of one, one of more than 2**27 pixels, or one made
+        to take long.
     """
     image = None
-    if encoded and not _cut_short(encoded):
+    if 0 < len(encoded) < MAX_BYTES and not _cut_short(encoded):
         # OpenCV raises for some damage and returns None for other; both are reported below.
         with contextlib.suppress(cv2.error):
             image = _decode_jpeg(encoded, size) if encoded.startswith(_JPEG) else _decode(encoded)
@@ -70,7 +76,7 @@ def _decode(encoded: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray | N
 def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
     with contextlib.suppress(ValueError):  # what it warns of, OpenCV may decode all the same
         height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
-        if height * width > _MAX_PIXELS:
+        if height * width > min(_MAX_PIXELS, _MAX_SCANNED // max(1, encoded.count(_SCAN))):
             return None
         if space in ('YCbCr', 'Gray', 'RGB') and b'Exif' not in encoded[:_EXIF_WITHIN]:
             return simplejpeg.decode_jpeg(encoded, 'RGB', min_height=size, min_width=size)
@@ -86,4 +92,4 @@ def _cut_short(encoded: bytes) -> bool:
     if not encoded.startswith(_JPEG):
         return False
     # Within the compressed picture, which begins with a scan marker, no other marker can occur.
-    return encoded.rfind(b'\xff\xd9') < encoded.rfind(b'\xff\xda')
+    return encoded.rfind(b'\xff\xd9') < encoded.rfind(_SCAN)

@@ -1,10 +1,12 @@
 """Image folders: PATH/SPLIT/CLASS/FILE, or PATH/CLASS/FILE, which is divided at random."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from xmixup_jax.data.decode import MAX_BYTES
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.errors import DataError
 
@@ -46,7 +48,16 @@ def open_folder(dataset: ConfigDict, split: str, store: Store) -> Records:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    # Regular files alone: reading a pipe would wait for ever.
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_file()]
+    return sorted(folder / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _read(file: Path) -> bytes:
+    """Of a file too large for an image only the beginning, which cannot be decoded."""
+    with file.open('rb') as opened:
+        return opened.read(MAX_BYTES)
 
 
 def _class_files(root: Path) -> dict[Path, list[Path]]:
@@ -65,7 +76,7 @@ def _records(name: str, classes: dict[Path, list[Path]], store: Store) -> Record
         name=name,
         class_names=tuple(folder.name for folder in classes),
         labels=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-        read=lambda i: files[i].read_bytes(),
+        read=lambda i: _read(files[i]),
         where=lambda i: str(files[i]),
         index=np.arange(len(files)),
         store=store,

@@ -12,17 +12,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xmixup_jax.errors import DataError, UserError, first_line
-from xmixup_jax.files import arrays_digest, json_array, whole_file
+from xmixup_jax.files import arrays_digest, json_array, read_json, whole_file
 from xmixup_jax.models import MODELS
 from xmixup_jax.models.find_weights import TORCH_SUFFIXES
 from xmixup_jax.models.torch_file import TorchFileError, read_torch_file
 from xmixup_jax.models.vit import resize_positions
 from xmixup_jax.optimizer import HEAD
+from xmixup_jax.trees import network_digest, read_tree
 
 PyTree = Any
 _HEADER = 'xmixup_jax'  # entry of a file's header
@@ -220,12 +220,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _read_orbax(path: Path, model: str) -> dict[str, np.ndarray]:
     """'params' and 'batch_stats' of an orbax checkpoint, which may hold more."""
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(path.absolute())
+        tree = read_tree(path)
     except Exception as error:  # orbax has no common class for what a damaged file raises
         raise DataError(
             f'weights {path} cannot be read as an orbax checkpoint: {first_line(error)}'
         ) from error
     if not {'params', 'batch_stats'} <= tree.keys():
         raise DataError(f"weights {path} hold no 'params' and 'batch_stats', as this program's do")
+    meta = path.with_name('meta') / 'metadata'  # of a run's checkpoint, see `Checkpoints`
+    if meta.is_file():
+        found = network_digest(tree['params'], tree['batch_stats'])
+        if read_json(meta).get('network') != found:
+            raise DataError(f'weights {path} are damaged, they are not what was written')
     return torch_tensors(model, tree['params'], tree['batch_stats'])

@@ -1,15 +1,13 @@
 """Tensors out of PyTorch's `.pth` files, without PyTorch and without running what they hold.
 
-A `.pth` file is a pickle, and a pickle can call anything. Here its instructions are read through
-beforehand, and the only things that it may name are those that a dictionary of tensors is made of;
-each stands for a harmless function of this file. Both formats are read: the zip archive of
-PyTorch 1.6 and later, and the sequence of pickles from before.
+A `.pth` file is a pickle, and a pickle can call anything. It is never unpickled: the few of its
+instructions that a dictionary of tensors is made of are followed here, and anything else is
+refused. Both formats are read: the zip archive of PyTorch 1.6 and later, and the sequence of
+pickles from before.
 """
 
-import collections
 import io
 import math
-import pickle
 import pickletools
 import zipfile
 from collections.abc import Callable
@@ -34,6 +32,9 @@ _DTYPES = {
     'ByteStorage': np.uint8,
     'BoolStorage': np.bool_,
 }
+_MAX_INSTRUCTIONS = 2_000_000  # some thirty a tensor
+# Tensors may share their data; a file whose tensors together are so many times its size is a trap.
+_MAX_GROWTH = 16
 # What a tensor's data may be wrapped in, from the outside in.
 _WRAPPERS = ('state_dict', 'model')
 
@@ -87,48 +88,129 @@ def _rebuild_parameter(data, *others) -> _Tensor:
     return data
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds dictionaries of `_Tensor`s and plain values; everything else is refused."""
-
-    def __init__(self, file, storage: Callable[[Any, Any, int], _Storage]):
-        super().__init__(file, encoding='utf-8')
-        self._storage = storage
-
-    def find_class(self, module, name):
-        allowed = {
-            ('collections', 'OrderedDict'): collections.OrderedDict,
-            ('torch._utils', '_rebuild_tensor'): _rebuild_tensor,
-            ('torch._utils', '_rebuild_tensor_v2'): _rebuild_tensor,
-            ('torch._utils', '_rebuild_parameter'): _rebuild_parameter,
-        }
-        if module == 'torch' and name in _DTYPES:
-            return name  # never called: only `persistent_load` sees it
-        if (module, name) not in allowed:
-            raise TorchFileError(
-                f'it holds a {module}.{name}, which is not a tensor and is not loaded: save its '
-                'state_dict() alone'
-            )
-        return allowed[module, name]
-
-    def persistent_load(self, saved):
-        if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != 'storage':
-            raise TorchFileError('a tensor is not described as PyTorch does it')
-        dtype, key, numel = saved[1], saved[2], saved[4]
-        if not isinstance(numel, int) or dtype not in _DTYPES:
-            raise TorchFileError('a tensor is not described as PyTorch does it')
-        return self._storage(_DTYPES[dtype], key, numel)
+def _dictionary(pairs=()) -> dict:
+    """Stands for collections.OrderedDict."""
+    made: dict = {}
+    for key, value in pairs:
+        _set_item(made, key, value)
+    return made
 
 
-def _unpickle(file: io.BytesIO, storage=None) -> Any:
-    """The next pickle in the file."""
-    begun = file.tell()
-    length = len(file.getbuffer())
-    for opcode, argument, _ in pickletools.genops(file):
-        # The unpickler makes room for a memory of the largest number that it is told.
-        if 'PUT' in opcode.name and argument is not None and argument >= length:
-            raise TorchFileError('its pickle numbers its parts wildly')
-    file.seek(begun)
-    return _Unpickler(file, storage).load()
+def _set_item(made: dict, key: Any, value: Any) -> None:
+    # The hash of a deeply nested key would overflow the interpreter's stack.
+    if not isinstance(made, dict) or not isinstance(key, str | int):
+        raise TorchFileError('its dictionaries are not those of a state dict')
+    made[key] = value
+
+
+# What a pickle of tensors names, and what stands for it here.
+_NAMED: dict[str, Any] = {
+    'collections OrderedDict': _dictionary,
+    'torch._utils _rebuild_tensor': _rebuild_tensor,
+    'torch._utils _rebuild_tensor_v2': _rebuild_tensor,
+    'torch._utils _rebuild_parameter': _rebuild_parameter,
+    **{f'torch {name}': name for name in _DTYPES},
+}
+_FUNCTIONS = (_dictionary, _rebuild_tensor, _rebuild_parameter)
+_CONSTANTS = {
+    'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False, 'EMPTY_TUPLE': ()
+}  # fmt: skip
+_VALUES = (
+    'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE', 'SHORT_BINUNICODE',
+    'BINSTRING', 'SHORT_BINSTRING',
+)  # fmt: skip
+
+
+def _evaluate(file: io.BytesIO, storage: Callable[[Any, Any, int], _Storage] | None = None) -> Any:
+    """The value that the next pickle in the file describes.
+
+    Python's own unpickler is not used: here only the few instructions are known that describe
+    dictionaries of tensors and plain values, and none of them can call anything but `_FUNCTIONS`.
+
+    Args:
+      file: at the pickle's beginning; at its end afterwards.
+      storage: gives a tensor's data by type, key and number of elements.
+
+    Raises:
+      TorchFileError: it holds anything else.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def since_mark() -> list[Any]:
+        place = marks.pop()
+        items = stack[place:]
+        del stack[place:]
+        return items
+
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count == _MAX_INSTRUCTIONS:
+            raise TorchFileError('it is too long for a dictionary of tensors')
+        name = opcode.name
+        if name in _VALUES:
+            stack.append(argument)
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name == 'EMPTY_DICT':
+            stack.append({})
+        elif name == 'EMPTY_LIST':
+            stack.append([])
+        elif name in ('BINPUT', 'LONG_BINPUT'):
+            memo[argument] = stack[-1]
+        elif name == 'MEMOIZE':
+            memo[len(memo)] = stack[-1]
+        elif name in ('BINGET', 'LONG_BINGET'):
+            stack.append(memo[argument])
+        elif name == 'MARK':
+            marks.append(len(stack))
+        elif name == 'TUPLE':
+            stack.append(tuple(since_mark()))
+        elif name in ('TUPLE1', 'TUPLE2', 'TUPLE3'):
+            size = int(name[-1])
+            stack[-size:] = [tuple(stack[-size:])]
+        elif name in ('APPEND', 'APPENDS'):
+            items = since_mark() if name == 'APPENDS' else [stack.pop()]
+            if not isinstance(stack[-1], list):
+                raise TorchFileError('its lists are none')
+            stack[-1].extend(items)
+        elif name in ('SETITEM', 'SETITEMS'):
+            items = since_mark() if name == 'SETITEMS' else [stack.pop(-2), stack.pop()]
+            for key, value in zip(items[::2], items[1::2], strict=True):
+                _set_item(stack[-1], key, value)
+        elif name in ('GLOBAL', 'STACK_GLOBAL'):
+            if name == 'STACK_GLOBAL':
+                argument = f'{stack.pop(-2)} {stack.pop()}'
+            if argument not in _NAMED:
+                raise TorchFileError(
+                    f'it holds a {argument.replace(" ", ".")}, which is not a tensor and is not '
+                    'loaded: save its state_dict() alone'
+                )
+            stack.append(_NAMED[argument])
+        elif name == 'REDUCE':
+            arguments = stack.pop()
+            if stack[-1] not in _FUNCTIONS or not isinstance(arguments, tuple):
+                raise TorchFileError('it calls something that is no function')
+            stack[-1] = stack[-1](*arguments)
+        elif name == 'BUILD':
+            stack.pop()  # attributes of a dictionary: versions of modules
+        elif name == 'BINPERSID':
+            stack[-1] = _persistent(stack[-1], storage)
+        elif name == 'STOP':
+            return stack.pop()
+        elif name not in ('PROTO', 'FRAME'):
+            raise TorchFileError(f'it holds the instruction {name}: save its state_dict() alone')
+    raise TorchFileError('it is cut short')
+
+
+def _persistent(saved: Any, storage: Callable[[Any, Any, int], _Storage]) -> _Storage:
+    if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != 'storage':
+        raise TorchFileError('a tensor is not described as PyTorch does it')
+    dtype, key, numel = saved[1], saved[2], saved[4]
+    described = (dtype, key, numel)
+    if [type(value) for value in described] != [str, str, int] or dtype not in _DTYPES:
+        raise TorchFileError('a tensor is not described as PyTorch does it')
+    return storage(_DTYPES[dtype], key, numel)
 
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
@@ -143,19 +225,21 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         value = _read_zip(path) if zipfile.is_zipfile(path) else _read_sequence(path)
+        for wrapper in _WRAPPERS:
+            if isinstance(value, dict) and isinstance(value.get(wrapper), dict):
+                value = value[wrapper]
+        if not isinstance(value, dict) or not value:
+            raise TorchFileError(f'it holds a {type(value).__name__}, not a dictionary of tensors')
+        odd = [key for key, tensor in value.items() if not isinstance(tensor, _Tensor)]
+        if odd:
+            raise TorchFileError(f'its entry {odd[0]!r} is not a tensor')
+        tensors = {str(key): tensor.array() for key, tensor in value.items()}
     except (TorchFileError, OSError):
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise TorchFileError(f'it is damaged ({type(error).__name__}: {error})') from error
-    for wrapper in _WRAPPERS:
-        if isinstance(value, dict) and isinstance(value.get(wrapper), dict):
-            value = value[wrapper]
-    if not isinstance(value, dict) or not value:
-        raise TorchFileError(f'it holds a {type(value).__name__}, not a dictionary of tensors')
-    odd = [key for key, tensor in value.items() if not isinstance(tensor, _Tensor)]
-    if odd:
-        raise TorchFileError(f'its entry {odd[0]!r} is not a tensor')
-    tensors = {str(key): tensor.array() for key, tensor in value.items()}
+    if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_GROWTH * path.stat().st_size:
+        raise TorchFileError('its tensors take far more memory than the file')
     if all(key.startswith('module.') for key in tensors):
         tensors = {key.removeprefix('module.'): tensor for key, tensor in tensors.items()}
     return {
@@ -179,7 +263,7 @@ def _read_zip(path: Path) -> Any:
         if len(pickled) != 1:
             raise TorchFileError('it is a zip archive, but not one of PyTorch')
         folder = pickled[0].removesuffix('data.pkl')
-        if any(item.compress_size < item.file_size for item in archive.infolist()):
+        if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
             raise TorchFileError('it is compressed, which PyTorch does not do')
         if f'{folder}byteorder' in names and archive.read(f'{folder}byteorder') != b'little':
             raise TorchFileError('it was written on a big-endian machine')
@@ -190,21 +274,21 @@ def _read_zip(path: Path) -> Any:
                 storages[key] = _filled(dtype, numel, archive.read(f'{folder}data/{key}'))
             return storages[key]
 
-        return _unpickle(io.BytesIO(archive.read(pickled[0])), storage)
+        return _evaluate(io.BytesIO(archive.read(pickled[0])), storage)
 
 
 def _read_sequence(path: Path) -> Any:
     file = io.BytesIO(path.read_bytes())
-    if _unpickle(file) != _MAGIC or _unpickle(file) != _PROTOCOL:
+    if _evaluate(file) != _MAGIC or _evaluate(file) != _PROTOCOL:
         raise TorchFileError('it does not begin as a file of PyTorch')
-    _unpickle(file)  # the machine that wrote it
+    _evaluate(file)  # the machine that wrote it
     storages: dict[str, _Storage] = {}
 
     def storage(dtype, key, numel):
         return storages.setdefault(key, _Storage(dtype, numel))
 
-    value = _unpickle(file, storage)
-    for key in _unpickle(file):
+    value = _evaluate(file, storage)
+    for key in _evaluate(file):
         numel = int.from_bytes(file.read(8), 'little', signed=True)
         if numel != storages[key].numel:
             raise TorchFileError("a tensor's data is cut short")
