@@ -17,6 +17,17 @@ settings.register_profile('xmixup', deadline=None, max_examples=50)
 settings.load_profile('xmixup')
 
 
+def pytest_addoption(parser):
+    parser.addoption('--faults', type=int, default=1, help='so many times as many of tests/faults')
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What the tests in tests/faults have counted."""
+    for report in terminalreporter.getreports('passed'):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f'{name}: {value}')
+
+
 @pytest.fixture(scope='session')
 def folders(tmp_path_factory):
     """Data and cache folders of the whole test session, empty at its start."""

@@ -6,11 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from xmixup_jax.devices import global_arrays, local_arrays
+from xmixup_jax.devices import everywhere, global_arrays, local_arrays
 from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.files import arrays_digest, json_array, set_aside, sync_tree
 from xmixup_jax.matching import ClassMatch
@@ -144,30 +143,28 @@ class Checkpoints:
         """That of the newest readable checkpoint; None without any."""
         return self._newest(lambda step: Meta.from_json(self._read_meta(step)['content']))
 
-    def restore(self, state: TrainState) -> tuple[TrainState, Meta] | None:
+    def restore(self, shapes: TrainState) -> tuple[TrainState, Meta] | None:
         """Reads the newest readable checkpoint; None without any.
 
         Args:
-          state: replicated, gives the structure, shapes and sharding of all but the memory.
+          shapes: of all but the memory; see `step.abstract_task`.
+
+        Returns:
+          the replicated state, and what else there is.
 
         Raises:
-          UserError: the checkpoint is of another network or optimiser.
+          Misfit: the checkpoint is of another network or optimiser.
         """
-        state = global_arrays(state)
-        template = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(state))
-        sharding = state.step.sharding
 
         def read(step):
             stored = self._read_meta(step)
-            if stored['structure'] != _structure(state):
+            if stored['structure'] != _structure(shapes):
                 raise Misfit(
                     f'{self._folder / str(step)} is of another network or optimiser: give the '
                     'configuration that the run was begun with, or choose another --workdir'
                 )
             memory = int_keys(self._manager.item_metadata(step).state['memory'])
-            template['memory'] = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), memory
-            )
+            template = everywhere(_as_dict(shapes) | {'memory': memory})
             items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
             restored = local_arrays(TrainState(**self._manager.restore(step, args=items).state))
             _check(stored['state'], tree_digest(_as_dict(restored)))

@@ -24,6 +24,14 @@ def replicate(tree: PyTree) -> PyTree:
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
+def everywhere(tree: PyTree) -> PyTree:
+    """Descriptions of a tree's leaves, replicated over the devices of all processes."""
+    sharding = NamedSharding(_global_mesh(), PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def global_arrays(state: PyTree) -> PyTree:
     """A replicated tree over the devices of all processes, which orbax writes together."""
     if jax.process_count() == 1:

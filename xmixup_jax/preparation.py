@@ -46,8 +46,8 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
     meta = checkpoints.restore_meta()
     if meta is None:
         return None
-    task, state = step_lib.create_task(config, meta.sizes)
-    restored = checkpoints.restore(replicate(state))
+    task, shapes = step_lib.abstract_task(config, meta.sizes)
+    restored = checkpoints.restore(shapes)
     if restored is None:
         return None
     state, meta = restored

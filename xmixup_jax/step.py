@@ -72,11 +72,20 @@ def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
     Runs of one process that differ in nothing but their seed share one task, and with it the
     compiled steps.
     """
-    values = experiment_values(config) | {'seed': 0, 'remat': config.remat}
-    task = _shared_task(json.dumps(values, sort_keys=True), sizes)
+    task = _task(config, sizes)
     params, batch_stats = _create_model(config, sizes)[1:]
     step = jnp.zeros((), jnp.int32)
     return task, TrainState(step, params, batch_stats, task.tx.init(params), {})
+
+
+def abstract_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
+    """`create_task`, with shapes and types in the place of the state's arrays."""
+    return _task(config, sizes), jax.eval_shape(lambda: create_task(config, sizes)[1])
+
+
+def _task(config: ConfigDict, sizes: Sizes) -> Task:
+    values = experiment_values(config) | {'seed': 0, 'remat': config.remat}
+    return _shared_task(json.dumps(values, sort_keys=True), sizes)
 
 
 @lru_cache(maxsize=32)

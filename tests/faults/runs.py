@@ -1,0 +1,73 @@
+"""Real runs for the tests that disturb them."""
+
+import csv
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+# One device, as a user's process has it; small programs are found again by the next process.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'OPENBLAS_NUM_THREADS': '1',
+}
+
+
+def arguments(config, workdir, **values):
+    flags = {
+        'data_dir': config.data_dir,
+        'cache_dir': config.cache_dir,
+        'weights': '',
+        'model.width': 4,
+        'eval_batch_size': 1024,
+    } | values
+    return [
+        '--config=configs/digits.py',
+        f'--workdir={workdir}',
+        *(f'--config.{key}={value}' for key, value in flags.items()),
+    ]
+
+
+class Server:
+    """See server.py; one run at a time."""
+
+    def __init__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'tests.faults.server'],
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+
+    def start(self, args, log: Path) -> int:
+        """The process's number."""
+        self._process.stdin.write(json.dumps([*args, str(log)]) + '\n')
+        return int(self._process.stdout.readline())
+
+    def ended(self, seconds: float) -> bool:
+        """Waits so long, or until the run has ended."""
+        return bool(select.select([self._process.stdout], [], [], seconds)[0])
+
+    def exit_code(self, seconds: float = 120) -> int:
+        assert self.ended(seconds), 'the run hangs'
+        return int(self._process.stdout.readline())
+
+    def close(self):
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+def rows(workdir):
+    """Of metrics.csv; without what depends on the clock."""
+    with (workdir / 'metrics.csv').open(newline='') as file:
+        return [row | {'images_per_second': ''} for row in csv.DictReader(file)]
+
+
+def checkpoints(workdir):
+    """Steps of those that are complete, ascending."""
+    folder = workdir / 'checkpoints'
+    return sorted(int(path.name) for path in folder.glob('*') if path.name.isdigit())
