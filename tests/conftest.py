@@ -28,6 +28,12 @@ def pytest_terminal_summary(terminalreporter):
             terminalreporter.write_line(f'{name}: {value}')
 
 
+@pytest.fixture
+def faults(request):
+    """Multiple of the usual number of faults."""
+    return request.config.getoption('faults')
+
+
 @pytest.fixture(scope='session')
 def folders(tmp_path_factory):
     """Data and cache folders of the whole test session, empty at its start."""

@@ -147,7 +147,7 @@ class Checkpoints:
         """Reads the newest readable checkpoint; None without any.
 
         Args:
-          shapes: of all but the memory; see `step.abstract_task`.
+          shapes: of all but the memory; see `step.Task`.
 
         Returns:
           the replicated state, and what else there is.

@@ -269,15 +269,12 @@ def _all_finite(tree: PyTree) -> jax.Array:
 
 
 def _diverged(what: str, step: int, schedule: optax.Schedule, checkpoints: Checkpoints) -> Diverged:
-    newest = max(checkpoints.steps, default=None)
-    before = (
-        'there is no checkpoint from before (config.checkpoint_every)'
-        if newest is None
-        else f'the checkpoint of step {newest} is from before'
-    )
+    before = ' and '.join(str(step) for step in checkpoints.steps)
     return Diverged(
-        f'{what} step {step}, learning rate {float(schedule(step - 1)):g}; {before}: lower '
-        'config.optimizer.learning_rate'
+        f'{what} step {step}, learning rate {float(schedule(step - 1)):g}; from before there is '
+        f'checkpoint {before or "none"} in {checkpoints.workdir}: lower '
+        'config.optimizer.learning_rate, and to go on from the newest of them add '
+        '--config.allow_changes=True'
     )
 
 

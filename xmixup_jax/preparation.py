@@ -46,8 +46,8 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
     meta = checkpoints.restore_meta()
     if meta is None:
         return None
-    task, shapes = step_lib.abstract_task(config, meta.sizes)
-    restored = checkpoints.restore(shapes)
+    task = step_lib.make_task(config, meta.sizes)
+    restored = checkpoints.restore(task.shapes)
     if restored is None:
         return None
     state, meta = restored

@@ -47,6 +47,8 @@ class Task:
     graphdef: Any
     tx: optax.GradientTransformation
     num_classes: int
+    shapes: TrainState
+    """Shapes and types of a state's arrays, in their places; without the method's memory."""
 
     @cached_property
     def train_steps(
@@ -67,23 +69,17 @@ class Task:
 
 
 def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
-    """Builds network and optimiser for these numbers of classes.
+    """Builds network and optimiser for these numbers of classes, and a run's first state."""
+    task = make_task(config, sizes)
+    return task, _state(task.tx, *_create_model(config, sizes)[1:])
 
-    Runs of one process that differ in nothing but their seed share one task, and with it the
-    compiled steps.
+
+def make_task(config: ConfigDict, sizes: Sizes) -> Task:
+    """The static side alone.
+
+    Runs of one process that differ in nothing but their seed share it, and with it the compiled
+    steps.
     """
-    task = _task(config, sizes)
-    params, batch_stats = _create_model(config, sizes)[1:]
-    step = jnp.zeros((), jnp.int32)
-    return task, TrainState(step, params, batch_stats, task.tx.init(params), {})
-
-
-def abstract_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
-    """`create_task`, with shapes and types in the place of the state's arrays."""
-    return _task(config, sizes), jax.eval_shape(lambda: create_task(config, sizes)[1])
-
-
-def _task(config: ConfigDict, sizes: Sizes) -> Task:
     values = experiment_values(config) | {'seed': 0, 'remat': config.remat}
     return _shared_task(json.dumps(values, sort_keys=True), sizes)
 
@@ -91,8 +87,14 @@ def _task(config: ConfigDict, sizes: Sizes) -> Task:
 @lru_cache(maxsize=32)
 def _shared_task(flat_values: str, sizes: Sizes) -> Task:
     config = ConfigDict(unflatten(json.loads(flat_values)))
-    graphdef = nnx.eval_shape(lambda: _create_model(config, sizes))[0]
-    return Task(config, graphdef, METHODS[config.method].optimizer(config), sizes.target)
+    tx = METHODS[config.method].optimizer(config)
+    graphdef, *shapes = nnx.eval_shape(lambda: _create_model(config, sizes))
+    state = jax.eval_shape(partial(_state, tx), *shapes)
+    return Task(config, graphdef, tx, sizes.target, state)
+
+
+def _state(tx: optax.GradientTransformation, params: PyTree, batch_stats: PyTree) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), {})
 
 
 def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree]:

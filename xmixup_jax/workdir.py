@@ -79,7 +79,7 @@ def _check_changes(config: ConfigDict, workdir: Path, changes: dict[str, tuple[A
     shown = ', '.join(f'config.{key}: {old!r} -> {new!r}' for key, (old, new) in changes.items())
     if not config.allow_changes:
         raise ConfigError(
-            f'{workdir} holds a run with another configuration ({shown}): choose another '
+            f'{workdir / CONFIG} is of a run with another configuration ({shown}): choose another '
             '--workdir, or continue it all the same with --config.allow_changes=True'
         )
     fixed = [key for key in changes if config_lib.is_fixed(key)]

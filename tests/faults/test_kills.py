@@ -55,13 +55,13 @@ def assert_same(workdir, undisturbed):
     assert checkpoints(workdir) == checkpoints(undisturbed)
 
 
-def test_kills_at_random_moments(config, records, tmp_path, server, request, record_property):
+def test_kills_at_random_moments(config, records, tmp_path, server, faults, record_property):
     rng = np.random.default_rng()
     undisturbed, log = tmp_path / 'undisturbed', tmp_path / 'log'
     server.start(arguments(config, undisturbed, **VALUES), log)
     assert server.exit_code() == 0, log.read_text()
 
-    goal = KILLS * request.config.getoption('faults')
+    goal = KILLS * faults
     kills, while_writing, runs = 0, 0, 0
     while True:
         workdir = tmp_path / f'run{runs}'

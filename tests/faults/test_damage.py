@@ -1,0 +1,188 @@
+"""Every file that a run leaves, damaged: noticed, or harmless; never another result."""
+
+import itertools
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from runs import rows
+
+from xmixup_jax import step as step_lib
+from xmixup_jax.errors import UserError
+from xmixup_jax.methods.base import Sizes
+from xmixup_jax.models.pretrained import save_weights
+from xmixup_jax.train import train_and_evaluate
+
+RNG = np.random.default_rng()
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    bit = int(RNG.integers(8 * len(content)))
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: int(RNG.integers(path.stat().st_size))])
+
+
+@pytest.fixture
+def config(config):
+    config.update({'eval_batch_size': 2048, 'steps': 6, 'checkpoint_every': 2})
+    return config
+
+
+@pytest.fixture
+def weights(config, tmp_path):
+    """A network with a head of ten classes."""
+    plain = config.copy_and_resolve_references()
+    plain.method = 'finetune'
+    _, state = step_lib.create_task(plain, Sizes(10))
+    save_weights(tmp_path / 'w', config.model.name, state.params, state.batch_stats, {})
+    return tmp_path / 'w'
+
+
+def interrupt(workdir):
+    """Makes of a finished run one that was killed after step 4."""
+    for name in ('result.json', 'SHA256SUMS', 'model.safetensors'):
+        (workdir / name).unlink()
+    shutil.rmtree(workdir / 'checkpoints' / '6')
+
+
+def damages(names, number):
+    """So many pairs of a file and a kind of damage, at random; all of them before any again.
+
+    Yields:
+      (file, damage).
+    """
+    pairs = list(itertools.product(names, (cut, flip_a_bit)))
+    for turn in range(-(-number // len(pairs))):
+        for i in RNG.permutation(len(pairs))[: number - turn * len(pairs)]:
+            yield pairs[i]
+
+
+def files(folder):
+    """Those that are not empty."""
+    found = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.stat().st_size]
+    return [path.relative_to(folder) for path in found]
+
+
+def warnings(caplog):
+    return ' '.join(r.getMessage() for r in caplog.records if r.name == 'xmixup_jax')
+
+
+def count(outcomes, record_property, what):
+    record_property(
+        f'damaged files of {what}',
+        f'{outcomes.total()}: {outcomes["noticed"]} noticed, {outcomes["harmless"]} without effect',
+    )
+
+
+@pytest.mark.parametrize(('method', 'number'), [('xmixup', 24), ('delta', 8)])
+def test_files_of_an_unfinished_run(
+    config, weights, tmp_path, caplog, faults, record_property, method, number
+):
+    """Delta has constants, which are saved once and not in every checkpoint."""
+    config.method, config.eval_every = method, 2
+    config.weights = str(weights)
+    begun, workdir = tmp_path / 'begun', tmp_path / 'run'
+    train_and_evaluate(config, begun)
+    expected = (begun / 'model.safetensors').read_bytes()
+    expected_rows = rows(begun)
+    interrupt(begun)
+    names = [name for name in files(begun) if method == 'xmixup' or name.parts[0] == 'constants']
+    assert len(names) > 4
+    outcomes = Counter()
+    for name, damage in damages(names, number * faults):
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.copytree(begun, workdir)
+        damage(workdir / name)
+        caplog.clear()
+        try:
+            train_and_evaluate(config, workdir)
+        except UserError as error:
+            words = str(error)
+            assert '\n' not in words
+        else:
+            words = warnings(caplog)
+            assert (workdir / 'model.safetensors').read_bytes() == expected, (name, damage)
+            assert rows(workdir) == expected_rows
+        if words:
+            place = name.parts[0] if name.parts[0] != 'checkpoints' else '/'.join(name.parts[:2])
+            assert place in words, (name, damage, words)
+        outcomes['noticed' if words else 'harmless'] += 1
+    count(outcomes, record_property, f'an unfinished run ({method})')
+    assert outcomes['noticed']
+
+
+def test_files_of_a_finished_run(config, tmp_path, caplog, faults, record_property):
+    config.eval_every = 2
+    begun, workdir = tmp_path / 'begun', tmp_path / 'run'
+    result = train_and_evaluate(config, begun)
+    expected = (begun / 'model.safetensors').read_bytes()
+    outcomes = Counter()
+    # The rest is not read any more.
+    names = [name for name in files(begun) if len(name.parts) == 1 and name.name != '.lock']
+    assert {name.suffix for name in names} == {'.json', '.csv', '.safetensors', ''}
+    for name, damage in damages(names, 8 * faults):
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.copytree(begun, workdir)
+        damage(workdir / name)
+        caplog.clear()
+        again = train_and_evaluate(config, workdir)
+        for key in ('top1', 'loss', 'best_top1', 'best_step', 'steps'):
+            assert again[key] == result[key]
+        assert (workdir / 'model.safetensors').read_bytes() == expected
+        assert str(workdir) in warnings(caplog), (name, damage)
+        outcomes['noticed'] += 1
+    count(outcomes, record_property, 'a finished run')
+
+
+def test_weights_and_caches(config, weights, tmp_path, caplog, faults, record_property):
+    """The network on disk, the class features and the index of labels."""
+    cache = tmp_path / 'cache'
+    config.update({'cache_dir': str(cache), 'weights': str(weights), 'steps': 2})
+    train_and_evaluate(config, tmp_path / 'first')
+    expected = (tmp_path / 'first' / 'model.safetensors').read_bytes()
+    whole = weights.read_bytes()
+    kept = {path: path.read_bytes() for path in cache.rglob('*.npz')}
+    assert {path.parent.name for path in kept} == {'labels', 'features'}
+    outcomes = Counter()
+    for path, damage in damages([weights, *kept], 8 * faults):
+        for file, content in kept.items():
+            file.write_bytes(content)
+        weights.write_bytes(whole)
+        damage(path)
+        caplog.clear()
+        shutil.rmtree(tmp_path / 'run', ignore_errors=True)
+        try:
+            train_and_evaluate(config, tmp_path / 'run')
+        except UserError as error:
+            words = str(error)
+        else:
+            words = warnings(caplog)
+            final = (tmp_path / 'run' / 'model.safetensors').read_bytes()
+            assert final == expected, (path, damage)
+        assert not words or str(path) in words
+        outcomes['noticed' if words else 'harmless'] += 1
+    count(outcomes, record_property, 'the cache')
+
+
+def test_a_value_that_is_no_number_is_never_saved(config, tmp_path):
+    """The loss of the step is finite still: only the parameters after it are not."""
+    config.optimizer.learning_rate = 1e39  # infinite in float32
+    config.update({'checkpoint_every': 1, 'log_every': 1})
+    with pytest.raises(UserError, match=r'not finite after step 1, .*checkpoint 0 in'):
+        train_and_evaluate(config, tmp_path)
+    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['0']
+    config.optimizer.learning_rate = 1e-3
+    with pytest.raises(UserError, match=r'\(config.optimizer.learning_rate: 1e\+39 -> 0.001\)'):
+        train_and_evaluate(config, tmp_path)
+    config.allow_changes = True
+    assert np.isfinite(train_and_evaluate(config, tmp_path)['loss'])
+    assert (
+        json.loads((tmp_path / 'config-0.json').read_text())['optimizer']['learning_rate'] == 1e39
+    )
