@@ -1,6 +1,7 @@
 """Decoding on the host: encoded bytes to square uint8 RGB images, in no more detail than needed."""
 
 import contextlib
+import struct
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ _MAX_SCANNED = 2**30
 _LINEAR_BELOW = 1.25
 _JPEG = b'\xff\xd8'
 _SCAN = b'\xff\xda'
+_PNG = b'\x89PNG\r\n\x1a\n'
 _EXIF_WITHIN = 2**16
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
@@ -88,8 +90,20 @@ def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
 
 
 def _cut_short(encoded: bytes) -> bool:
-    """Whether a JPEG ends before its end marker; some versions of OpenCV fill up such images."""
-    if not encoded.startswith(_JPEG):
+    """Whether a JPEG or PNG ends before its end marker.
+
+    Some versions of OpenCV fill up such JPEGs, and make room for whatever length (4 GB) a part of a
+    PNG says that it has.
+    """
+    if encoded.startswith(_JPEG):
+        # Within the compressed picture, which begins with a scan marker, no other marker can occur.
+        return encoded.rfind(b'\xff\xd9') < encoded.rfind(_SCAN)
+    if not encoded.startswith(_PNG):
         return False
-    # Within the compressed picture, which begins with a scan marker, no other marker can occur.
-    return encoded.rfind(b'\xff\xd9') < encoded.rfind(_SCAN)
+    place, name = len(_PNG), b''
+    while place + 12 <= len(encoded):  # length, name, content, checksum
+        length, name = struct.unpack_from('>I4s', encoded, place)
+        place += 12 + length
+        if name == b'IEND':
+            break
+    return name != b'IEND' or place > len(encoded)

@@ -6,6 +6,7 @@ refused. Both formats are read: the zip archive of PyTorch 1.6 and later, and th
 pickles from before.
 """
 
+import errno
 import io
 import math
 import pickletools
@@ -234,9 +235,11 @@ def read_torch_file(path: Path) -> dict[str, np.ndarray]:
         if odd:
             raise TorchFileError(f'its entry {odd[0]!r} is not a tensor')
         tensors = {str(key): tensor.array() for key, tensor in value.items()}
-    except (TorchFileError, OSError):
+    except TorchFileError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place that there is not
+            raise
         raise TorchFileError(f'it is damaged ({type(error).__name__}: {error})') from error
     if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_GROWTH * path.stat().st_size:
         raise TorchFileError('its tensors take far more memory than the file')
