@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,14 +105,14 @@ class Checkpoints:
                 sync_tree(self._folder / str(step))
             # Only now: what is on disk for certain takes their place.
             for old in self.steps[self._keep :]:
-                self._manager.delete(old)
+                self._delete(old)
         except Exception as error:  # orbax has no common class for what a full disk raises
             self._manager.reload()
             whole = [old for old in self.steps if old != step]
             raise UserError(
                 f'the checkpoint of step {step} cannot be written into {self._folder} '
-                f'({first_line(error)}): make room, or the folder writable, and run the same '
-                f'command again; it continues from step {whole[0] if whole else 0}'
+                f'({_reason(error)}): make room, or the folder writable, and run the same command '
+                f'again; it continues from step {whole[0] if whole else 0}'
             ) from error
 
     def save_constants(self, constants: PyTree) -> str:
@@ -175,6 +177,9 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
+    def _delete(self, step: int) -> None:
+        self._manager.delete(step)
+
     def _read_meta(self, step: int) -> dict[str, Any]:
         """What `_sealed` returned."""
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
@@ -195,12 +200,18 @@ class Checkpoints:
                 log.warning(
                     'Checkpoint %s cannot be read (%s): moved to %s',
                     damaged,
-                    first_line(error),
+                    error,
                     aside,
                 )
                 together(lambda: None)  # nobody goes on before it is moved
                 self._manager.reload()
         return None
+
+
+def _reason(error: Exception) -> str:
+    """In short; tensorstore says in the midst of many lines which error the system gave."""
+    number = re.search(r'OS error (\d+)', str(error))
+    return os.strerror(int(number[1])) if number else first_line(error)
 
 
 def _readable(read, step: int):
@@ -209,7 +220,7 @@ def _readable(read, step: int):
     except Misfit:
         raise
     except Exception as error:  # orbax has no common class for what a damaged file raises
-        raise UserError(first_line(error)) from error
+        raise UserError(_reason(error)) from error
 
 
 def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import copy
 import difflib
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ _BOUNDS = (
         'xmixup.alpha mixup.alpha cutmix.alpha smile.alpha lwf.temperature bituning.queue '
         'bituning.temperature bituning.dim rifle.periods bss.k delta.images pretrain.steps '
         'pretrain.batch_size optimizer.learning_rate pretrain.optimizer.learning_rate',
-        lambda value: value > 0,
+        lambda value: 0 < value < math.inf,
         'positive',
     ),
     (
@@ -118,10 +119,10 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(f'{error}: the flags are --config, --config.KEY and --workdir') from error
-    except AttributeError as error:
-        # config_flags names an unknown key by its last part alone, in quotes.
+    except (AttributeError, KeyError) as error:
+        # config_flags names an unknown key by one part alone, in quotes.
         key = str(error).replace('"', "'").lstrip("'\\").split("'")[0].rstrip('\\')
-        given = next((arg for arg in argv if arg.split('=')[0].endswith(f'.{key}')), f'key {key}')
+        given = next((x for x in argv if key in x.split('=')[0].split('.')), f'key {key}')
         raise ConfigError(f'{given}: there is no such key{_close_keys(argv, key)}') from error
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(' '.join(str(error).split())) from error

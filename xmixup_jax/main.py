@@ -38,11 +38,22 @@ def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
 
 def setup(config: ConfigDict) -> None:
     """Process-wide settings: log level and the persistent compilation cache."""
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and tfds narrate every file
+    # orbax and tfds narrate every file, and log with a stack trace what they raise as well.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # and this every retry
     logging.basicConfig(format='%(message)s', force=True)
     logging.getLogger('xmixup_jax').setLevel(logging.INFO if is_first() else logging.WARNING)
     jax.config.update('jax_compilation_cache_dir', str(Path(config.cache_dir).expanduser() / 'xla'))
+    # Small programs as well: there are many before the first step.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(args) -> None:
+    """As Python does it; but a read that orbax has given up leaves others behind that find no
+    loop any more."""
+    if 'Event loop is closed' not in str(args.exc_value):
+        sys.__unraisablehook__(args)
 
 
 def run(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import DataError, first_line
 from xmixup_jax.files import held, load_arrays, save_arrays
 
 log = logging.getLogger('xmixup_jax')
@@ -50,6 +50,11 @@ def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise DataError(
             f'there is no data set {name}: {hint}Use a tfds name, or folder:PATH for an image '
             'folder'
+        ) from error
+    except Exception as error:  # a name, version or option that tfds cannot read raises anything
+        raise DataError(
+            f'{name!r} cannot be a data set of tfds ({first_line(error)}): use '
+            'NAME[/CONFIG][:VERSION], or folder:PATH for an image folder'
         ) from error
     finally:
         absl_logging.set_verbosity(verbosity)

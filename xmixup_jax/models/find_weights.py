@@ -62,10 +62,10 @@ def _in_folder(folder: Path) -> Path:
 @lru_cache(maxsize=8)
 def _from_hub(name: str) -> Path:
     for file in _HUB_FILES:
-        cached = huggingface_hub.try_to_load_from_cache(name, file)
-        if isinstance(cached, str):  # no need of a connection
-            return Path(cached)
         try:
+            cached = huggingface_hub.try_to_load_from_cache(name, file)
+            if isinstance(cached, str):  # no need of a connection
+                return Path(cached)
             return Path(huggingface_hub.hf_hub_download(name, file))
         except LocalEntryNotFoundError as error:  # no connection, and not in the cache
             raise DataError(

@@ -1,0 +1,203 @@
+"""Disks that are full or read-only, files that vanish, two runs in one folder, and signals."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import ENVIRONMENT, Server, arguments, checkpoints, rows
+
+from xmixup_jax import files
+from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.train import train_and_evaluate
+
+VALUES = {'steps': 40, 'checkpoint_every': 4, 'log_every': 2, 'method': 'finetune'}
+
+
+@pytest.fixture(scope='module')
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def undisturbed(config, records, server, tmp_path):
+    workdir = tmp_path / 'undisturbed'
+    server.start(arguments(config, workdir, **VALUES), tmp_path / 'log')
+    assert server.exit_code() == 0
+    return workdir
+
+
+def assert_same(workdir, undisturbed):
+    name = 'model.safetensors'
+    assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert rows(workdir) == rows(undisturbed)
+
+
+def one_line(text):
+    """The program's last line; the lines before it are of the training."""
+    assert 'Traceback' not in text
+    line = text.splitlines()[-1]
+    assert line.startswith('xmixup: '), text
+    return line
+
+
+def in_a_small_file_system(script, **variables):
+    """Runs a shell script in which $DIR is a file system of 3 MB, where the machine allows it."""
+    mounted = 'mount -t tmpfs -o size=3m none "$DIR" && exec bash -euo pipefail -c "$SCRIPT"'
+    command = ['unshare', '--map-root-user', '--mount', 'bash', '-c', mounted]
+    return subprocess.run(
+        command,
+        env=ENVIRONMENT | {'SCRIPT': script} | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_full_and_read_only_disks(config, undisturbed, server, tmp_path):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    probe = in_a_small_file_system('true', DIR=str(disk))
+    if probe.returncode:
+        pytest.skip(f'no file system can be mounted here: {probe.stderr.strip()}')
+    args = arguments(config, disk / 'run', **VALUES)
+    script = """
+        code=0; "${RUN[@]}" || code=$?; echo "code $code"
+        ls "$DIR/run/checkpoints"
+        mount -o remount,ro "$DIR"
+        code=0; "${RUN[@]}" || code=$?; echo "code $code"
+        cp -r "$DIR/run" "$OUT"
+    """
+    words = ' '.join(f"'{word}'" for word in [sys.executable, '-m', 'xmixup_jax.main', *args])
+    # Room for some checkpoints, then none.
+    script = f'RUN=({words})\nhead -c 2300000 /dev/zero > "$DIR/ballast"\n{script}'
+    done = in_a_small_file_system(script, DIR=str(disk), OUT=str(tmp_path / 'out'))
+    assert 'Traceback' not in done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith('code')]
+    assert lines == ['code 1', 'code 1'], done.stderr
+    full, read_only = [x for x in done.stderr.splitlines() if x.startswith('xmixup: ')]
+    assert 'make room' in full and 'No space left on device' in full
+    assert f'cannot write into {disk}/run: Read-only file system' in read_only
+    # Elsewhere there is room: the same run goes on.
+    server.start(arguments(config, tmp_path / 'out', **VALUES), tmp_path / 'log')
+    assert server.exit_code() == 0
+    assert_same(tmp_path / 'out', undisturbed)
+
+
+def test_a_file_that_cannot_grow(config, records, tmp_path):
+    """As a full disk, where no file system can be mounted: files of 40 kB are the limit."""
+    workdir = tmp_path / 'run'
+    args = [sys.executable, '-m', 'xmixup_jax.main', *arguments(config, workdir, **VALUES)]
+    done = subprocess.run(
+        args,
+        env=ENVIRONMENT | {'JAX_ENABLE_COMPILATION_CACHE': 'false'},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1, done.stderr
+    assert 'File too large' in one_line(done.stderr)
+
+
+def test_a_folder_that_is_taken_away(config, records, server, tmp_path):
+    workdir, log = tmp_path / 'run', tmp_path / 'taken'
+    server.start(arguments(config, workdir, **VALUES | {'steps': 4000}), log)
+    while len(checkpoints(workdir)) < 2:
+        assert not server.ended(0.01), log.read_text()
+    shutil.move(workdir / 'checkpoints', tmp_path / 'elsewhere')
+    (workdir / 'checkpoints').write_text('a file')
+    assert server.exit_code() == 1
+    assert 'cannot be written into' in one_line(log.read_text())
+    (workdir / 'checkpoints').unlink()
+    shutil.move(tmp_path / 'elsewhere', workdir / 'checkpoints')
+    for path in (workdir / 'config.json', *(workdir / 'checkpoints').glob('*tmp*')):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    # Without config.json the checkpoints say what the run's configuration is.
+    server.start(arguments(config, workdir, **VALUES), log)
+    assert server.exit_code() == 2
+    assert '(config.steps: 4000 -> 40)' in one_line(log.read_text())
+
+
+def test_signals_before_the_first_step(config, records, server, tmp_path):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        workdir, log = tmp_path / number.name, tmp_path / f'log {number.name}'
+        process = server.start(arguments(config, workdir, **VALUES), log)
+        while not (workdir / '.lock').exists():
+            assert not server.ended(0.005)
+        os.kill(process, number)
+        assert server.exit_code() == 75
+        assert one_line(log.read_text()).endswith('the same command continues')
+
+
+def test_the_second_run_names_the_first(config, records, server, tmp_path):
+    log = tmp_path / 'log'
+    process = server.start(arguments(config, tmp_path / 'run', **VALUES | {'steps': 4000}), log)
+    while not checkpoints(tmp_path / 'run'):
+        assert not server.ended(0.01), log.read_text()
+    args = [sys.executable, '-m', 'xmixup_jax.main']
+    second = subprocess.run(
+        [*args, *arguments(config, tmp_path / 'run', **VALUES | {'steps': 4000})],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert second.returncode == 1
+    assert f'(host {os.uname().nodename}, pid {process})' in one_line(second.stderr)
+    os.kill(process, signal.SIGTERM)
+    assert server.exit_code() == 75
+    assert checkpoints(tmp_path / 'run')[-1] == int(rows(tmp_path / 'run')[-1]['step'])
+
+
+def test_power_may_fail_at_any_time(config, tmp_path, monkeypatch):
+    """A checkpoint is on disk, to the last file and folder, before an older one goes."""
+    synced, deletions = set(), []
+    sync = files.sync
+
+    def noted(path):
+        sync(path)
+        synced.add(path.stat().st_ino)
+
+    def delete(manager, step, original=Checkpoints._delete):
+        newest = max(checkpoints(tmp_path))
+        folder = tmp_path / 'checkpoints' / str(newest)
+        for path in (folder.parent, folder, *folder.rglob('*')):
+            assert path.stat().st_ino in synced, path
+        deletions.append((step, newest))
+        original(manager, step)
+
+    monkeypatch.setattr(files, 'sync', noted)
+    monkeypatch.setattr(Checkpoints, '_delete', delete)
+    config.update({'method': 'finetune', 'checkpoint_every': 2, 'keep_checkpoints': 1})
+    train_and_evaluate(config, tmp_path)
+    assert deletions == [(0, 2), (2, 4), (4, 6)]
+
+
+def test_what_is_stored_with_a_run(config, tmp_path):
+    config.method = 'finetune'
+    result = train_and_evaluate(config, tmp_path)
+    (part,) = json.loads((tmp_path / 'environment.json').read_text())
+    assert part['first_step'] == 0 and part['device_kind'] == 'cpu' and part['devices'] == 8
+    assert part['versions']['jax'] and part['variables']['JAX_PLATFORMS'] == 'cpu'
+    described = subprocess.run(
+        ['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False
+    )
+    if described.returncode == 0:  # not from a copy without its history
+        assert part['commit'].removesuffix('-dirty') == described.stdout.strip()
+        assert result['commit'].removesuffix('-dirty') == described.stdout.strip()
+    else:
+        assert part['commit'] is None
+    began = time.strptime(part['started'][:19], '%Y-%m-%dT%H:%M:%S')
+    assert abs(time.mktime(began) - time.mktime(time.gmtime())) < 600
+    sums = subprocess.run(
+        ['sha256sum', '--check', 'SHA256SUMS'], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert sums.returncode == 0 and 'result.json: OK' in sums.stdout
