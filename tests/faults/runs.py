@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-# One device, as a user's process has it; small programs are found again by the next process.
+# One device, as a user's process has it.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'OPENBLAS_NUM_THREADS': '1',
 }
 

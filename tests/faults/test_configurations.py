@@ -130,6 +130,7 @@ def outcome(monkeypatch):
         raise SystemExit(code, message)
 
     monkeypatch.setattr(main, 'fail', fail)
+    monkeypatch.setattr(main, 'setup', lambda config: None)  # of the whole process
 
     def run(arguments):
         try:

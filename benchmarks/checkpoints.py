@@ -1,0 +1,97 @@
+"""What a checkpoint costs the training loop:
+
+    python -m benchmarks.checkpoints --config=configs/tiny_caltech.py --output=checkpoints.csv
+
+In turns, in one process: a step on synthetic images, a checkpoint as the loop writes it (it waits
+until everything is on disk), and plain orbax: how long it keeps the loop when it writes in the
+background, and until it is done. The shares are of the time of config.checkpoint_every steps.
+
+  --classes  of target and of source (100)
+  --rounds   after a first one (20); medians are shown
+  --output   a CSV file
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from benchmarks import synthetic
+from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.devices import shard_steps
+from xmixup_jax.main import ended, read_command
+from xmixup_jax.trees import network_digest, tree_digest
+
+
+def run(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog='checkpoints', add_help=False)
+    parser.add_argument('--classes', default=100, type=int)
+    parser.add_argument('--rounds', default=20, type=int)
+    parser.add_argument('--output', type=Path)
+    args, rest = parser.parse_known_args(argv)
+    config, _ = read_command(rest)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = synthetic.random_weights(config, folder / 'weights.safetensors')
+        start = synthetic.start(config, config.method, weights, args.classes, folder)
+        batch = shard_steps([synthetic.batch(config, args.classes, 0)])
+        checkpoints = Checkpoints(folder / 'run', config.keep_checkpoints)
+        plain = ocp.CheckpointManager(
+            folder / 'plain', options=ocp.CheckpointManagerOptions(max_to_keep=2)
+        )
+        state = start.state
+
+        def step(i: int) -> None:
+            nonlocal state
+            state, metrics = start.task.train_steps(start.constants, state, {}, batch)
+            jax.block_until_ready((state, metrics))
+
+        def save(i: int) -> None:
+            checkpoints.save(replace(state, step=np.int32(i)), start.meta)
+
+        def digests(i: int) -> None:
+            tree_digest((state.params, state.opt_state, state.batch_stats))
+            network_digest(state.params, state.batch_stats)
+
+        def plain_begin(i: int) -> None:
+            tree = {'params': state.params, 'opt_state': state.opt_state}
+            plain.save(i, args=ocp.args.StandardSave(tree | {'batch_stats': state.batch_stats}))
+
+        def plain_end(i: int) -> None:
+            plain.wait_until_finished()
+
+        times: dict[str, list[float]] = {}
+        for i in range(1 + args.rounds):
+            for action in (step, save, digests, plain_begin, plain_end):
+                begun = time.perf_counter()
+                action(i)
+                times.setdefault(action.__name__, []).append(1e3 * (time.perf_counter() - begun))
+        size = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+        checkpoints.close()
+        plain.close()
+    ms = {name: float(np.median(values[1:])) for name, values in times.items()}
+    between = config.checkpoint_every * ms['step']
+    row = {
+        'network': f'{config.model.name} {config.image_size} px',
+        'MB': size / 1e6,
+        'step ms': ms['step'],
+        'checkpoint ms': ms['save'],
+        'iqr ms': float(np.subtract(*np.percentile(times['save'][1:], (75, 25)))),
+        'of it digests ms': ms['digests'],
+        'every': config.checkpoint_every,
+        'share': ms['save'] / between,
+        'orbax blocks ms': ms['plain_begin'],
+        'orbax done ms': ms['plain_begin'] + ms['plain_end'],
+        'orbax share': ms['plain_begin'] / between,
+    }
+    synthetic.write_table([row], args.output)
+
+
+if __name__ == '__main__':
+    ended(run, sys.argv)
