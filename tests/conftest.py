@@ -50,7 +50,7 @@ def config(folders):
     config.model.width = 4
     config.steps = 6
     config.batch_size = 16
-    config.eval_batch_size = 64
+    config.eval_batch_size = 1024
     config.log_every = 2
     config.checkpoint_every = 4
     return config

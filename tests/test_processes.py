@@ -14,7 +14,7 @@ import pytest
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.processes import connect, in_several_processes
 
-STEPS = 50
+STEPS = 32
 
 
 def start(config, workdir, processes, devices, slurm=False, **values):
@@ -96,13 +96,13 @@ def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_p
     finish(reference)
 
     first = start(config, moved, 1, 4)
-    reaches(moved, 8, first)
+    reaches(moved, 6, first)
     first[0].send_signal(signal.SIGTERM)
     finish(first, 75)
 
     # Their images are kept on the devices of both.
     two = start(config, moved, 2, 2, **{'data.cache': 'device'})
-    reaches(moved, max(rows(moved)) + 12, two)
+    reaches(moved, max(rows(moved)) + 6, two)
     two[1].kill()
     killed = time.monotonic()
     _, stderr = two[0].communicate(timeout=60)

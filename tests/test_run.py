@@ -41,7 +41,7 @@ def tensorboard_scalars(workdir):
 
 def test_run_from_source_training_to_result(config, tmp_path):
     config.weights = 'source'
-    config.pretrain.steps = 60
+    config.pretrain.steps = 40
     config.model.width = 8
     config.eval_every = 3
     result = train_and_evaluate(config, tmp_path)

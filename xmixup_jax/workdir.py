@@ -47,8 +47,8 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
       ConfigError: it is another configuration, and config.allow_changes is not set, or the change
         is one that what the run has saved cannot follow.
     """
-    stored = together(lambda: _stored_config(workdir))
     damaged = together(lambda: damaged_files(workdir))
+    stored = None if CONFIG in damaged else together(lambda: _stored_config(workdir))
     if stored is None:  # all processes have found it so
         if (workdir / CONFIG).exists():
             damaged.append(CONFIG)

@@ -81,7 +81,7 @@ def count(outcomes, record_property, what):
     )
 
 
-@pytest.mark.parametrize(('method', 'number'), [('xmixup', 24), ('delta', 8)])
+@pytest.mark.parametrize(('method', 'number'), [('xmixup', 16), ('delta', 6)])
 def test_files_of_an_unfinished_run(
     config, weights, tmp_path, caplog, faults, record_property, method, number
 ):
@@ -127,7 +127,7 @@ def test_files_of_a_finished_run(config, tmp_path, caplog, faults, record_proper
     # The rest is not read any more.
     names = [name for name in files(begun) if len(name.parts) == 1 and name.name != '.lock']
     assert {name.suffix for name in names} == {'.json', '.csv', '.safetensors', ''}
-    for name, damage in damages(names, 8 * faults):
+    for name, damage in damages(names, 6 * faults):
         shutil.rmtree(workdir, ignore_errors=True)
         shutil.copytree(begun, workdir)
         damage(workdir / name)
@@ -151,7 +151,7 @@ def test_weights_and_caches(config, weights, tmp_path, caplog, faults, record_pr
     kept = {path: path.read_bytes() for path in cache.rglob('*.npz')}
     assert {path.parent.name for path in kept} == {'labels', 'features'}
     outcomes = Counter()
-    for path, damage in damages([weights, *kept], 8 * faults):
+    for path, damage in damages([weights, *kept], 6 * faults):
         for file, content in kept.items():
             file.write_bytes(content)
         weights.write_bytes(whole)

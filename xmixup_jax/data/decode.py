@@ -22,6 +22,7 @@ _LINEAR_BELOW = 1.25
 _JPEG = b'\xff\xd8'
 _SCAN = b'\xff\xda'
 _PNG = b'\x89PNG\r\n\x1a\n'
+_ANIMATION = (b'acTL', b'fcTL', b'fdAT')
 _EXIF_WITHIN = 2**16
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
@@ -50,10 +51,11 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
         to take long.
     """
     image = None
-    if 0 < len(encoded) < MAX_BYTES and not _cut_short(encoded):
+    whole = _checked(encoded) if 0 < len(encoded) < MAX_BYTES else None
+    if whole is not None:
         # OpenCV raises for some damage and returns None for other; both are reported below.
         with contextlib.suppress(cv2.error):
-            image = _decode_jpeg(encoded, size) if encoded.startswith(_JPEG) else _decode(encoded)
+            image = _decode_jpeg(whole, size) if whole.startswith(_JPEG) else _decode(whole)
     if image is None:
         raise DataError(
             f'{where} is not an image that can be decoded ({len(encoded)} bytes; damaged, cut '
@@ -89,21 +91,24 @@ def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
     return _decode(encoded)
 
 
-def _cut_short(encoded: bytes) -> bool:
-    """Whether a JPEG or PNG ends before its end marker.
-
-    Some versions of OpenCV fill up such JPEGs, and make room for whatever length (4 GB) a part of a
-    PNG says that it has.
-    """
+def _checked(encoded: bytes) -> bytes | None:
+    """The same image in a form that OpenCV may be given; None if it is cut short."""
     if encoded.startswith(_JPEG):
         # Within the compressed picture, which begins with a scan marker, no other marker can occur.
-        return encoded.rfind(b'\xff\xd9') < encoded.rfind(_SCAN)
-    if not encoded.startswith(_PNG):
-        return False
-    place, name = len(_PNG), b''
-    while place + 12 <= len(encoded):  # length, name, content, checksum
+        # Some versions of OpenCV fill up what is missing.
+        return encoded if encoded.rfind(b'\xff\xd9') >= encoded.rfind(_SCAN) else None
+    return _still_png(encoded) if encoded.startswith(_PNG) else encoded
+
+
+def _still_png(encoded: bytes) -> bytes | None:
+    """Without animation, which OpenCV 5.0 can crash on; None if a part is longer than what is left:
+    OpenCV would make room for whatever length (4 GB) it claims."""
+    parts, place, name = [_PNG], len(_PNG), b''
+    while place + 12 <= len(encoded) and name != b'IEND':  # length, name, content, checksum
         length, name = struct.unpack_from('>I4s', encoded, place)
+        if name not in _ANIMATION:
+            parts.append(encoded[place : place + 12 + length])
         place += 12 + length
-        if name == b'IEND':
-            break
-    return name != b'IEND' or place > len(encoded)
+    if name != b'IEND' or place > len(encoded):
+        return None
+    return b''.join(parts)
