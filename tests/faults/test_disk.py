@@ -8,12 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from runs import ENVIRONMENT, Server, arguments, checkpoints, rows
+from safetensors.numpy import load_file
 
 from xmixup_jax import files
 from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.data.sources import Data
+from xmixup_jax.export import export, load_trained
 from xmixup_jax.train import train_and_evaluate
 
 VALUES = {'steps': 40, 'checkpoint_every': 4, 'log_every': 2, 'method': 'finetune'}
@@ -191,3 +196,30 @@ def test_what_is_stored_with_a_run(config, tmp_path):
         ['sha256sum', '--check', 'SHA256SUMS'], cwd=tmp_path, capture_output=True, text=True
     )
     assert sums.returncode == 0 and 'result.json: OK' in sums.stdout
+
+
+def test_one_seed_gives_the_same_bits(config, tmp_path):
+    """Whatever the number of reading threads, the kind of cache and the moments of the tests."""
+    finals = []
+    for i, (threads, cache, every) in enumerate([(1, 'none', 0), (3, 'memory', 2)]):
+        config.update({'num_threads': threads, 'eval_every': every})
+        config.data.cache = cache
+        train_and_evaluate(config, tmp_path / str(i))
+        finals.append(load_file(tmp_path / str(i) / 'model.safetensors'))
+    assert finals[0].keys() == finals[1].keys()
+    for key, tensor in finals[0].items():
+        np.testing.assert_array_equal(tensor, finals[1][key])
+
+
+def test_names_of_classes_are_no_paths(config, records, tmp_path):
+    names = ('../../out', '/out', '<script>', 'a\nb', '-rf', '~', '..', '%2e', '"', '$HOME')
+    target, test, source = (replace(part, class_names=names) for part in records)
+    workdir = tmp_path / 'deep' / 'run'
+    before = set(tmp_path.rglob('*'))
+    train_and_evaluate(config, workdir, Data(target, test, source))
+    export(load_trained(workdir), 'safetensors', workdir / 'export' / 'model.safetensors')
+    made = set(tmp_path.rglob('*')) - before - {workdir.parent, workdir}
+    assert made and all(path.is_relative_to(workdir) for path in made)
+    assert not any(set(path.parts) & set(names) for path in made)
+    match = json.loads((workdir / 'match.json').read_text())
+    assert tuple(row['target'] for row in match) == names
