@@ -1,5 +1,6 @@
 """Checkpoints with orbax: the state, the iterator, and what else a resumed run needs."""
 
+import errno
 import json
 import logging
 import os
@@ -25,8 +26,12 @@ PyTree = Any
 log = logging.getLogger('xmixup_jax')
 
 
-class Misfit(UserError):
-    """The checkpoint is whole, but of another network or optimiser."""
+# Errors of the system that say nothing about the files.
+_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
+
+class NotRestored(UserError):
+    """The checkpoint cannot be taken, but it is not damaged, and stays where it is."""
 
 
 class Meta(NamedTuple):
@@ -155,13 +160,14 @@ class Checkpoints:
           the replicated state, and what else there is.
 
         Raises:
-          Misfit: the checkpoint is of another network or optimiser.
+          NotRestored: the checkpoint is of another network or optimiser.
+          UserError: there are checkpoints, and none can be read.
         """
 
         def read(step):
             stored = self._read_meta(step)
             if stored['structure'] != _structure(shapes):
-                raise Misfit(
+                raise NotRestored(
                     f'{self._folder / str(step)} is of another network or optimiser: give the '
                     'configuration that the run was begun with, or choose another --workdir'
                 )
@@ -189,10 +195,11 @@ class Checkpoints:
 
     def _newest(self, read):
         """The newest checkpoint that can be read; damaged ones are moved aside, never deleted."""
-        for step in self.steps:
+        steps = self.steps
+        for step in steps:
             try:
                 return together(partial(_readable, read, step))
-            except Misfit:
+            except NotRestored:
                 raise
             except UserError as error:  # here or in another process
                 damaged = self._folder / str(step)
@@ -205,21 +212,36 @@ class Checkpoints:
                 )
                 together(lambda: None)  # nobody goes on before it is moved
                 self._manager.reload()
+        if steps:
+            raise UserError(
+                f'no checkpoint in {self.workdir} can be read; they are in damaged/: put a copy of '
+                f'one back into {self._folder}, or run the same command again to start anew'
+            )
         return None
 
 
-def _reason(error: Exception) -> str:
-    """In short; tensorstore says in the midst of many lines which error the system gave."""
+def _system_error(error: Exception) -> int | None:
+    """Its number; tensorstore gives it in the midst of many lines."""
     number = re.search(r'OS error (\d+)', str(error))
-    return os.strerror(int(number[1])) if number else first_line(error)
+    return int(number[1]) if number else getattr(error, 'errno', None)
+
+
+def _reason(error: Exception) -> str:
+    number = _system_error(error)
+    return os.strerror(number) if number else first_line(error)
 
 
 def _readable(read, step: int):
     try:
         return read(step)
-    except Misfit:
+    except NotRestored:
         raise
     except Exception as error:  # orbax has no common class for what a damaged file raises
+        if isinstance(error, MemoryError) or _system_error(error) in _PASSING:
+            raise NotRestored(
+                f'checkpoint {step} cannot be read now ({_reason(error)}): mend that, and run the '
+                'same command again'
+            ) from error
         raise UserError(_reason(error)) from error
 
 

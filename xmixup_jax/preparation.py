@@ -38,11 +38,7 @@ class Start(NamedTuple):
 
 
 def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
-    """From the newest readable checkpoint; None without any.
-
-    Raises:
-      ConfigError: it is beyond config.steps.
-    """
+    """From the newest readable checkpoint; None without any."""
     meta = checkpoints.restore_meta()
     if meta is None:
         return None
@@ -51,10 +47,6 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
     if restored is None:
         return None
     state, meta = restored
-    if int(state.step) > config.steps:
-        raise ConfigError(
-            f'config.steps={config.steps}: {checkpoints.workdir} has done {int(state.step)} already'
-        )
     return Start(task, state, replicate(checkpoints.restore_constants(meta)), meta)
 
 

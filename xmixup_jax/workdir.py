@@ -56,7 +56,7 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
         stored = meta and meta.config
     changes = {} if stored is None else config_lib.changes(ConfigDict(stored), config)
     if changes:
-        _check_changes(config, workdir, changes)
+        _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))
     whole = all((workdir / name).exists() for name in (RESULT, SUMS))
     whole &= not changes and not {RESULT, WEIGHTS_FILE} & set(damaged)
     whole = first_says(whole)
@@ -75,7 +75,9 @@ def _stored_config(workdir: Path) -> dict[str, Any] | None:
         return None
 
 
-def _check_changes(config: ConfigDict, workdir: Path, changes: dict[str, tuple[Any, Any]]) -> None:
+def _check_changes(
+    config: ConfigDict, workdir: Path, changes: dict[str, tuple[Any, Any]], done: int
+) -> None:
     shown = ', '.join(f'config.{key}: {old!r} -> {new!r}' for key, (old, new) in changes.items())
     if not config.allow_changes:
         raise ConfigError(
@@ -88,6 +90,8 @@ def _check_changes(config: ConfigDict, workdir: Path, changes: dict[str, tuple[A
             f'config.{fixed[0]} cannot change in {workdir}: what the run has saved depends on it '
             f'({shown}); choose another --workdir'
         )
+    if config.steps < done:
+        raise ConfigError(f'config.steps={config.steps}: {workdir} has done {done} already')
     log.warning('%s continues with changes: %s', workdir, shown)
 
 

@@ -1,5 +1,6 @@
 """Every file that a run leaves, damaged: noticed, or harmless; never another result."""
 
+import errno
 import itertools
 import json
 import shutil
@@ -10,7 +11,8 @@ import pytest
 from runs import rows
 
 from xmixup_jax import step as step_lib
-from xmixup_jax.errors import UserError
+from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.errors import ConfigError, UserError
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.pretrained import save_weights
 from xmixup_jax.train import train_and_evaluate
@@ -139,6 +141,43 @@ def test_files_of_a_finished_run(config, tmp_path, caplog, faults, record_proper
         assert str(workdir) in warnings(caplog), (name, damage)
         outcomes['noticed'] += 1
     count(outcomes, record_property, 'a finished run')
+
+
+def test_no_checkpoint_is_whole_or_readable(config, tmp_path, monkeypatch):
+    """The run does not begin anew behind the user's back, and what is whole stays in its place."""
+    train_and_evaluate(config, tmp_path)
+    interrupt(tmp_path)
+
+    def refuse(checkpoints, step):
+        raise PermissionError(errno.EACCES, 'Permission denied', 'meta')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, '_read_meta', refuse)
+        with pytest.raises(UserError, match=r'cannot be read now \(Permission denied\)'):
+            train_and_evaluate(config, tmp_path)
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['4']
+    for path in (tmp_path / 'checkpoints').glob('*/meta/metadata'):
+        cut(path)
+    with pytest.raises(UserError, match=r'no checkpoint in .* can be read; they are in damaged/'):
+        train_and_evaluate(config, tmp_path)
+    kept = (tmp_path / 'damaged' / 'checkpoints').iterdir()
+    assert sorted(path.name.split('-')[0] for path in kept) == ['4']
+    assert train_and_evaluate(config, tmp_path)['steps'] == 6
+
+
+def test_a_finished_run_can_be_extended(config, tmp_path):
+    first = train_and_evaluate(config, tmp_path)
+    config.update({'steps': 8, 'allow_changes': True})
+    assert train_and_evaluate(config, tmp_path)['steps'] == 8
+    assert json.loads((tmp_path / 'result-0.json').read_text()) == first
+    assert [int(row['step']) for row in rows(tmp_path)] == [2, 4, 6, 8]
+    assert train_and_evaluate(config, tmp_path)['steps'] == 8
+    config.steps = 7
+    with pytest.raises(ConfigError, match=r'config.steps=7: .* has done 8 already'):
+        train_and_evaluate(config, tmp_path)
+    config.update({'steps': 8, 'batch_size': 32})
+    with pytest.raises(ConfigError, match=r'config.batch_size cannot change in'):
+        train_and_evaluate(config, tmp_path)
 
 
 def test_weights_and_caches(config, weights, tmp_path, caplog, faults, record_property):
