@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
 from xmixup_jax.errors import Interrupted, UserError, first_line
+from xmixup_jax.loop import interrupt
 from xmixup_jax.processes import ProcessLost, connect, is_first, leave
 from xmixup_jax.train import train_and_evaluate
 
@@ -76,8 +77,8 @@ def main() -> None:
 def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
     """Runs a program, or prints its module's text for --help; a user's mistake, or a signal, ends
     the process with one line and the exit code."""
-    # As SIGINT does it. The training loop has its own handlers, which save first.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGINT):  # the training loop has its own, and saves first
+        signal.signal(number, interrupt)
     try:
         if {'-h', '--help', '-help'} & set(argv):
             print(sys.modules[program.__module__].__doc__)
