@@ -7,6 +7,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
@@ -18,7 +19,7 @@ from xmixup_jax.data.sources import Data, Opened, problem, train_and_test, train
 from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.evaluation import evaluate
 from xmixup_jax.files import write_json
-from xmixup_jax.loop import fit
+from xmixup_jax.loop import Diverged, fit
 from xmixup_jax.matching import ClassMatch, check_assignment
 from xmixup_jax.methods import METHODS
 from xmixup_jax.models.find_weights import WEIGHTS_FILE, find_weights
@@ -75,6 +76,11 @@ def train_and_evaluate(
         best = Best(workdir, config, data.target.class_names)
         state, speed = fit(config, start, batches, pool, data.test, best, checkpoints)
         metrics = evaluate(start.task, config, state, data.test) if data.test else {}
+        if not np.isfinite(list(metrics.values())).all():
+            raise Diverged(
+                f'the loss on the test images is not finite after step {config.steps}, the '
+                f'checkpoints are in {workdir}: lower config.optimizer.learning_rate'
+            )
         if data.test and config.eval_every:
             best.offer(state, metrics)
         result = {

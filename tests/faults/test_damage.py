@@ -33,7 +33,7 @@ def cut(path):
 
 @pytest.fixture
 def config(config):
-    config.update({'eval_batch_size': 2048, 'steps': 6, 'checkpoint_every': 2})
+    config.update({'steps': 6, 'checkpoint_every': 2, 'keep_checkpoints': 3})
     return config
 
 
@@ -155,13 +155,13 @@ def test_no_checkpoint_is_whole_or_readable(config, tmp_path, monkeypatch):
         patch.setattr(Checkpoints, '_read_meta', refuse)
         with pytest.raises(UserError, match=r'cannot be read now \(Permission denied\)'):
             train_and_evaluate(config, tmp_path)
-    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['4']
+    assert sorted(path.name for path in (tmp_path / 'checkpoints').iterdir()) == ['2', '4']
     for path in (tmp_path / 'checkpoints').glob('*/meta/metadata'):
         cut(path)
     with pytest.raises(UserError, match=r'no checkpoint in .* can be read; they are in damaged/'):
         train_and_evaluate(config, tmp_path)
     kept = (tmp_path / 'damaged' / 'checkpoints').iterdir()
-    assert sorted(path.name.split('-')[0] for path in kept) == ['4']
+    assert sorted(path.name.split('-')[0] for path in kept) == ['2', '4']
     assert train_and_evaluate(config, tmp_path)['steps'] == 6
 
 
