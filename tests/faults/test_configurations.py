@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -197,6 +198,7 @@ def test_possible_values(config, records, tmp_path, outcome, faults, record_prop
     def check(values):
         nonlocal tried
         shutil.rmtree(tmp_path / 'run', ignore_errors=True)
+        jax.clear_caches()  # each example compiles programs of its own, and no process bears all
         folders = {'data_dir': config.data_dir, 'cache_dir': config.cache_dir, 'weights': ''}
         code, message = outcome(argv(folders | values, tmp_path / 'run'))
         tried += 1
