@@ -110,7 +110,7 @@ class Checkpoints:
                 sync_tree(self._folder / str(step))
             # Only now: what is on disk for certain takes their place.
             for old in self.steps[self._keep :]:
-                self._delete(old)
+                self._manager.delete(old)
         except Exception as error:  # orbax has no common class for what a full disk raises
             self._manager.reload()
             whole = [old for old in self.steps if old != step]
@@ -182,9 +182,6 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
-
-    def _delete(self, step: int) -> None:
-        self._manager.delete(step)
 
     def _read_meta(self, step: int) -> dict[str, Any]:
         """What `_sealed` returned."""

@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from runs import ENVIRONMENT, Server, arguments, checkpoints, rows
 from safetensors.numpy import load_file
 
 from xmixup_jax import files
-from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.sources import Data
 from xmixup_jax.export import export, load_trained
 from xmixup_jax.train import train_and_evaluate
@@ -162,7 +162,7 @@ def test_power_may_fail_at_any_time(config, tmp_path, monkeypatch):
         sync(path)
         synced.add(path.stat().st_ino)
 
-    def delete(manager, step, original=Checkpoints._delete):
+    def delete(manager, step, original=ocp.CheckpointManager.delete):
         newest = max(checkpoints(tmp_path))
         folder = tmp_path / 'checkpoints' / str(newest)
         for path in (folder.parent, folder, *folder.rglob('*')):
@@ -171,7 +171,7 @@ def test_power_may_fail_at_any_time(config, tmp_path, monkeypatch):
         original(manager, step)
 
     monkeypatch.setattr(files, 'sync', noted)
-    monkeypatch.setattr(Checkpoints, '_delete', delete)
+    monkeypatch.setattr(ocp.CheckpointManager, 'delete', delete)
     config.update({'method': 'finetune', 'checkpoint_every': 2, 'keep_checkpoints': 1})
     train_and_evaluate(config, tmp_path)
     assert deletions == [(0, 2), (2, 4), (4, 6)]
