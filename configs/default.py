@@ -109,6 +109,8 @@ def get_config() -> ml_collections.ConfigDict:
     )
     config.max_bad_images = 20  # that cannot be decoded and are skipped, in each split
     config.allow_changes = False  # continue a run though its configuration has changed
+    config.report = True  # write report.html at the end of the run
+    config.wandb = ''  # project of Weights & Biases to log to as well; '': none
     config.log_every = 50
     config.eval_every = 0  # 0: only at the end
     config.checkpoint_every = 500

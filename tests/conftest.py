@@ -1,4 +1,4 @@
-"""Eight simulated devices for every test, and data that the tests share."""
+"""Eight simulated devices and a small network for every test, and data that the tests share."""
 
 import os
 
@@ -7,11 +7,21 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 
+import jax
 import pytest
 from hypothesis import settings
 
 from configs import digits
 from xmixup_jax.data.sources import train_and_test, train_records
+from xmixup_jax.models import MODELS, resnet
+
+# Two stages of one block: half as many layers to compile as in the smallest of the program's own.
+resnet.DEPTHS['resnet6'] = ((1, 1), False)
+MODELS['resnet6'] = MODELS['resnet10']
+
+# Of this process alone, whatever a test sets up in it: XLA can crash when it writes the programs
+# of eight simulated devices by the hundred.
+jax.config.update('jax_enable_compilation_cache', False)
 
 settings.register_profile('xmixup', deadline=None, max_examples=50)
 settings.load_profile('xmixup')
@@ -47,12 +57,14 @@ def config(folders):
     config = digits.get_config()
     config.update(folders)
     config.weights = ''
+    config.model.name = 'resnet6'
     config.model.width = 4
     config.steps = 6
     config.batch_size = 16
     config.eval_batch_size = 1024
     config.log_every = 2
     config.checkpoint_every = 4
+    config.report = False  # tests/test_report.py has it
     return config
 
 

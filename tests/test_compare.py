@@ -12,7 +12,8 @@ from xmixup_jax.errors import ConfigError, UserError
 
 def arguments(config, workdir, *flags):
     folders = [f'--config.{key}={config[key]}' for key in ('data_dir', 'cache_dir')]
-    small = ['--config.weights=', '--config.model.width=4', '--config.steps=4']
+    small = ['--config.weights=', '--config.model.name=resnet6']
+    small += ['--config.model.width=4', '--config.steps=4', '--config.report=False']
     small += ['--config.batch_size=16', '--config.checkpoint_every=4']
     command = ['compare', '--config=configs/digits.py', f'--workdir={workdir}']
     return [*command, *folders, *small, *flags]
@@ -35,6 +36,7 @@ def test_comparison_runs_once_and_can_be_extended(config, tmp_path, capsys):
         assert float(row['seconds']) > float(row['first_step_seconds']) > 0
     assert '| `cotrain` |' in capsys.readouterr().out
     assert (tmp_path / tables.FIGURE).read_bytes().startswith(b'\x89PNG')
+    assert 'cotrain against fine-tuning: ' in (tmp_path / 'report.html').read_text()
     costs = json.loads((tmp_path / 'step_costs.json').read_text())
     assert costs['cotrain']['memory_mb'] > costs['finetune']['memory_mb'] > 0
     assert all(cost['step_ms'] > 0 and cost['compile_seconds'] > 0 for cost in costs.values())

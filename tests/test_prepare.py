@@ -40,7 +40,7 @@ def test_prepare_leaves_nothing_slow_to_the_run(config, tmp_path):
 
     config.update({key: str(folder) for key, folder in folders.items()})
     config.update({'weights': 'source', 'num_threads': 1})
-    config.pretrain.steps = 3
+    config.pretrain.steps, config.model.name = 3, 'resnet10'
     config.update({'batch_size': 32, 'eval_batch_size': 256, 'steps': 2})
     train_and_evaluate(config, tmp_path / 'run')
     assert json.loads((tmp_path / 'run/match.json').read_text()) == match
@@ -60,22 +60,20 @@ def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
     save_weights(tmp_path / 'w', config.model.name, state.params, state.batch_stats, {})
     weights = Weights(tmp_path / 'w', config.model.name)
 
-    seen = []
-
-    def read(i, limit):
-        seen.append(i)
-        if len(seen) > limit:
-            raise Stopped
-        return records.read(i)
-
     def part(limit):
-        seen.clear()
-        store = replace(records.store, kept={})
-        stopping = replace(records, read=lambda i: read(i, limit), store=store)
-        return features.backbone_class_means(config, weights, stopping)
+        seen = []  # of this part: threads of the one before may go on for a while
 
-    whole = part(1000)
-    assert len(seen) == 100
+        def read(i):
+            seen.append(i)
+            if len(seen) > limit:
+                raise Stopped
+            return records.read(i)
+
+        stopping = replace(records, read=read, store=replace(records.store, kept={}))
+        return features.backbone_class_means(config, weights, stopping), len(seen)
+
+    whole, count = part(1000)
+    assert count == 100
     (path,) = (tmp_path / 'features').glob('*.npz')
     path.unlink()
     with pytest.raises(Stopped):
@@ -83,8 +81,9 @@ def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
     (unfinished,) = (tmp_path / 'features').glob('*.part.npz')
     done = int(np.load(unfinished)['done'])
     assert 0 < done <= 70
-    np.testing.assert_allclose(part(1000), whole, rtol=1e-6)
-    assert len(seen) == 100 - done
+    rest, count = part(1000)
+    np.testing.assert_allclose(rest, whole, rtol=1e-6)
+    assert count == 100 - done
     assert [p.suffix for p in (tmp_path / 'features').iterdir()] == ['.npz']
 
 

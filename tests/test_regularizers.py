@@ -48,7 +48,7 @@ def as_tree(vector):
 
 @given(vectors(), vectors())
 def test_dtnh_never_opposes_the_cross_entropy(g, r):
-    combined = dtnh.combine(as_tree(g), as_tree(r))
+    combined = dtnh.combine_gradients(as_tree(g), as_tree(r))
     combined = np.concatenate([combined['a'], combined['b']['c']]).astype(np.float64)
     g, r = g.astype(np.float64), r.astype(np.float64)
     square = g @ g
@@ -62,7 +62,7 @@ def test_dtnh_never_opposes_the_cross_entropy(g, r):
 
 def test_dtnh_of_a_zero_gradient_is_the_penaltys():
     zero, r = np.zeros(5, np.float32), normal(5)
-    combined = dtnh.combine(as_tree(zero), as_tree(r))
+    combined = dtnh.combine_gradients(as_tree(zero), as_tree(r))
     np.testing.assert_array_equal(np.concatenate([combined['a'], combined['b']['c']]), r)
 
 
@@ -179,7 +179,7 @@ def test_bss_penalty(rows, k):
 @pytest.mark.parametrize('matrix', [np.eye(4, 6), np.ones((4, 6)), np.zeros((4, 6))])
 def test_bss_gradient_is_finite_where_singular_values_coincide(matrix):
     matrix = jnp.asarray(matrix, jnp.float32)
-    grad = jax.grad(bss.smallest_squares)(matrix, 2)
+    grad = jax.grad(bss.batch_spectral_shrinkage)(matrix, 2)
     assert np.isfinite(grad).all()
     if matrix.trace() == 4 and matrix.sum() == 4:
         # Any two of the four equal directions: the gradient is 2 u v^T summed over them.

@@ -27,6 +27,7 @@ from xmixup_jax.models.efficientnet_lite import timm_key
 from xmixup_jax.models.pretrained import Weights, save_weights, torch_tensors
 from xmixup_jax.models.torch_file import TorchFileError, read_torch_file
 from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.trained import load
 
 SMALL = ConfigDict({'name': 'resnet10', 'width': 4, 'stem': 'cifar', 'normalization': ''})
 
@@ -293,7 +294,7 @@ def test_every_export_comes_back_to_the_same_logits(config, tmp_path):
     config.method = 'xmixup'  # its head has the source classes' columns, too
     workdir = tmp_path / 'run'
     train_and_evaluate(config, workdir)
-    trained = export_lib.load_trained(workdir)
+    trained = load(workdir)
     assert len(trained.class_names) == 10
     images = np.random.default_rng(0).integers(
         256, size=(5, config.image_size, config.image_size, 3), dtype=np.uint8

@@ -1,3 +1,25 @@
 """XMixup in JAX: transfer learning with auxiliary samples by cross-domain mixup."""
 
+import importlib
+
 __version__ = '0.1.0'
+
+# What is useful by itself, and where it is: imported when it is first asked for.
+_HOMES = {
+    'cross_domain_mixup': 'mixing',
+    'load': 'trained',
+    'load_weights': 'models.pretrained',
+    'losses': '',
+    'match_classes': 'matching',
+    'mixed_cross_entropy': 'mixing',
+    'pair_records': 'data.pairing',
+}
+__all__ = tuple(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    if not _HOMES[name]:
+        return importlib.import_module(f'{__name__}.{name}')
+    return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)

@@ -26,6 +26,12 @@ def normalize(images: jax.Array, model: ConfigDict) -> jax.Array:
     return (images.astype(jnp.float32) - mean) / std
 
 
+def denormalize(images: jax.Array, model: ConfigDict) -> jax.Array:
+    """The inverse of `normalize`: uint8, rounded, and cut to 0..255."""
+    mean, std = (255.0 * jnp.asarray(values, jnp.float32) for values in normalization(model))
+    return jnp.clip(jnp.round(images * std + mean), 0, 255).astype(jnp.uint8)
+
+
 def normalization(model: ConfigDict) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the network's inputs, of values from 0 to 1."""
     return NORMALIZATIONS[model.normalization or MODELS[model.name].normalization]

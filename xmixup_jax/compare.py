@@ -1,12 +1,13 @@
 """Runs methods with several seeds and tabulates what they reach and what they cost.
 
-    python -m xmixup_jax.compare --config=configs/digits.py --methods=all --seeds=0,1,2,3,4 \
+    xmixup compare --config=configs/digits.py --methods=all --seeds=0,1,2,3,4 \
         --workdir=DIR [--sample_rates=0.15,0.3,0.5,1.0] [--config.KEY=VALUE ...]
 
 Each run has a folder in DIR and is made once: the same command continues a comparison that was
 stopped, or extends it by methods, seeds or sample rates. DIR gets comparison.csv (one row a run),
-comparison.md (mean and standard deviation, paired differences to fine-tuning, cost) and
-comparison.png.
+comparison.md (mean and standard deviation, paired differences to fine-tuning, cost),
+comparison.png and report.html, which shows accuracy against training time and leads to the runs'
+own reports.
 
   --methods       names of methods, or all
   --seeds         of the few-shot draw, initialisation, order, pairing and augmentation
@@ -15,6 +16,8 @@ comparison.png.
 
 Exit code 0: done; 1 some runs failed (comparison.csv says which and why) or something is missing;
 2 an impossible configuration; 75 stopped by a signal and saved, run the same command again.
+
+(`python -m xmixup_jax.compare` is the same as `xmixup compare`.)
 """
 
 import argparse
@@ -38,7 +41,9 @@ from xmixup_jax.loop import Diverged
 from xmixup_jax.main import ended, setup
 from xmixup_jax.methods import METHODS
 from xmixup_jax.processes import connect, is_first
+from xmixup_jax.report.comparison import write_report
 from xmixup_jax.train import check_inputs, open_data, train_and_evaluate
+from xmixup_jax.workdir import REPORT
 
 log = logging.getLogger('xmixup_jax')
 
@@ -109,10 +114,19 @@ def compare(runs: list[Run], workdir: Path) -> list[Run]:
                 tables.write_csv(workdir, rows)
     finally:
         if rows and is_first():
-            tables.write(workdir, rows, {})
+            write_outcome(runs, workdir, rows, {})
     if jax.process_count() == 1:  # steps are timed, and their memory is read, in one process
-        tables.write(workdir, rows, step_costs(runs, failed, workdir))
+        write_outcome(runs, workdir, rows, step_costs(runs, failed, workdir))
     return failed
+
+
+def write_outcome(
+    runs: list[Run], workdir: Path, rows: list[tables.Row], costs: dict[str, cost.StepCost]
+) -> None:
+    """Writes the tables and the report."""
+    tables.write(workdir, rows, costs)
+    folders = [str(run.workdir.relative_to(workdir)) for run in runs]
+    write_report(workdir, runs[0].config, rows, folders[: len(rows)], costs)
 
 
 def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, cost.StepCost]:
@@ -140,7 +154,7 @@ def run(argv: list[str]) -> None:
     failed = compare(runs, workdir)
     if is_first():
         print((workdir / tables.MARKDOWN).read_text())
-        print(f'->  {workdir / tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')
+        print(f'->  {workdir / REPORT}, {tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')
     if failed:
         raise UserError(f'{len(failed)} of {len(runs)} runs failed: {tables.CSV} says why')
 

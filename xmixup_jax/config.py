@@ -34,6 +34,8 @@ _RUNTIME_KEYS = (
     'data',
     'max_bad_images',
     'allow_changes',
+    'report',
+    'wandb',
 )
 # What a run has saved depends on these: it cannot go on with others.
 _FIXED_KEYS = (
@@ -49,9 +51,9 @@ _FIXED_KEYS = (
 )
 
 _CHOICES = {
-    'method': tuple(METHODS),
-    'model.name': tuple(MODELS),
-    'model.stem': tuple(STEMS),
+    'method': METHODS,
+    'model.name': MODELS,
+    'model.stem': STEMS,
     'model.normalization': ('', *NORMALIZATIONS),
     'match.similarity': SIMILARITIES,
     'match.assignment': ASSIGNMENTS,
@@ -264,6 +266,7 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
         if key in derived:
             del derived[key]
     derived.eval_every = 0
+    derived.wandb = ''
     return derived.lock()
 
 

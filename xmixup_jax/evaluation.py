@@ -1,10 +1,13 @@
 """What a network makes of a whole set of records, exactly once each."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import log_softmax
+from tqdm import tqdm
 
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
@@ -12,31 +15,57 @@ from xmixup_jax.devices import InFlight, shard
 from xmixup_jax.step import Task, TrainState
 
 
+class Tested(NamedTuple):
+    """A network's outputs for all records that can be read, in their order."""
+
+    logits: np.ndarray
+    """float32 [N, K]."""
+    label: np.ndarray
+    """int32 [N]."""
+    index: np.ndarray
+    """int32 [N], places in the records."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """'top1' accuracy and 'loss', the mean cross-entropy."""
+        log_p = log_softmax(self.logits.astype(np.float64), axis=1)
+        return {
+            'top1': float(np.mean(self.logits.argmax(axis=1) == self.label)),
+            'loss': float(-log_p[np.arange(len(log_p)), self.label].mean()),
+        }
+
+
 def over_records(
     mapped_step: Callable[[TrainState, Any], Any],
     config: ConfigDict,
     state: TrainState,
     records: Records,
+    title: str = 'test',
 ) -> Iterator[Any]:
     """Yields `mapped_step(state, batch)`, still on the device, for each batch of the records."""
     in_flight = InFlight()
-    for batch in eval_batches(
-        records,
-        batch_size=config.eval_batch_size,
-        resize=config.resize,
-        num_threads=config.num_threads,
-    ):
-        result = mapped_step(state, shard(batch))
-        in_flight.add(result)
-        yield result
-
-
-def evaluate(
-    task: Task, config: ConfigDict, state: TrainState, records: Records
-) -> dict[str, float]:
-    """Top-1 accuracy and mean cross-entropy over all records."""
-    rows = jax.device_get(list(over_records(task.eval_step, config, state, records)))
-    loss, correct, count = (
-        sum(float(row[key]) for row in rows) for key in ('loss', 'correct', 'count')
+    size, total = config.eval_batch_size, len(records)
+    batches = eval_batches(
+        records, batch_size=size, resize=config.resize, num_threads=config.num_threads
     )
-    return {'top1': correct / count, 'loss': loss / count}
+    with tqdm(
+        total=total,
+        desc=f'{title} {records.name.split("/")[-1]}',
+        unit='image',
+        disable=None if total > size else True,
+        leave=False,
+    ) as bar:
+        for batch in batches:
+            result = mapped_step(state, shard(batch))
+            in_flight.add(result)
+            yield result
+            bar.update(min(size, total - bar.n))
+
+
+def evaluate(task: Task, config: ConfigDict, state: TrainState, records: Records) -> Tested:
+    """The target's logits of all records."""
+    rows = jax.device_get(list(over_records(task.eval_step, config, state, records)))
+    columns = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    order = np.argsort(columns['index'], kind='stable')  # several processes deal them out
+    order = order[columns['mask'][order] > 0]
+    return Tested(*(columns[key][order] for key in Tested._fields))

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from xmixup_jax.augment import evaluation_view
 from xmixup_jax.data.pairing import eval_batches
@@ -52,7 +51,9 @@ def outputs_of(
 
     The order of the records is not kept over several processes; the three agree.
     """
-    rows = jax.device_get(list(over_records(task.output_step, config, state, records)))
+    rows = jax.device_get(
+        list(over_records(task.output_step, config, state, records, title='outputs of'))
+    )
     mask = np.concatenate([row['mask'] for row in rows]).astype(bool)
     return {
         key: np.concatenate([row[key] for row in rows])[mask]
@@ -102,22 +103,14 @@ def class_means(
             totals, done = (found[0], found[1]), int(found[2])
     rest = records.select(np.arange(done, len(records)))
     saved_at = time.monotonic()
-    with tqdm(
-        total=len(records),
-        initial=done,
-        desc=f'features of {records.name.split("/")[-1]}',
-        unit='image',
-        disable=None if len(rest) > config.eval_batch_size else True,
-    ) as bar:
-        for result in over_records(_mapped_feature_step(task, num_classes), config, state, rest):
-            totals = result if totals is None else jax.tree.map(jnp.add, totals, result)
-            count = min(config.eval_batch_size, len(records) - done)
-            done += count
-            bar.update(count)
-            if unfinished is not None and time.monotonic() - saved_at > _SAVE_SECONDS:
-                sums, counts = jax.device_get(totals)
-                save_arrays(unfinished, sums=sums, counts=counts, done=done)
-                saved_at = time.monotonic()
+    mapped = _mapped_feature_step(task, num_classes)
+    for result in over_records(mapped, config, state, rest, title='features of'):
+        totals = result if totals is None else jax.tree.map(jnp.add, totals, result)
+        done += min(config.eval_batch_size, len(records) - done)
+        if unfinished is not None and time.monotonic() - saved_at > _SAVE_SECONDS:
+            sums, counts = jax.device_get(totals)
+            save_arrays(unfinished, sums=sums, counts=counts, done=done)
+            saved_at = time.monotonic()
     sums, counts = jax.device_get(totals)
     if not counts.all():
         name = records.class_names[np.flatnonzero(counts == 0)[0]]

@@ -72,6 +72,7 @@ def fit(
     test: Records | None,
     best: Best,
     checkpoints: Checkpoints,
+    tracker: Any = None,
 ) -> tuple[step_lib.TrainState, dict[str, float | None]]:
     """Trains from `start` up to config.steps.
 
@@ -83,6 +84,7 @@ def fit(
       test: records for tests on the way.
       best: gets what they find.
       checkpoints: of the run, in whose folder the logs are.
+      tracker: gets the rows of the log too, see `tracking.tracked`.
 
     Returns:
       (state, {'images_per_second', 'first_step_seconds', 'seconds'}): the first step of this
@@ -106,7 +108,9 @@ def fit(
 
     schedule = make_schedule(config.optimizer, config.steps)
     title = f'{config.target.name.split("/")[-1]} {config.method}'
-    log = RunLog(workdir, first_step, meta.rows, config.steps, title) if is_first() else NoLog()
+    log = NoLog()
+    if is_first():
+        log = RunLog(workdir, first_step, meta.rows, config.steps, title, tracker)
     first_step_seconds = None
     speed = Speed(config.batch_size)
     pending: list[Any] = []  # metrics since the last row, still on the devices
@@ -156,7 +160,7 @@ def fit(
                 continue
             values, row = fetched(*row), None
             if test_now and step < config.steps:  # the last one is the run's result
-                tested = evaluate(task, config, state, test)
+                tested = evaluate(task, config, state, test).metrics
                 values |= {f'test_{key}': tested[key] for key in ('loss', 'top1')}
                 best.offer(state, tested)
             log.write(step, values)

@@ -1,14 +1,26 @@
-"""What users run: python -m xmixup_jax.main --config=configs/digits.py
+"""Trains a classifier on your images, with help from a source data set, and tests it.
 
-  --config=FILE          the experiment; the files in configs/ are examples
-  --config.KEY=VALUE     changes one value, for example --config.method=finetune
-  --workdir=DIR          folder of the run; given again, it continues (default: runs/...)
+    xmixup train --config=configs/digits.py
+    xmixup train --config=configs/digits.py --config.method=finetune --config.seed=1
+    xmixup train --config=configs/folder.py --config.target.name=folder:my_photos \\
+        --config.source.name=folder:imagenet_photos --workdir=runs/mine
+
+  --config=FILE          the experiment, a Python file; those in configs/ are examples
+  --config.KEY=VALUE     changes one of its values, for example --config.batch_size=64;
+                         configs/default.py explains all of them
+  --workdir=DIR          the folder of the run (default: runs/EXPERIMENT-METHOD-seedN). The same
+                         command continues a run that was stopped, and shows one that is finished
   --coordinator=HOST:PORT --num_processes=N --process_id=I
                          one of several processes, started by hand; SLURM, Open MPI and TPU slices
                          are recognised (--num_processes=auto insists)
 
+The folder gets report.html (what was learnt, in pictures), model.safetensors (the weights),
+result.json, metrics.csv, tensorboard/ and checkpoints/.
+
 Exit codes: 0 done; 1 something is missing or broken; 2 an impossible configuration; 75 stopped by
 a signal, or by the loss of another process, and saved: run the same command again.
+
+(`python -m xmixup_jax.main` is the same as `xmixup train`.)
 """
 
 import logging
@@ -25,8 +37,10 @@ from ml_collections import ConfigDict
 from xmixup_jax import config as config_lib
 from xmixup_jax.errors import Interrupted, UserError, first_line
 from xmixup_jax.loop import interrupt
+from xmixup_jax.models.find_weights import WEIGHTS_FILE
 from xmixup_jax.processes import ProcessLost, connect, is_first, leave
 from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.workdir import METRICS, REPORT
 
 
 def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
@@ -68,6 +82,11 @@ def run(argv: list[str]) -> None:
         f'({result["steps"]} steps, {result["seconds"]:.1f} s, '
         f'{result["images_per_second"]} images/s)  ->  {workdir}'
     )
+    written = {'report': REPORT, 'weights': WEIGHTS_FILE, 'rows': METRICS}
+    for name, file in written.items():
+        if (workdir / file).exists():
+            print(f'  {name:8} {workdir / file}')
+    print(f'  predict  python -m xmixup_jax.predict --workdir={workdir} IMAGE ...')
 
 
 def main() -> None:

@@ -32,6 +32,32 @@ class ClassMatch(NamedTuple):
         return np.unique(self.classes)
 
 
+def match_classes(
+    target_means: np.ndarray,
+    source_means: np.ndarray,
+    similarity: str = 'cosine',
+    assignment: str = 'optimal',
+    classes_per_target: int = 1,
+    seed: int = 0,
+) -> ClassMatch:
+    """Gives each target class the source classes that resemble it.
+
+    Args:
+      target_means: [K_t, D] and source_means: [K_s, D], mean features of the classes.
+      similarity: see `class_similarity`.
+      assignment, classes_per_target, seed: see `assign`.
+
+    Raises:
+      ConfigError: a one-to-one assignment with more target than source classes.
+
+    >>> match = match_classes(np.eye(2), np.array([[0.0, 1.0], [0.6, 0.8], [0.9, 0.1]]))
+    >>> match.classes.tolist()
+    [[2], [0]]
+    """
+    alike = class_similarity(target_means, source_means, similarity)
+    return assign(alike, assignment, classes_per_target, seed)
+
+
 def class_similarity(target_means: np.ndarray, source_means: np.ndarray, kind: str) -> np.ndarray:
     """Similarity of every target class with every source class; larger is more alike.
 

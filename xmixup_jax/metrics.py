@@ -5,6 +5,7 @@ import csv
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -24,13 +25,20 @@ COLUMNS = (
     'test_loss',
     'test_top1',
 )
+PRINT_SECONDS = 30.0  # between two lines where there is no terminal for a progress bar
 
 
 class RunLog:
     """One run's log. A resumed run writes the rows of its checkpoint and goes on from there."""
 
     def __init__(
-        self, workdir: Path, first_step: int, rows: list[dict[str, float]], steps: int, title: str
+        self,
+        workdir: Path,
+        first_step: int,
+        rows: list[dict[str, float]],
+        steps: int,
+        title: str,
+        tracker: Any = None,
     ):
         """Opens the files.
 
@@ -40,6 +48,7 @@ class RunLog:
           rows: of metrics.csv, up to there.
           steps: of the whole run.
           title: of the progress bar.
+          tracker: a run of wandb, see `tracking.tracked`.
         """
         self.rows = list(rows)
         self._path = workdir / METRICS
@@ -56,8 +65,10 @@ class RunLog:
         purge = SessionLog(status=SessionLog.START)
         self._tensorboard.write_event(Event(step=first_step + 1, session_log=purge))
         self._title = title
+        self._tracker = tracker
         self._total = steps
         self._terminal = sys.stderr.isatty()
+        self._printed = time.monotonic()
         self._bar = tqdm(
             total=steps,
             initial=first_step,
@@ -87,6 +98,8 @@ class RunLog:
             self._file.flush()
             self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self._tensorboard.flush()
+            if self._tracker is not None:  # steps that are done again are not logged again there
+                self._tracker.log(values, step=step)
         except OSError as error:
             raise UserError(
                 f'{self._path} and tensorboard/ beside it cannot be written ({error.strerror}): '
@@ -98,7 +111,8 @@ class RunLog:
             'images/s': f'{values["images_per_second"]:.0f}',
         }
         self._bar.set_postfix(shown, refresh=False)
-        if not self._terminal:
+        if not self._terminal and time.monotonic() - self._printed > PRINT_SECONDS:
+            self._printed = time.monotonic()
             words = '  '.join(f'{name} {value}' for name, value in shown.items())
             print(f'{self._title}  step {step}/{self._total}  {words}', file=sys.stderr)
 

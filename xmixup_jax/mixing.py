@@ -31,6 +31,36 @@ def sample_lam(keys: jax.Array, alpha: float, reflect: bool) -> jax.Array:
     return jnp.maximum(lam, 1.0 - lam) if reflect else lam
 
 
+def cross_domain_mixup(
+    keys: jax.Array,
+    images: jax.Array,
+    source_images: jax.Array,
+    alpha: float = 0.2,
+    reflect: bool = True,
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each target image with the source image at the same place (XMixup).
+
+    Args:
+      keys: random keys, [B], or one key.
+      images: of the target, float [B, H, W, C].
+      source_images: of the matched classes, likewise.
+      alpha, reflect: see `sample_lam`.
+
+    Returns:
+      (mixed images float [B, H, W, C], lam float32 [B]); for `mixed_cross_entropy`.
+
+    >>> keys = jax.random.split(jax.random.key(0), 4)
+    >>> ones = jnp.ones((4, 8, 8, 3))
+    >>> mixed, lam = cross_domain_mixup(keys, ones, 0 * ones, alpha=1.0)
+    >>> bool(jnp.allclose(mixed.mean((1, 2, 3)), lam)), bool((lam >= 0.5).all())
+    (True, True)
+    """
+    if keys.ndim == 0:
+        keys = jax.random.split(keys, len(images))
+    lam = sample_lam(keys, alpha, reflect)
+    return mix_images(images, source_images, lam), lam
+
+
 def mix_images(images: jax.Array, source_images: jax.Array, lam: jax.Array) -> jax.Array:
     """Returns lam * images + (1 - lam) * source_images.
 
@@ -71,6 +101,11 @@ def two_label_cross_entropy(
       logits: float [B, K].
       labels, other_labels: int32 [B], y and y'.
       lam: float32 [B].
+
+    >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+    >>> loss = two_label_cross_entropy(logits, jnp.array([0]), jnp.array([2]), jnp.array([0.5]))
+    >>> round(float(loss[0] / jnp.log(2)), 4)
+    1.5
     """
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     logits = logits.astype(jnp.float32)
@@ -103,6 +138,12 @@ def mixed_cross_entropy(
 
     Returns:
       float32 [B].
+
+    >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))  # two target classes, one source class
+    >>> label, source_label = jnp.array([0]), jnp.array([0])
+    >>> loss = mixed_cross_entropy(logits, label, source_label, jnp.array([0.75]), 'joint', 2)
+    >>> round(float(loss[0] / jnp.log(2)), 4)  # 0.75 * 1 bit + 0.25 * 2 bits
+    1.25
     """
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     logits = logits.astype(jnp.float32)

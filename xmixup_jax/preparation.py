@@ -16,7 +16,7 @@ from xmixup_jax.data.sources import Data, open_split
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.features import backbone_class_means, images_of, outputs_of
-from xmixup_jax.matching import ClassMatch, assign, class_similarity
+from xmixup_jax.matching import ClassMatch, match_classes
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Setup, Sizes
 from xmixup_jax.models.find_weights import find_weights
@@ -89,7 +89,7 @@ def begin(
     def train_on(auxiliary: ConfigDict, records: Records, name: str) -> tuple[PyTree, PyTree]:
         nonlocal earlier_seconds
         begun = time.perf_counter()
-        auxiliary.method = 'finetune'
+        auxiliary.method, auxiliary.wandb = 'finetune', ''
         auxiliary.target = config.source.copy_and_resolve_references()
         auxiliary.weights = '' if backbone is None else str(backbone.path)
         result = train(auxiliary, name, Data(records, None, None))
@@ -129,9 +129,11 @@ def begin(
 
 def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> ClassMatch:
     """Matches classes by their mean features in the pre-trained backbone."""
-    similarity = class_similarity(
+    return match_classes(
         backbone_class_means(config, backbone, data.target),
         backbone_class_means(config, backbone, data.source),
         config.match.similarity,
+        config.match.assignment,
+        config.match.classes_per_target,
+        config.seed,
     )
-    return assign(similarity, config.match.assignment, config.match.classes_per_target, config.seed)

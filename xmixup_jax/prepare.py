@@ -1,9 +1,13 @@
-"""Everything slow in advance: python -m xmixup_jax.prepare --config=configs/cub.py
+"""Does everything slow in advance, so that training starts at once.
+
+    xmixup prepare --config=configs/cub.py
 
 Downloads and converts the data sets, finds every record's label, fetches the weights (or trains
-the network on the source), computes the class features and matches the classes. Takes the flags of
-xmixup_jax.main, and leaves everything where the same run will look for it. It can be interrupted:
+the network on the source), computes the class features and matches the classes. Leaves everything
+where the same run will look for it. It can be interrupted:
 the same command goes on, and does nothing twice.
+
+Takes the same flags as `xmixup train`. (`python -m xmixup_jax.prepare` is the same.)
 """
 
 import logging
@@ -14,9 +18,11 @@ from xmixup_jax.data.folder import FOLDER
 from xmixup_jax.data.tfds_source import build, make_builder, obstacle
 from xmixup_jax.errors import raise_all
 from xmixup_jax.main import ended, read_command
+from xmixup_jax.match import show_match
 from xmixup_jax.methods import METHODS
 from xmixup_jax.preparation import find_match
-from xmixup_jax.train import backbone_weights, check_inputs, data_sets, open_data, report_match
+from xmixup_jax.train import backbone_weights, check_inputs, data_sets, open_data
+from xmixup_jax.workdir import MATCH
 
 log = logging.getLogger('xmixup_jax')
 
@@ -43,15 +49,9 @@ def run(argv: list[str]) -> None:
         if records is not None:
             done(f'{part}: {len(records)} images of {len(records.class_names)} classes')
     if METHODS[config.method].pairs:
-        match = find_match(config, weights, data)
-        workdir.mkdir(parents=True, exist_ok=True)
-        for row in report_match(workdir, match, data):
-            pairs = zip(row['source'], row['similarity'], strict=True)
-            print(
-                row['target'], ' <- ', ', '.join(f'{name} ({value:.3f})' for name, value in pairs)
-            )
-        done(f'classes are matched; also in {workdir / "match.json"}')
-    print('prepared; now run  python -m xmixup_jax.main  with the same flags')
+        show_match(find_match(config, weights, data), data, workdir)
+        done(f'classes are matched; also in {workdir / MATCH}')
+    print('prepared; now run  xmixup train  with the same flags')
 
 
 if __name__ == '__main__':

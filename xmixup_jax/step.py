@@ -67,6 +67,11 @@ class Task:
         """The mapped `output_step`."""
         return map_eval_step(partial(output_step, self))
 
+    @cached_property
+    def input_step(self) -> Callable[[PyTree], PyTree]:
+        """The mapped `input_step`."""
+        return map_input_step(partial(input_step, self))
+
 
 def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
     """Builds network and optimiser for these numbers of classes, and a run's first state."""
@@ -291,20 +296,15 @@ def network(graphdef, params, batch_stats, images, train: bool = False, scales=N
 
 
 def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
-    """Sums over the real records of a batch of `pairing.eval_batches`, over all devices.
+    """The target's logits for a batch of `pairing.eval_batches`, gathered from all devices.
 
     Returns:
-      {'loss', 'correct', 'count'}: float32 scalars, sums with masked records left out; the loss
-      is the cross-entropy of the target's logits alone.
+      {'logits' float32 [B, K_t], 'label' [B], 'index' [B], 'mask' [B]}.
     """
-    images = augment.evaluation_view(task.config, batch['image'])
-    outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
+    outputs = _evaluated(task, state, batch)
     logits = outputs.logits[:, : task.num_classes].astype(jnp.float32)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch['label'])
-    correct = jnp.argmax(logits, axis=-1) == batch['label']
-    mask = batch['mask']
-    sums = {'loss': (loss * mask).sum(), 'correct': (correct * mask).sum(), 'count': mask.sum()}
-    return jax.lax.psum(sums, 'batch')
+    values = {key: batch[key] for key in ('label', 'index', 'mask')} | {'logits': logits}
+    return jax.lax.all_gather(values, 'batch', tiled=True)
 
 
 def output_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
@@ -313,11 +313,15 @@ def output_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     Returns:
       {'features' [B, D], 'logits' [B, K], 'label' [B], 'mask' [B]}.
     """
-    images = augment.evaluation_view(task.config, batch['image'])
-    outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
+    outputs = _evaluated(task, state, batch)
     values = {'features': outputs.features, 'logits': outputs.logits}
     values |= {'label': batch['label'], 'mask': batch['mask']}
     return jax.lax.all_gather(values, 'batch', tiled=True)
+
+
+def _evaluated(task: Task, state: TrainState, batch: PyTree) -> Outputs:
+    images = augment.evaluation_view(task.config, batch['image'])
+    return forward(task.graphdef, state.params, state.batch_stats, images, train=False)[0]
 
 
 def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree) -> PyTree:
@@ -326,11 +330,32 @@ def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree)
     Returns:
       (sums float32 [num_classes, D], counts float32 [num_classes]), over all devices.
     """
-    images = augment.evaluation_view(task.config, batch['image'])
-    outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
+    outputs = _evaluated(task, state, batch)
     one_hot = jax.nn.one_hot(batch['label'], num_classes) * batch['mask'][:, None]
     sums = jnp.einsum('bk,bd->kd', one_hot, outputs.features, precision='highest')
     return jax.lax.psum((sums, one_hot.sum(0)), 'batch')
+
+
+def input_step(task: Task, batch: PyTree) -> PyTree:
+    """What a training step makes of a batch before the network sees it, gathered from all devices.
+
+    Args:
+      task: static.
+      batch: one device's share of `pairing.train_batches`, with the images themselves.
+
+    Returns:
+      {'image' uint8 [B, H, W, 3], 'label' [B]}, and what the method has of 'lam', 'source_label'
+      and 'other_label', [B] each.
+    """
+    config, method = task.config, METHODS[task.config.method]
+    inputs = method.transform(config, *_prepare_batch(config, method, batch))
+    seen = {key: inputs[key] for key in inputs.keys() & {'lam', 'source_label', 'other_label'}}
+    count = len(inputs['label'])  # some methods append a second batch
+    seen |= {
+        'image': augment.denormalize(inputs['image'][:count], config.model),
+        'label': inputs['label'],
+    }
+    return jax.lax.all_gather(seen, 'batch', tiled=True)
 
 
 def map_train_steps(step_fn):
@@ -344,3 +369,8 @@ def map_train_steps(step_fn):
 def map_eval_step(step_fn):
     """Maps (state, batch) -> sums over the devices."""
     return jax.pmap(step_fn, axis_name='batch', in_axes=(None, 0), out_axes=None)
+
+
+def map_input_step(step_fn):
+    """Maps batch -> what is gathered from all devices."""
+    return jax.pmap(step_fn, axis_name='batch', out_axes=None)

@@ -4,15 +4,12 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from xmixup_jax.cost import StepCost
 from xmixup_jax.files import whole_file
-
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt
 
 CSV, MARKDOWN, FIGURE = 'comparison.csv', 'comparison.md', 'comparison.png'
 BASELINE = 'finetune'
@@ -44,6 +41,14 @@ HEADER = (
     'compile, s',
 )
 
+NOTE = (
+    'Top-1 in %: mean ± standard deviation over seeds, and the mean difference to fine-tuning '
+    "with the same seed ± half its 95 % interval (Student's t); **bold** where the interval "
+    'leaves out 0. Time a step: median on data that is on the device, all methods in turns on '
+    'the same batches. Training time: preparatory phase, input, steps, checkpoints; without '
+    'compilation.'
+)
+
 Row = dict[str, Any]
 
 
@@ -58,9 +63,10 @@ def write(workdir: Path, rows: list[Row], costs: dict[str, StepCost]) -> None:
     write_csv(workdir, rows)
     with whole_file(workdir / MARKDOWN) as partial:
         partial.write_text(markdown(rows, costs))
+    figure = Figure(figsize=figure_size(rows), layout='constrained')
+    draw(figure, rows)
     with whole_file(workdir / FIGURE) as partial:
-        draw(rows).savefig(partial, format='png', dpi=150)
-    plt.close('all')
+        figure.savefig(partial, format='png', dpi=150)
 
 
 def write_csv(workdir: Path, rows: list[Row]) -> None:
@@ -85,7 +91,7 @@ def paired_difference(top1: dict[int, float], baseline: dict[int, float]) -> tup
     return float(differences.mean()), float(half)
 
 
-def _by_method(rows: list[Row], key: str) -> dict[str, dict[int, float]]:
+def by_method(rows: list[Row], key: str) -> dict[str, dict[int, float]]:
     """{method: {seed: value}} of the rows that have a value."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -94,7 +100,7 @@ def _by_method(rows: list[Row], key: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def _by_rate(rows: list[Row]) -> dict[float | None, list[Row]]:
+def by_rate(rows: list[Row]) -> dict[float | None, list[Row]]:
     groups: dict[float | None, list[Row]] = {}
     for row in rows:
         groups.setdefault(row['sample_rate'], []).append(row)
@@ -111,39 +117,38 @@ def training_seconds(row: Row) -> float | None:
 def markdown(rows: list[Row], costs: dict[str, StepCost]) -> str:
     """A table for each sample rate."""
     parts = []
-    for rate, group in _by_rate(rows).items():
-        first = next((row for row in group if 'top1' in row), {})
-        title = (
-            f'{first.get("train_images", "?")} training and {first.get("test_images", "?")} test '
-            f'images, {first.get("steps", "?")} steps, {first.get("devices", "?")}'
-        )
-        if rate is not None:
-            title = f'{100 * rate:g} % of the training set: {title}'
-        parts.append(f'{title}\n\n{_table(group, costs)}')
-    note = (
-        'Top-1 in %: mean ± standard deviation over seeds, and the mean difference to fine-tuning '
-        "with the same seed ± half its 95 % interval (Student's t); **bold** where the interval "
-        'leaves out 0. Time a step: median on data that is on the device, all methods in turns on '
-        'the same batches. Training time: preparatory phase, input, steps, checkpoints; without '
-        'compilation.\n'
+    for rate, group in by_rate(rows).items():
+        table = [HEADER, ['---'] * len(HEADER), *cells(group, costs)]
+        lines = ['| ' + ' | '.join(line) + ' |' for line in table]
+        parts.append('\n'.join([title(rate, group), '', *lines, '']))
+    return '\n'.join([*parts, NOTE + '\n'])
+
+
+def title(rate: float | None, rows: list[Row]) -> str:
+    """What the runs with one sample rate have in common."""
+    first = next((row for row in rows if 'top1' in row), {})
+    words = (
+        f'{first.get("train_images", "?")} training and {first.get("test_images", "?")} test '
+        f'images, {first.get("steps", "?")} steps, {first.get("devices", "?")}'
     )
-    return '\n'.join([*parts, note])
+    return words if rate is None else f'{100 * rate:g} % of the training set: {words}'
 
 
-def _table(rows: list[Row], costs: dict[str, StepCost]) -> str:
+def cells(rows: list[Row], costs: dict[str, StepCost]) -> list[list[str]]:
+    """A row of the table for each method, under HEADER, in Markdown."""
     top1 = {
         name: {seed: 100 * value for seed, value in seeds.items()}
-        for name, seeds in _by_method(rows, 'top1').items()
+        for name, seeds in by_method(rows, 'top1').items()
     }
-    seconds = _by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
-    lines = ['| ' + ' | '.join(HEADER) + ' |', '|' + ' --- |' * len(HEADER)]
+    seconds = by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
+    table = []
     for name in dict.fromkeys(row['method'] for row in rows):
-        cells = [f'`{name}`', *_accuracy_cells(top1.get(name, {}), top1.get(BASELINE, {}), name)]
-        cells += _cost_cells(costs.get(name), costs.get(BASELINE))
-        ratio = _time_ratio(seconds.get(name, {}), seconds.get(BASELINE, {}))
-        cells.insert(-2, '' if ratio is None else f'{ratio:.2f} ×')
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n'
+        line = [f'`{name}`', *_accuracy_cells(top1.get(name, {}), top1.get(BASELINE, {}), name)]
+        line += _cost_cells(costs.get(name), costs.get(BASELINE))
+        ratio = time_ratio(seconds.get(name, {}), seconds.get(BASELINE, {}))
+        line.insert(-2, '' if ratio is None else f'{ratio:.2f} ×')
+        table.append(line)
+    return table
 
 
 def _accuracy_cells(top1: dict[int, float], baseline: dict[int, float], name: str) -> list[str]:
@@ -172,19 +177,22 @@ def _cost_cells(cost: StepCost | None, baseline: StepCost | None) -> list[str]:
     ]
 
 
-def _time_ratio(seconds: dict[int, float], baseline: dict[int, float]) -> float | None:
+def time_ratio(seconds: dict[int, float], baseline: dict[int, float]) -> float | None:
     """Median over the seeds that both have: the first run of all also decodes the images."""
     ratios = [seconds[seed] / baseline[seed] for seed in seconds.keys() & baseline.keys()]
     return float(np.median(ratios)) if ratios else None
 
 
-def draw(rows: list[Row]):
+def figure_size(rows: list[Row]) -> tuple[float, float]:
+    """Width and height of what `draw` draws, inches."""
+    return 11.0, 1.4 + 0.3 * len({row['method'] for row in rows})
+
+
+def draw(figure: Figure, rows: list[Row]) -> None:
     """For each method: top-1 of every run, difference to fine-tuning, relative training time."""
-    groups = _by_rate(rows)
+    groups = by_rate(rows)
     names = list(dict.fromkeys(row['method'] for row in rows))
-    figure, axes = plt.subplots(
-        1, 3, figsize=(11, 1.4 + 0.3 * len(names)), sharey=True, layout='constrained'
-    )
+    axes = figure.subplots(1, 3, sharey=True)
     for i, (rate, group) in enumerate(groups.items()):
         offset = (i - (len(groups) - 1) / 2) * 0.7 / len(groups)
         _draw_rate(axes, group, names, offset, f'C{i}', None if rate is None else f'{rate:.0%}')
@@ -199,12 +207,11 @@ def draw(rows: list[Row]):
         axis.tick_params(axis='y', length=0)
     if len(groups) > 1:
         axes[0].legend(title='training set', fontsize=8)
-    return figure
 
 
 def _draw_rate(axes, rows, names, offset, colour, label) -> None:
-    top1 = _by_method(rows, 'top1')
-    seconds = _by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
+    top1 = by_method(rows, 'top1')
+    seconds = by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
     for place, name in enumerate(names):
         y = place + offset
         values = [100 * value for value in top1.get(name, {}).values()]
@@ -217,7 +224,7 @@ def _draw_rate(axes, rows, names, offset, colour, label) -> None:
         if name != BASELINE and np.isfinite(mean):
             error = 100 * half if np.isfinite(half) else 0.0
             axes[1].errorbar(100 * mean, y, xerr=error, fmt='o', ms=4, color=colour)
-        ratio = _time_ratio(seconds.get(name, {}), seconds.get(BASELINE, {}))
+        ratio = time_ratio(seconds.get(name, {}), seconds.get(BASELINE, {}))
         if ratio is not None:
             axes[2].plot([1, ratio], [y, y], '-', lw=2, color=colour)
             axes[2].plot(ratio, y, 'o', ms=4, color=colour)

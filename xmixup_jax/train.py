@@ -16,9 +16,10 @@ from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.cache import choose, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.sources import Data, Opened, problem, train_and_test, train_records
+from xmixup_jax.devices import shard
 from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.evaluation import evaluate
-from xmixup_jax.files import write_json
+from xmixup_jax.files import read_json, write_json
 from xmixup_jax.loop import Diverged, fit
 from xmixup_jax.matching import ClassMatch, check_assignment
 from xmixup_jax.methods import METHODS
@@ -28,6 +29,9 @@ from xmixup_jax.pool import fill_pool
 from xmixup_jax.preparation import begin, resume
 from xmixup_jax.processes import is_first, together
 from xmixup_jax.provenance import commit, record
+from xmixup_jax.report.run import write_report
+from xmixup_jax.step import Task
+from xmixup_jax.tracking import tracked
 from xmixup_jax.workdir import ENVIRONMENT, MATCH, RESULT, claim, locked, seal
 
 log = logging.getLogger('xmixup_jax')
@@ -42,7 +46,7 @@ def train_and_evaluate(
       config: an experiment, as `config.validate` accepts it.
       workdir: folder of the run; gets config.json, environment.json, match.json, metrics.csv,
         tensorboard/, checkpoints/, constants/, model.safetensors, best_model.safetensors,
-        result.json and SHA256SUMS.
+        result.json, report.html and SHA256SUMS.
       data: the records, where the caller has them; otherwise the configuration's are opened.
 
     Returns:
@@ -56,6 +60,7 @@ def train_and_evaluate(
     with (
         locked(workdir),
         contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)) as checkpoints,
+        contextlib.ExitStack() as stack,
     ):
         finished = claim(config, workdir, checkpoints)
         if finished:
@@ -74,8 +79,12 @@ def train_and_evaluate(
             report_match(workdir, start.meta.match, data)
         batches, pool, data = open_input(config, data, start.meta.match)
         best = Best(workdir, config, data.target.class_names)
-        state, speed = fit(config, start, batches, pool, data.test, best, checkpoints)
-        metrics = evaluate(start.task, config, state, data.test) if data.test else {}
+        tracker = stack.enter_context(tracked(config, workdir))
+        state, speed = fit(config, start, batches, pool, data.test, best, checkpoints, tracker)
+        if speed['images_per_second'] is None and (workdir / RESULT).exists():
+            speed |= {key: read_json(workdir / RESULT)[key] for key in speed}  # nothing was trained
+        tested = evaluate(start.task, config, state, data.test) if data.test else None
+        metrics = tested.metrics if tested else {}
         if not np.isfinite(list(metrics.values())).all():
             raise Diverged(
                 f'the loss on the test images is not finite after step {config.steps}, the '
@@ -97,6 +106,7 @@ def train_and_evaluate(
             'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
             'commit': commit(),
         }
+        inputs = first_inputs(start.task, config, data, start.meta.match) if config.report else {}
 
         def write() -> None:
             if not is_first():
@@ -109,9 +119,13 @@ def train_and_evaluate(
                 {'class_names': data.target.class_names, 'config': config.to_dict()},
             )
             write_json(workdir / RESULT, result)
+            if config.report:
+                write_report(workdir, config, result, data, start.meta.match, inputs, tested)
             seal(workdir)
 
         together(write)  # another process may want to read it next
+        if tracker is not None:
+            tracker.summary.update({f'result/{key}': value for key, value in result.items()})
         return result
 
 
@@ -184,6 +198,21 @@ def open_input(
         positions=kind == 'device',
     )
     return batches, fill_pool(config, used) if kind == 'device' else {}, data
+
+
+def first_inputs(
+    task: Task, config: ConfigDict, data: Data, match: ClassMatch | None
+) -> dict[str, np.ndarray]:
+    """What the network sees in the first step: `step.input_step` of the first batch."""
+    batches = train_batches(
+        data,
+        match,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        resize=config.resize,
+        num_threads=1,
+    )
+    return jax.device_get(task.input_step(shard(next(iter(batches)))))
 
 
 def backbone_weights(config: ConfigDict) -> Weights | None:

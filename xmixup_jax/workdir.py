@@ -24,7 +24,8 @@ METRICS = 'metrics.csv'
 MATCH = 'match.json'
 ENVIRONMENT = 'environment.json'
 BEST = 'best_model.safetensors'
-_FILES = (CONFIG, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST)
+REPORT = 'report.html'
+_FILES = (CONFIG, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST, REPORT)
 
 
 @contextlib.contextmanager
@@ -40,8 +41,8 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
     """Stores the configuration, or compares it with the one that the run was begun with.
 
     Returns:
-      the result, if the run in the folder is finished and whole. If its result or its weights are
-      damaged they are moved aside, to be made again from the last checkpoint.
+      the result, if the run in the folder is finished and whole. If its result, weights or report
+      are damaged they are moved aside, to be made again from the last checkpoint.
 
     Raises:
       ConfigError: it is another configuration, and config.allow_changes is not set, or the change
@@ -58,7 +59,9 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
     if changes:
         _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))
     whole = all((workdir / name).exists() for name in (RESULT, SUMS))
-    whole &= not changes and not {RESULT, WEIGHTS_FILE} & set(damaged)
+    # Without checkpoints nothing would be left to make a report from.
+    remade = {RESULT, WEIGHTS_FILE, *([REPORT] if checkpoints.steps else [])}
+    whole &= not changes and not remade & set(damaged)
     whole = first_says(whole)
     together(lambda: _update(config, workdir, changes, damaged, whole) if is_first() else None)
     return together(lambda: read_json(workdir / RESULT)) if whole else None

@@ -21,6 +21,7 @@ def arguments(config, workdir, **values):
         'weights': '',
         'model.width': 4,
         'eval_batch_size': 1024,
+        'report': False,
     } | values
     return [
         '--config=configs/digits.py',

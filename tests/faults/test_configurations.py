@@ -193,7 +193,7 @@ def test_possible_values(config, records, tmp_path, outcome, faults, record_prop
     tried = 0
 
     # Not made smaller when it fails: each example is a run.
-    @settings(SLOW, max_examples=3 * faults, phases=(Phase.generate,))
+    @settings(SLOW, max_examples=2 * faults, phases=(Phase.generate,))
     @given(valid())
     def check(values):
         nonlocal tried

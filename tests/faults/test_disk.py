@@ -19,8 +19,9 @@ from safetensors.numpy import load_file
 
 from xmixup_jax import files
 from xmixup_jax.data.sources import Data
-from xmixup_jax.export import export, load_trained
+from xmixup_jax.export import export
 from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.trained import load
 
 VALUES = {'steps': 40, 'checkpoint_every': 4, 'log_every': 2, 'method': 'finetune'}
 
@@ -216,7 +217,7 @@ def test_names_of_classes_are_no_paths(config, records, tmp_path):
     workdir = tmp_path / 'deep' / 'run'
     before = set(tmp_path.rglob('*'))
     train_and_evaluate(config, workdir, Data(target, test, source))
-    export(load_trained(workdir), 'safetensors', workdir / 'export' / 'model.safetensors')
+    export(load(workdir), 'safetensors', workdir / 'export' / 'model.safetensors')
     made = set(tmp_path.rglob('*')) - before - {workdir.parent, workdir}
     assert made and all(path.is_relative_to(workdir) for path in made)
     assert not any(set(path.parts) & set(names) for path in made)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from runs import Server, arguments, checkpoints, rows
 
-KILLS = 30
+KILLS = 12
 EVERY = 4
 VALUES = {
-    'steps': 120, 'checkpoint_every': EVERY, 'log_every': 2, 'eval_every': 40, 'keep_checkpoints': 2
+    'steps': 80, 'checkpoint_every': EVERY, 'log_every': 2, 'eval_every': 40, 'keep_checkpoints': 2
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_kills_at_random_moments(config, records, tmp_path, server, faults, reco
                 wait_for_checkpoint(server, workdir)
                 server.ended(rng.uniform(0, 0.2))
             else:
-                server.ended(rng.uniform(0, 3))
+                server.ended(rng.uniform(0, 2))
             if not server.ended(0):
                 os.kill(process, signal.SIGKILL)
         code = server.exit_code()

@@ -12,8 +12,8 @@ from xmixup_jax.errors import DataError
 # The loader has threads of its own; OpenCV's would only contend with them.
 cv2.setNumThreads(0)
 
-_MAX_PIXELS = 2**27
-MAX_BYTES = 4 * _MAX_PIXELS
+MAX_PIXELS = 2**27
+MAX_BYTES = 4 * MAX_PIXELS
 # A progressive JPEG goes over all its pixels once a scan, and a scan may be a few bytes: so many
 # pixels times scans take some seconds.
 _MAX_SCANNED = 2**30
@@ -61,6 +61,11 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
             f'{where} is not an image that can be decoded ({len(encoded)} bytes; damaged, cut '
             'short, or too large): replace or remove it'
         )
+    return middle_square(image, size)
+
+
+def middle_square(image: np.ndarray, size: int) -> np.ndarray:
+    """The middle square of uint8 [H, W, 3], scaled to [size, size, 3]."""
     height, width = image.shape[:2]
     short = min(height, width)
     # Cutting before scaling costs less than the other way round, and gives the same square.
@@ -80,7 +85,7 @@ def _decode(encoded: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray | N
 def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
     with contextlib.suppress(ValueError):  # what it warns of, OpenCV may decode all the same
         height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
-        if height * width > min(_MAX_PIXELS, _MAX_SCANNED // max(1, encoded.count(_SCAN))):
+        if height * width > min(MAX_PIXELS, _MAX_SCANNED // max(1, encoded.count(_SCAN))):
             return None
         if space in ('YCbCr', 'Gray', 'RGB') and b'Exif' not in encoded[:_EXIF_WITHIN]:
             return simplejpeg.decode_jpeg(encoded, 'RGB', min_height=size, min_width=size)

@@ -54,37 +54,71 @@ def train_batches(
     """
     target, source = data.target, data.source
     if match is not None:
-        selected = match.selected
-        number = np.full(len(source.class_names), -1, np.int32)
-        number[selected] = np.arange(len(selected), dtype=np.int32)
-        source_labels = number[source.labels]
-        used = np.flatnonzero(source_labels >= 0)  # the positions of `cache.used_records`
-        by_class = np.argsort(source_labels[used], kind='stable').astype(np.int32)
-        counts = np.bincount(source_labels[used])
-        starts = np.cumsum(counts) - counts
-        classes = number[match.classes]
+        # In the order of `cache.used_records`, which are those of the selected classes.
+        place = np.cumsum(np.isin(source.labels, match.selected)) - 1
 
-    def draw(i: int, rng: np.random.Generator) -> tuple[int, ...]:
-        seed = rng.integers(2**32, dtype=np.uint32)
-        if match is None:
-            return i, seed
-        candidates = classes[target.labels[i]]
-        c = candidates[rng.integers(len(candidates))]
-        return i, seed, by_class[starts[c] + rng.integers(counts[c])]
-
-    def load(drawn: tuple[int, ...]) -> Batch:
-        i, seed, *rest = drawn
+    def load(drawn: dict[str, Any]) -> Batch:
+        i = drawn['target']
         image = np.int32(i) if positions else target.image_or_next(i, resize)
-        record = {'image': image, 'label': target.labels[i], 'seed': seed}
-        for position in rest:
-            j = used[position]
-            record['source_image'] = position if positions else source.image_or_next(j, resize)
-            record['source_label'] = source_labels[j]
+        record = {'image': image, 'label': target.labels[i], 'seed': drawn['seed']}
+        if match is not None:
+            j = drawn['source']
+            image = np.int32(place[j]) if positions else source.image_or_next(j, resize)
+            record |= {'source_image': image, 'source_label': drawn['source_label']}
         return record
 
     # Drawn before the processes part, so that their number does not change what is drawn.
-    drawn = grain.MapDataset.range(len(target)).seed(seed).shuffle().repeat().random_map(draw)
+    source_labels = None if match is None else source.labels
+    drawn = pair_records(target.labels, source_labels, match, seed)
     return _batches(drawn, load, batch_size, num_threads, process_index, process_count)
+
+
+def pair_records(
+    labels: np.ndarray, source_labels: np.ndarray | None, match: ClassMatch | None, seed: int
+) -> grain.MapDataset:
+    """Pairs each target record with a random record of its matched source classes.
+
+    Endless, with random access: an epoch has each target record once, in a new order. What an
+    element holds follows from (seed, place) alone.
+
+    Args:
+      labels: of the target's records, int [N].
+      source_labels: of the source's records, int [M].
+      match: the source classes of every target class; None: without pairs.
+      seed: of order and pairs.
+
+    Returns:
+      elements 'target', a place in `labels`; 'seed', uint32, for the record's augmentation; and
+      with a match 'source', a place in `source_labels`, and 'source_label', int32, the position of
+      its class in `match.selected`.
+
+    >>> from xmixup_jax import match_classes
+    >>> match = match_classes(np.eye(2), np.eye(2)[::-1])  # 0 and 1 of the source are exchanged
+    >>> pairs = pair_records(np.array([0, 1, 1]), np.array([1, 0]), match, seed=0)
+    >>> epoch = [pairs[i] for i in range(3)]
+    >>> sorted((int(each['target']), int(each['source'])) for each in epoch)
+    [(0, 0), (1, 1), (2, 1)]
+    """
+    if match is not None:
+        selected = match.selected
+        number = np.full(max(selected.max(), source_labels.max()) + 1, -1, np.int32)
+        number[selected] = np.arange(len(selected), dtype=np.int32)
+        numbers = number[source_labels]
+        by_class = np.argsort(numbers, kind='stable')
+        places = numbers[by_class], range(len(selected))
+        starts, ends = (np.searchsorted(*places, side) for side in ('left', 'right'))
+        classes = number[match.classes]
+
+    def draw(i: int, rng: np.random.Generator) -> dict[str, Any]:
+        drawn = {'target': i, 'seed': rng.integers(2**32, dtype=np.uint32)}
+        if match is not None:
+            candidates = classes[labels[i]]
+            c = candidates[rng.integers(len(candidates))]
+            j = by_class[starts[c] + rng.integers(ends[c] - starts[c])]
+            drawn |= {'source': j, 'source_label': c}
+        return drawn
+
+    return grain.MapDataset.range(len(labels)).seed(seed).shuffle().repeat().random_map(draw)
 
 
 def eval_batches(
@@ -102,7 +136,8 @@ def eval_batches(
     All processes get the same number of batches, so that collective operations line up.
 
     Yields:
-      'image' uint8 [b, R, R, 3], 'label' int32 [b], 'mask' float32 [b], 0 or 1.
+      'image' uint8 [b, R, R, 3], 'label' int32 [b], 'index' int32 [b], the place in `records`, and
+      'mask' float32 [b], 0 or 1.
     """
     padded = -(-len(records) // batch_size) * batch_size
 
@@ -112,6 +147,7 @@ def eval_batches(
         return {
             'image': image if real else np.zeros((resize, resize, 3), np.uint8),
             'label': records.labels[i if real else 0],
+            'index': np.int32(i),
             'mask': np.float32(real),
         }
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import logging
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -111,6 +112,8 @@ def _build_alone(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if missing:
         raise DataError(missing)
     log.info('Writing %s as array_record to %s', name, builder.data_dir)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     try:
         builder.download_and_prepare()
     except (tfds.download.DownloadError, OSError, AssertionError) as error:

@@ -70,9 +70,9 @@ class Setup(NamedTuple):
     config: ConfigDict
     sizes: Sizes
     state: Any
-    """The initial TrainState, NumPy arrays: pre-trained backbone, random head."""
+    """The initial TrainState of NumPy arrays, with pre-trained backbone and random head."""
     head: dict[str, np.ndarray] | None
-    """The pre-trained network's own head: kernel [D, K_0], bias [K_0]."""
+    """Kernel [D, K_0] and bias [K_0] of the pre-trained network's own head."""
     target: Any
     """Records to train on."""
     source: Any
@@ -169,7 +169,7 @@ class Method(NamedTuple):
     )
 
     norm: Callable[[ConfigDict], Callable] | None = None
-    """Replaces batch normalisation: (config) to a constructor with the arguments of
+    """(config) to a constructor that replaces batch normalisation, with the arguments of
     `models.BatchNorm`."""
 
 

@@ -46,6 +46,10 @@ def contrast(current, queue, labels, temperature):
       current: [B], the current one's score.
       queue: [B, K, L], the scores of L keys of each of K classes.
       labels: int [B].
+
+    >>> queue = jnp.zeros((1, 2, 3))  # no score stands out: uniform over 1 + 6 scores
+    >>> round(float(contrast(jnp.zeros(1), queue, jnp.array([1]), 0.07) / jnp.log(7)), 4)
+    1.0
     """
     scores = jnp.concatenate([current[:, None], queue.reshape(len(queue), -1)], axis=1)
     own_class = jax.nn.one_hot(labels, queue.shape[1])[..., None]

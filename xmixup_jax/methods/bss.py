@@ -12,18 +12,21 @@ import jax.numpy as jnp
 from xmixup_jax.methods.base import Method, View
 
 
-def smallest_squares(features, k):
+def batch_spectral_shrinkage(features, k):
     """The sum of the k smallest squared singular values of [B, D].
 
     Differentiable, and finite, where singular values coincide: the values' derivative alone,
     unlike the vectors', has no difference of singular values in a denominator.
+
+    >>> float(batch_spectral_shrinkage(jnp.diag(jnp.array([3.0, 2.0, 1.0])), 2))
+    5.0
     """
     return jnp.sum(jnp.square(jnp.linalg.svd(features, compute_uv=False)[-k:]))
 
 
 def penalty(view: View):
     features = jax.lax.all_gather(view.outputs.features, 'batch', tiled=True)
-    return view.config.bss.eta * smallest_squares(features, view.config.bss.k)
+    return view.config.bss.eta * batch_spectral_shrinkage(features, view.config.bss.k)
 
 
 METHOD = Method(penalty=penalty, defaults={'eta': 0.001, 'k': 1})

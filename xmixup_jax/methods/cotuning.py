@@ -37,6 +37,10 @@ def fit_temperature(logits, labels):
     Args:
       logits: [N, K].
       labels: int [N].
+
+    >>> logits = np.array([[2.0, 0.0]] * 4)  # too sure: half of it is right
+    >>> fit_temperature(logits, np.array([0, 0, 1, 1])) > 10
+    True
     """
 
     def nll(log_temperature):
@@ -47,7 +51,17 @@ def fit_temperature(logits, labels):
 
 
 def relationship(logits, labels, num_classes, temperature):
-    """p(y_s | y_t), float32 [K_t, K_0]: mean calibrated probabilities of each target class."""
+    """p(y_s | y_t), float32 [K_t, K_0]: mean calibrated probabilities of each target class.
+
+    Args:
+      logits: of the pre-trained head for the target's images, [N, K_0].
+      labels: int [N].
+      num_classes: K_t.
+      temperature: by which the logits are divided, see `fit_temperature`.
+
+    >>> relationship(np.zeros((3, 4)), np.array([0, 1, 1]), 2, 1.0)[1].tolist()
+    [0.25, 0.25, 0.25, 0.25]
+    """
     probabilities = softmax(logits / temperature, axis=1)
     means = [probabilities[labels == c].mean(axis=0) for c in range(num_classes)]
     return np.stack(means).astype(np.float32)

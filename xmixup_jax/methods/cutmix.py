@@ -17,6 +17,10 @@ def box_mask(key, lam, size):
 
     Returns:
       bool [size, size], True inside.
+
+    >>> mask = box_mask(jax.random.key(0), 0.75, 8)
+    >>> mask.shape, bool(0 < mask.mean() <= 0.25)
+    ((8, 8), True)
     """
     side = size * jnp.sqrt(1.0 - lam)
     centre = jax.random.uniform(key, (2,), maxval=size)

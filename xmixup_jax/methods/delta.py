@@ -41,6 +41,10 @@ def map_distance(stages, reference_stages, channel_weights):
     Args:
       stages, reference_stages: feature maps, [B, h, w, C] each.
       channel_weights: [C] each, a.
+
+    >>> ones = jnp.ones((2, 4, 4, 3))
+    >>> float(map_distance([ones], [0 * ones], [jnp.array([0.5, 0.25, 0.25])]))
+    3.0
     """
     total = 0.0
     for maps, reference_maps, weights in zip(

@@ -12,10 +12,14 @@ from xmixup_jax.methods import l2sp
 from xmixup_jax.methods.base import Method, reference, without_weight_decay
 
 
-def combine(loss_grads, penalty_grads):
+def combine_gradients(loss_grads, penalty_grads):
     """g + r - min(0, <r, g>) / ||g||^2 * g, for the gradients g of the loss and r of the penalty.
 
     Its inner product with g is ||g||^2 + max(0, <r, g>) >= 0.
+
+    >>> g, r = {'w': jnp.array([1.0, 0.0])}, {'w': jnp.array([-3.0, 2.0])}
+    >>> combine_gradients(g, r)['w'].tolist()
+    [1.0, 2.0]
     """
     square = optax.tree.norm(loss_grads, squared=True)
     inner = optax.tree.vdot(penalty_grads, loss_grads)
@@ -25,7 +29,7 @@ def combine(loss_grads, penalty_grads):
 
 METHOD = Method(
     penalty=lambda view: l2sp.penalty(view, view.config.dtnh),
-    combine=combine,
+    combine=combine_gradients,
     defaults={'alpha': 0.01, 'beta': 0.01},
     prepare=reference,
     optimizer=without_weight_decay,

@@ -35,7 +35,16 @@ def flow(before, after):
 
 
 def flow_distance(stages, reference_stages):
-    """The sum over the stages of the mean of (G - G0)^2."""
+    """The sum over the stages of the mean of (G - G0)^2.
+
+    Args:
+      stages: the maps at the end of each stage, [B, h, w, C] each.
+      reference_stages: the reference network's.
+
+    >>> maps = [jnp.ones((1, 2, 2, 3)), jnp.ones((1, 1, 1, 4))]
+    >>> float(flow_distance(maps, [2 * maps[0], maps[1]]))
+    1.0
+    """
     flows = [
         [flow(*pair) for pair in itertools.pairwise(maps)] for maps in (stages, reference_stages)
     ]

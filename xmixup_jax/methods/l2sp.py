@@ -15,7 +15,14 @@ from xmixup_jax.optimizer import HEAD
 
 
 def distance_to_start(params, start):
-    """||w - w0||^2 over all parameters but the head's."""
+    """||w - w0||^2 over all parameters but the head's, params['fc'].
+
+    >>> import numpy as np
+    >>> start = {'conv': {'kernel': np.zeros(3)}, 'fc': {'kernel': np.zeros(2)}}
+    >>> params = {'conv': {'kernel': np.ones(3)}, 'fc': {'kernel': np.ones(2)}}
+    >>> float(distance_to_start(params, start)), float(head_norm(params))
+    (3.0, 2.0)
+    """
 
     def backbone(tree):
         return {name: leaf for name, leaf in tree.items() if name != HEAD}

@@ -17,8 +17,9 @@ def extra_logits(config, sizes):
 
 
 def transform(config, keys, batch):
-    lam = mixing.sample_lam(keys, config.xmixup.alpha, config.xmixup.reflect)
-    image = mixing.mix_images(batch['image'], batch['source_image'], lam)
+    image, lam = mixing.cross_domain_mixup(
+        keys, batch['image'], batch['source_image'], config.xmixup.alpha, config.xmixup.reflect
+    )
     return {
         'image': image,
         'label': batch['label'],

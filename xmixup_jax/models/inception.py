@@ -40,6 +40,8 @@ def _join(*branches):
 
 
 class InceptionA(nnx.Module):
+    """Branches of 1x1, 5x5, two 3x3 convolutions, and a pool (figure 5 of the paper)."""
+
     def __init__(self, inputs, pooled, make):
         self.branch1x1 = make(inputs, 64, 1)
         self.branch5x5_1 = make(inputs, 48, 1)
@@ -59,6 +61,8 @@ class InceptionA(nnx.Module):
 
 
 class InceptionB(nnx.Module):
+    """Halves the map, by a 3x3 convolution, two of them, and a pool."""
+
     def __init__(self, inputs, make):
         self.branch3x3 = make(inputs, 384, 3, stride=2)
         self.branch3x3dbl_1 = make(inputs, 64, 1)
@@ -74,6 +78,8 @@ class InceptionB(nnx.Module):
 
 
 class InceptionC(nnx.Module):
+    """Branches of 1x1, factorised 7x7, two of them, and a pool (figure 6)."""
+
     def __init__(self, inputs, width, make):
         row = {'kernel': (1, 7), 'padding': (0, 3)}
         column = {'kernel': (7, 1), 'padding': (3, 0)}
@@ -100,6 +106,8 @@ class InceptionC(nnx.Module):
 
 
 class InceptionD(nnx.Module):
+    """Halves the map, behind a factorised 7x7 convolution in one branch."""
+
     def __init__(self, inputs, make):
         self.branch3x3_1 = make(inputs, 192, 1)
         self.branch3x3_2 = make(192, 320, 3, stride=2)
@@ -114,6 +122,8 @@ class InceptionD(nnx.Module):
 
 
 class InceptionE(nnx.Module):
+    """Branches whose 3x3 convolutions are expanded side by side (figure 7)."""
+
     def __init__(self, inputs, make):
         row = {'kernel': (1, 3), 'padding': (0, 1)}
         column = {'kernel': (3, 1), 'padding': (1, 0)}

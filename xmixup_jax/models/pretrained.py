@@ -8,17 +8,19 @@
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from xmixup_jax.errors import DataError, UserError, first_line
 from xmixup_jax.files import arrays_digest, json_array, read_json, whole_file
-from xmixup_jax.models import MODELS
-from xmixup_jax.models.find_weights import TORCH_SUFFIXES
+from xmixup_jax.models import MODELS, create_model
+from xmixup_jax.models.find_weights import TORCH_SUFFIXES, find_weights
 from xmixup_jax.models.torch_file import TorchFileError, read_torch_file
 from xmixup_jax.models.vit import resize_positions
 from xmixup_jax.optimizer import HEAD
@@ -171,6 +173,53 @@ class Weights:
             return np.asarray(theirs[key], np.float32) if key in theirs else array
 
         return jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats)
+
+
+class Network(NamedTuple):
+    """What `models.forward` takes before the images."""
+
+    graphdef: nnx.GraphDef
+    params: PyTree
+    """Nested dicts of float32 arrays; the head is params['fc']."""
+    batch_stats: PyTree
+
+
+def load_weights(
+    weights: str,
+    model: str,
+    *,
+    num_classes: int = 0,
+    image_size: int = 224,
+    width: int = 64,
+    stem: str = 'imagenet',
+) -> Network:
+    """A pre-trained network, for `models.forward(*network, images, train=False)`.
+
+    Args:
+      weights: a .safetensors or .pth file in timm's or torchvision's key layout, the folder of a
+        run, OWNER/NAME on the Hugging Face Hub, or an installed package.
+      model: a key of `models.MODELS`, for example 'resnet50'.
+      num_classes: of a new head, drawn at random; 0: with the weights' own head.
+      image_size: side of the images, px; only vision transformers depend on it.
+      width, stem: of a ResNet, where it is not the usual one.
+
+    Raises:
+      DataError: there are no such weights, or they are another network's.
+
+    >>> from xmixup_jax.models import forward
+    >>> form = {'width': 4, 'stem': 'cifar'}
+    >>> network = load_weights('weights.safetensors', 'resnet10', num_classes=3, **form)
+    >>> outputs, _ = forward(*network, np.zeros((2, 32, 32, 3), np.float32), train=False)
+    >>> outputs.logits.shape, outputs.features.shape
+    ((2, 3), (2, 32))
+    """
+    found = Weights(find_weights(weights), model)
+    if not num_classes and found.head is None:
+        raise DataError(f'weights {weights} hold no head: give num_classes, for a new one')
+    config = ConfigDict({'name': model, 'width': width, 'stem': stem})
+    logits = num_classes or len(found.head['bias'])
+    graphdef, params, batch_stats = create_model(config, logits, image_size, 0)
+    return Network(graphdef, *found.fill(params, batch_stats, with_head=not num_classes))
 
 
 def _read(path: Path, model: str) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from jax import numpy as jnp
 
 from xmixup_jax.models.base import Outputs, at_least_float32, conv, run_block, scaled
 
-# Blocks in each of the four stages, and whether they are bottlenecks.
+# Blocks in each stage, and whether they are bottlenecks.
 DEPTHS = {
     'resnet10': ((1, 1, 1, 1), False),
     'resnet18': ((2, 2, 2, 2), False),
@@ -79,6 +79,7 @@ class ResNet(nnx.Module):
         self.conv1 = conv(3, width, kernel, stride, rngs)
         self.bn1 = norm(width, rngs=rngs)
         channels = width
+        self.stages = len(depths)
         for stage, depth in enumerate(depths):
             stage_width = width * 2**stage
             blocks = []
@@ -91,7 +92,7 @@ class ResNet(nnx.Module):
         self.fc = nnx.Linear(channels, num_logits, rngs=rngs)
 
     def __call__(self, x, scales=None) -> Outputs:
-        """float32 [B, H, W, 3], normalised, to `Outputs` with four stages.
+        """float32 [B, H, W, 3], normalised, to `Outputs`.
 
         `scales` are factors for the channels at the end of each stage, [C] each.
         """
@@ -99,8 +100,8 @@ class ResNet(nnx.Module):
         if self.pooled:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         stages = []
-        for i, layer in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
-            for block in layer:
+        for i in range(self.stages):
+            for block in getattr(self, f'layer{i + 1}'):
                 x = run_block(block, x, self.remat)
             x = scaled(x, scales, i)
             stages.append(x)

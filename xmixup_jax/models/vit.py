@@ -20,11 +20,15 @@ _STAGES = 4  # of three blocks each
 
 
 class PatchEmbed(nnx.Module):
+    """A linear map of each patch of PATCH x PATCH pixels."""
+
     def __init__(self, width, rngs):
         self.proj = nnx.Conv(3, width, (PATCH, PATCH), strides=PATCH, padding='VALID', rngs=rngs)
 
 
 class Attention(nnx.Module):
+    """Multi-head self-attention over the tokens [B, N, width]."""
+
     def __init__(self, width, heads, rngs):
         self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
         self.proj = nnx.Linear(width, width, rngs=rngs)
@@ -37,6 +41,8 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
+    """Two layers with a GELU between them, four times as wide."""
+
     def __init__(self, width, rngs):
         self.fc1 = nnx.Linear(width, 4 * width, rngs=rngs)
         self.fc2 = nnx.Linear(4 * width, width, rngs=rngs)
@@ -46,6 +52,8 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
+    """Attention and perceptron, each behind a layer norm and beside a shortcut."""
+
     def __init__(self, width, heads, rngs):
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.attn = Attention(width, heads, rngs)

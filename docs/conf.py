@@ -1,0 +1,44 @@
+"""Sphinx: python -m sphinx -W --keep-going -n docs docs/_build"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sphinx.util import logging
+
+from xmixup_jax import __version__
+
+project = 'xmixup-jax'
+author = 'The xmixup-jax authors'
+release = version = __version__
+
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.viewcode',
+]
+exclude_patterns = ['_build']
+html_theme = 'furo'
+html_title = 'xmixup-jax'
+
+myst_enable_extensions = ['dollarmath']
+myst_heading_anchors = 3  # links to headings are checked as links to pages are
+
+autodoc_member_order = 'bysource'
+autodoc_typehints = 'none'  # docstrings give shapes as well
+napoleon_google_docstring = True
+napoleon_use_rtype = False
+# Docstrings name these without their module; they are at the end of the reference.
+nitpick_ignore = [('py:exc', name) for name in ('UserError', 'ConfigError', 'DataError')]
+
+
+def _demand_docstring(app, what, name, obj, options, lines):
+    """The reference has nothing undocumented."""
+    if not any(lines) and what in ('class', 'function', 'method', 'property'):
+        logging.getLogger('docs').warning('%s has no docstring', name)
+
+
+def setup(app):
+    app.connect('autodoc-process-docstring', _demand_docstring)

@@ -1,0 +1,104 @@
+"""The console command `xmixup`: help for newcomers, progress for people, silence for files."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from xmixup_jax import match
+from xmixup_jax.cli import COMMANDS
+from xmixup_jax.errors import ConfigError
+
+COMMAND = Path(sys.executable).with_name('xmixup')
+ONE_DEVICE = os.environ | {'XLA_FLAGS': ''}
+
+
+def xmixup(*arguments):
+    return subprocess.run(
+        [COMMAND, *arguments], capture_output=True, text=True, env=ONE_DEVICE, check=False
+    )
+
+
+def flags(config, workdir, *more):
+    values = {key: config[key] for key in ('data_dir', 'cache_dir')}
+    values |= {'model.width': 4, 'weights': '', 'steps': 8, 'eval_batch_size': 512}
+    given = [f'--config.{key}={value}' for key, value in values.items()]
+    return ['--config=configs/digits.py', f'--workdir={workdir}', *given, *more]
+
+
+def test_help_lists_every_command():
+    done = xmixup()
+    assert done.returncode == 0 and not done.stderr
+    for name in COMMANDS:
+        assert re.search(rf'^    xmixup {name} ', done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_of_a_command_begins_with_an_example(name):
+    done = xmixup(name, '--help')
+    assert done.returncode == 0 and not done.stderr
+    purpose, example, *rest = [part for part in done.stdout.split('\n\n') if part.strip()]
+    assert purpose[0].isupper() and example.startswith(f'    xmixup {name} ')
+    assert '--' in example and rest
+
+
+def test_a_command_that_there_is_not():
+    done = xmixup('trian')
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "no command 'trian': train, match" in done.stderr
+
+
+def test_in_a_terminal(config, records, tmp_path):
+    """Bars while it works, a summary of what was written at the end."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    process = subprocess.Popen(
+        [COMMAND, 'train', *flags(config, tmp_path, '--config.match.images_per_class=60')],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=ONE_DEVICE,
+    )
+    os.close(theirs)
+    seen = b''
+    while True:
+        try:
+            part = os.read(ours, 4096)
+        except OSError:  # as Linux says that the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    output = process.communicate()[0].decode()
+    assert process.returncode == 0, seen
+    bars = {line.split(':')[0] for line in re.split('[\r\n]+', seen.decode())}
+    assert {'features of mnist5k', 'uci_digits xmixup', 'test uci_digits'} <= bars
+    first, *lines = output.splitlines()
+    assert first.startswith('xmixup  top1 ')
+    for line, name in zip(lines, ('report.html', 'model.safetensors', 'metrics.csv'), strict=False):
+        assert line.split()[1] == str(tmp_path / name) and (tmp_path / name).is_file()
+
+
+def test_without_a_terminal(config, records, tmp_path):
+    done = xmixup('train', *flags(config, tmp_path, '--config.method=finetune'))
+    assert done.returncode == 0, done.stderr
+    assert '\r' not in done.stderr and len(done.stderr.splitlines()) <= 3
+    assert len(done.stdout.splitlines()) == 5
+
+
+def test_match_without_training(config, records, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('xmixup_jax.main.setup', lambda config: None)  # of the whole process
+    match.run(['match', *flags(config, tmp_path, '--config.eval_batch_size=1024')])
+    lines = capsys.readouterr().out.splitlines()
+    rows = json.loads((tmp_path / 'match.json').read_text())
+    assert len(rows) == 10 and len(lines) == 11
+    for row, line in zip(rows, lines, strict=False):
+        assert re.fullmatch(rf'{row["target"]}  <-  {row["source"][0]} \(-?[01]\.\d\d\d\)', line)
+    assert not (tmp_path / 'checkpoints').exists()
+    with pytest.raises(ConfigError, match='finetune matches no classes: take one of cotrain, xm'):
+        match.run(['match', *flags(config, tmp_path, '--config.method=finetune')])

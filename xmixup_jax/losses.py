@@ -1,0 +1,32 @@
+"""The methods' losses, penalties and gradients as plain functions on arrays.
+
+For other training loops: each is what a file in `xmixup_jax.methods` trains with, and documented
+there.
+"""
+
+from xmixup_jax.methods.bituning import contrast
+from xmixup_jax.methods.bss import batch_spectral_shrinkage
+from xmixup_jax.methods.cotuning import fit_temperature, relationship
+from xmixup_jax.methods.cutmix import box_mask
+from xmixup_jax.methods.delta import map_distance
+from xmixup_jax.methods.dtnh import combine_gradients
+from xmixup_jax.methods.fsp import flow_distance
+from xmixup_jax.methods.l2sp import distance_to_start, head_norm
+from xmixup_jax.methods.lwf import distillation
+from xmixup_jax.mixing import mixed_cross_entropy, two_label_cross_entropy
+
+__all__ = (
+    'batch_spectral_shrinkage',
+    'box_mask',
+    'combine_gradients',
+    'contrast',
+    'distance_to_start',
+    'distillation',
+    'fit_temperature',
+    'flow_distance',
+    'head_norm',
+    'map_distance',
+    'mixed_cross_entropy',
+    'relationship',
+    'two_label_cross_entropy',
+)

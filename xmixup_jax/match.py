@@ -1,0 +1,55 @@
+"""Matches every target class with its source classes, and shows the outcome, without training.
+
+    xmixup match --config=configs/digits.py
+    xmixup match --config=configs/digits.py --config.match.assignment=nearest
+
+Takes the same flags as `xmixup train`; the values in `config.match` are what it depends on. Writes
+match.json into the work directory. (`python -m xmixup_jax.match` is the same.)
+"""
+
+import sys
+from pathlib import Path
+
+from xmixup_jax.data.names import readable
+from xmixup_jax.data.sources import Data
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.main import ended, read_command
+from xmixup_jax.matching import ClassMatch
+from xmixup_jax.methods import METHODS
+from xmixup_jax.preparation import find_match
+from xmixup_jax.processes import is_first
+from xmixup_jax.train import backbone_weights, check_inputs, open_data, report_match
+from xmixup_jax.workdir import MATCH
+
+
+def show_match(match: ClassMatch, data: Data, workdir: Path) -> None:
+    """Writes match.json and prints a line for each target class."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    report_match(workdir, match, data)
+    targets, sources = readable(data.target.class_names), readable(data.source.class_names)
+    width = min(30, max(map(len, targets)))
+    for target, classes, similarity in zip(targets, match.classes, match.similarity, strict=True):
+        pairs = zip(classes, similarity, strict=True)
+        words = ', '.join(f'{sources[c]} ({value:.3f})' for c, value in pairs)
+        print(f'{target:{width}}  <-  {words}')
+
+
+def run(argv: list[str]) -> None:
+    """Matches the classes of the configuration's data."""
+    config, workdir = read_command(argv)
+    if not METHODS[config.method].pairs:
+        pairing = ', '.join(name for name, method in METHODS.items() if method.pairs)
+        raise ConfigError(
+            f'config.method={config.method} matches no classes: take one of {pairing}'
+        )
+    check_inputs(config)
+    weights = backbone_weights(config)
+    data = open_data(config)
+    match = find_match(config, weights, data)
+    if is_first():
+        show_match(match, data, workdir)
+        print(f'->  {workdir / MATCH}')
+
+
+if __name__ == '__main__':
+    ended(run, sys.argv)

@@ -1,0 +1,130 @@
+"""What a trained network says of images.
+
+    xmixup predict --workdir=runs/digits-xmixup-seed0 photo.jpg more_photos/
+    xmixup predict --workdir=runs/mine --format=csv --top=1 photos/ > classes.csv
+
+  IMAGE ...       image files, and folders, which are searched for images
+  --workdir=DIR   the folder of a finished run (or a .safetensors file that `export` wrote)
+  --format=NAME   table (default), csv or json
+  --top=N         classes for each image (default: 5; 0: all)
+  --batch_size=N  images that go through the network at a time (default: 64)
+
+Images of any size, in any format that OpenCV or Pillow reads. What cannot be decoded is named, the
+others are predicted all the same, and the exit code is 1. The same from Python:
+
+    model = xmixup_jax.load('runs/digits-xmixup-seed0')
+    model.predict(['photo.jpg'])
+
+(`python -m xmixup_jax.predict` is the same as `xmixup predict`.)
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from xmixup_jax.data.folder import IMAGE_SUFFIXES
+from xmixup_jax.errors import DataError, UserError
+from xmixup_jax.main import ended, setup
+from xmixup_jax.trained import Prediction, load
+
+Write = Callable[[Path, Prediction], None]
+
+
+def find_images(paths: list[Path]) -> list[Path]:
+    """The files among `paths`, and what looks like an image in the folders among them.
+
+    Raises:
+      DataError: one does not exist, or a folder holds no image.
+    """
+    Image.init()
+    suffixes = {*IMAGE_SUFFIXES, *Image.registered_extensions()}
+    found = []
+    for path in paths:
+        if path.is_file():
+            found.append(path)
+            continue
+        files = sorted(file for file in path.rglob('*') if file.is_file())
+        within = [file for file in files if file.suffix.lower() in suffixes]
+        if not within:
+            what = 'holds no images' if path.is_dir() else 'does not exist'
+            raise DataError(f'{path} {what}: name image files, or folders of them')
+        found += within
+    return found
+
+
+@contextmanager
+def _table(top: int) -> Iterator[Write]:
+    def write(path: Path, prediction: Prediction) -> None:
+        pairs = zip(prediction.class_names[:top], prediction.probabilities[:top], strict=True)
+        print(path, *(f'{100 * p:6.2f} %  {name}' for name, p in pairs), sep='\n  ')
+
+    yield write
+
+
+@contextmanager
+def _csv(top: int) -> Iterator[Write]:
+    writer = csv.writer(sys.stdout, lineterminator='\n')
+    writer.writerow(['image', 'rank', 'class', 'probability'])
+
+    def write(path: Path, prediction: Prediction) -> None:
+        pairs = zip(prediction.class_names[:top], prediction.probabilities[:top], strict=True)
+        writer.writerows([path, i, name, f'{p:.6f}'] for i, (name, p) in enumerate(pairs, 1))
+
+    yield write
+
+
+@contextmanager
+def _json(top: int) -> Iterator[Write]:
+    """A list, written as it grows."""
+    before = '[\n'
+
+    def write(path: Path, prediction: Prediction) -> None:
+        nonlocal before
+        pairs = zip(prediction.class_names[:top], prediction.probabilities[:top], strict=True)
+        classes = [{'class': name, 'probability': round(float(p), 6)} for name, p in pairs]
+        print(before, json.dumps({'image': str(path), 'classes': classes}), sep='', end='')
+        before = ',\n'
+
+    yield write
+    print('[]' if before == '[\n' else '\n]')
+
+
+FORMATS = {'table': _table, 'csv': _csv, 'json': _json}
+
+
+def run(argv: list[str]) -> None:
+    """Parses the flags and predicts."""
+    parser = argparse.ArgumentParser(prog='xmixup predict', add_help=False)  # `ended` gives help
+    parser.add_argument('images', nargs='+', type=Path)
+    parser.add_argument('--workdir', required=True, type=Path)
+    parser.add_argument('--format', default='table', choices=FORMATS)
+    parser.add_argument('--top', default=5, type=int)
+    parser.add_argument('--batch_size', default=64, type=int)
+    args = parser.parse_args(argv[1:])
+    if args.top < 0 or args.batch_size < 1:
+        parser.error('--top must be 0 or more, --batch_size 1 or more')
+    model = load(args.workdir)
+    setup(model.config)
+    paths = find_images(args.images)
+    bad = 0
+    bar = tqdm(paths, 'predict', unit='image', disable=None, leave=False)
+    with FORMATS[args.format](args.top or len(model.class_names)) as write:
+        for path, result in zip(paths, model.stream(bar, args.batch_size), strict=True):
+            if isinstance(result, DataError):
+                tqdm.write(f'xmixup: {result}', file=sys.stderr)
+                bad += 1
+            else:
+                write(path, result)
+    if bad:
+        raise UserError(f'{bad} of {len(paths)} images could not be decoded; they are named above')
+
+
+if __name__ == '__main__':
+    ended(run, sys.argv)

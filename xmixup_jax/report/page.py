@@ -1,0 +1,52 @@
+"""From values to one HTML file: templates that escape what they are given, and pictures inside."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+import simplejpeg
+from markupsafe import Markup
+
+from xmixup_jax.files import whole_file
+
+THUMBNAIL = 96  # px, at most
+
+_templates = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write(path: Path, template: str, **values: Any) -> None:
+    """Fills a template of this folder; names from outside are escaped.
+
+    Raises:
+      OSError: there is no room.
+    """
+    with whole_file(path) as partial:
+        partial.write_text(_templates.get_template(template).render(**values), encoding='utf-8')
+
+
+def image_uri(image: np.ndarray) -> str:
+    """A thumbnail of uint8 RGB [S, S, 3] as a data URI."""
+    if len(image) > THUMBNAIL:
+        image = cv2.resize(image, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=88)
+    return 'data:image/jpeg;base64,' + base64.b64encode(encoded).decode()
+
+
+def figure_tag(document: str, description: str) -> Markup:
+    """An <img> of an SVG document.
+
+    Args:
+      document: the SVG.
+      description: its alternative text.
+    """
+    uri = 'data:image/svg+xml;base64,' + base64.b64encode(document.encode()).decode()
+    return Markup('<img class="plot" src="{}" alt="{}">').format(uri, description)

@@ -1,0 +1,250 @@
+"""report.html of a run."""
+
+import csv
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from ml_collections import ConfigDict
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix
+
+from xmixup_jax.data.names import readable
+from xmixup_jax.data.records import Records
+from xmixup_jax.data.sources import Data
+from xmixup_jax.errors import DataError
+from xmixup_jax.evaluation import Tested
+from xmixup_jax.files import read_json
+from xmixup_jax.matching import ClassMatch
+from xmixup_jax.report import figures
+from xmixup_jax.report.page import figure_tag, image_uri, write
+from xmixup_jax.report.scores import reliability
+from xmixup_jax.workdir import ENVIRONMENT, METRICS, REPORT
+
+_PAIRS, _INPUTS, _MISTAKEN, _MISTAKES = 200, 12, 6, 8  # shown at most
+_IMAGES = 2  # of each class in the match
+_SIMILARITY = {
+    'cosine': 'the cosine',
+    'euclidean': 'minus the distance',
+    'emd': "the earth mover's similarity",
+}
+
+
+def write_report(
+    workdir: Path,
+    config: ConfigDict,
+    result: dict[str, Any],
+    data: Data,
+    match: ClassMatch | None,
+    inputs: dict[str, np.ndarray],
+    tested: Tested | None,
+) -> None:
+    """Writes report.html, from what the run found and from its metrics.csv.
+
+    Args:
+      workdir: of the run.
+      config: of the run.
+      result: the content of result.json.
+      data: its records; some images are read.
+      match: of the classes, where the method pairs.
+      inputs: of the first batch, see `step.input_step`.
+      tested: the network's outputs on data.test.
+    """
+    names = readable(data.target.class_names)
+    environment = read_json(workdir / ENVIRONMENT)
+    write(
+        workdir / REPORT,
+        'run.html',
+        title=f'{config.target.name.split("/")[-1]} · {config.method}',
+        sentence=sentence(result),
+        contents=_contents(match, 'lam' in inputs, tested),
+        pixelated=config.resize < 64,
+        curves=_curves(_rows(workdir / METRICS), result),
+        inputs=_inputs(inputs, names, data, match),
+        mixed='lam' in inputs,
+        similarity=_SIMILARITY[config.match.similarity] if match else '',
+        **_match(match, data, config.resize),
+        **_classes(tested, names, data.test, config.resize),
+        facts=_facts(result, environment[-1]),
+        config=json.dumps(config.to_dict(), indent=2),
+        environment=json.dumps(environment, indent=2),
+    )
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The result in one line."""
+    trained = (
+        f'{result["method"]} with {result["train_images"]} training images of '
+        f'{result["num_classes"]} classes, {result["steps"]} steps, seed {result["seed"]}, '
+        f'{result["seconds"]:.0f} s on {result["devices"]}'
+    )
+    if 'top1' not in result:
+        return trained
+    return f'{100 * result["top1"]:.2f} % top-1 on {result["test_images"]} test images: {trained}'
+
+
+def _contents(match, mixed: bool, tested) -> list[tuple[str, str]]:
+    parts = [
+        (True, 'training', 'training'),
+        (match is not None, 'match', 'class match'),
+        (True, 'inputs', 'mixed images' if mixed else 'training images'),
+        (tested is not None, 'classes', 'classes'),
+        (tested is not None, 'calibration', 'calibration'),
+        (True, 'configuration', 'configuration'),
+    ]
+    return [(id, name) for there, id, name in parts if there]
+
+
+def _rows(path: Path) -> list[dict[str, float]]:
+    """Of metrics.csv, what each row has."""
+    with path.open(newline='') as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+
+
+def _curves(rows: list[dict[str, float]], result: dict[str, Any]) -> list[Markup]:
+    def points(key: str, scale: float = 1.0) -> list[tuple[float, float]]:
+        found = [(row['step'], scale * row[key]) for row in rows if key in row]
+        final = result.get(key.removeprefix('test_')) if key.startswith('test_') else None
+        return found if final is None else [*found, (result['steps'], scale * final)]
+
+    loss = {'training': points('loss'), 'test': points('test_loss')}
+    top1 = {'training': points('top1', 100), 'test': points('test_top1', 100)}
+    speed = figures.curves({'images/s': points('images_per_second')}, 'training images/s')
+    rate = figures.curves({'rate': points('learning_rate')}, 'learning rate')
+    values = [value for line in loss.values() for _, value in line]
+    log = bool(values) and 0 < 20 * min(values) < max(values)
+    return [
+        figure_tag(figures.curves(loss, 'loss', log), _ends('Loss', loss)),
+        figure_tag(figures.curves(top1, 'top-1, %'), _ends('Top-1 accuracy in %', top1)),
+        figure_tag(rate, 'Learning rate over the steps.'),
+        figure_tag(speed, 'Training images a second over the steps.'),
+    ]
+
+
+def _ends(what: str, lines: dict[str, list[tuple[float, float]]]) -> str:
+    ends = [f'{name} from {x[0][1]:.3g} to {x[-1][1]:.3g}' for name, x in lines.items() if x]
+    return f'{what} over the steps: {", ".join(ends)}.'
+
+
+def _uri(records: Records, i: int, resize: int) -> str | None:
+    try:
+        image = records.image(i, resize)
+    except DataError:  # too many images are damaged; the run had no need of this one
+        return None
+    return None if image is None else image_uri(image)
+
+
+def _first_images(records: Records, c: int, resize: int) -> list[str]:
+    """Thumbnails of the first images of a class that can be read."""
+    uris = (_uri(records, i, resize) for i in np.flatnonzero(records.labels == c)[: 3 * _IMAGES])
+    return list(itertools.islice(filter(None, uris), _IMAGES))
+
+
+def _match(match: ClassMatch | None, data: Data, resize: int) -> dict[str, Any]:
+    if match is None:
+        return {'match': None, 'match_left_out': 0}
+    targets, sources = readable(data.target.class_names), readable(data.source.class_names)
+    order = np.argsort(-match.similarity[:, 0], kind='stable')[:_PAIRS]
+    pairs = [
+        {
+            'target': targets[t],
+            'target_images': _first_images(data.target, t, resize),
+            'sources': [
+                {
+                    'name': sources[s],
+                    'similarity': f'{similarity:.3f}',
+                    'images': _first_images(data.source, s, resize),
+                }
+                for s, similarity in zip(match.classes[t], match.similarity[t], strict=True)
+            ],
+        }
+        for t in order
+    ]
+    return {'match': pairs, 'match_left_out': len(targets) - len(pairs)}
+
+
+def _inputs(
+    inputs: dict[str, np.ndarray], names: list[str], data: Data, match: ClassMatch | None
+) -> list[dict[str, Any]]:
+    """A card for each of the first images, with what is in it."""
+    if 'source_label' in inputs:
+        selected = readable(data.source.class_names)
+        others = [selected[match.selected[c]] for c in inputs['source_label'][:_INPUTS]]
+    else:
+        others = [names[c] for c in inputs.get('other_label', ())[:_INPUTS]]
+    cards = []
+    for i, image in enumerate(inputs['image'][:_INPUTS]):
+        own = names[inputs['label'][i]]
+        labels = [{'kind': 'target', 'words': own}]
+        if 'lam' in inputs:
+            lam = float(inputs['lam'][i])
+            kind = 'source' if 'source_label' in inputs else 'target'
+            labels = [
+                {'kind': 'target', 'words': f'{lam:.2f} {own}'},
+                {'kind': kind, 'words': f'{1 - lam:.2f} {others[i]}'},
+            ]
+        words = ' + '.join(label['words'] for label in labels)
+        cards.append({'uri': image_uri(image), 'labels': labels, 'words': words})
+    return cards
+
+
+def _classes(
+    tested: Tested | None, names: list[str], test: Records | None, resize: int
+) -> dict[str, Any]:
+    """Confusion, accuracy of each class, mistakes of the worst ones, calibration."""
+    if tested is None:
+        return {'tested': False}
+    probabilities = softmax(tested.logits.astype(np.float64), axis=1)
+    answer = probabilities.argmax(axis=1)
+    matrix = confusion_matrix(tested.label, answer, labels=range(len(names)))
+    rows = []
+    for c, name in enumerate(names):
+        count, right = int(matrix[c].sum()), int(matrix[c, c])
+        wrong = np.where(np.arange(len(names)) == c, 0, matrix[c])
+        other = int(wrong.argmax())
+        confused = f'{names[other]} ({wrong[other]})' if wrong[other] else ''
+        percent = round(100 * right / count, 1) if count else None
+        rows.append({'c': c, 'name': name, 'right': right, 'count': count, 'percent': percent})
+        rows[-1]['confused'] = confused
+    rows = sorted((row for row in rows if row['count']), key=lambda row: row['percent'])
+    mistakes = []
+    for row in rows[:_MISTAKEN]:
+        wrong = np.flatnonzero((tested.label == row['c']) & (answer != row['c']))
+        surest = wrong[np.argsort(-probabilities[wrong, answer[wrong]])][:_MISTAKES]
+        images = [
+            {
+                'uri': _uri(test, tested.index[i], resize),
+                'answer': names[answer[i]],
+                'probability': f'{probabilities[i, answer[i]]:.0%}',
+            }
+            for i in surest
+        ]
+        if images:
+            mistakes.append(row | {'images': [each for each in images if each['uri']]})
+    bins = reliability(probabilities, tested.label)
+    return {
+        'tested': True,
+        'classes': rows,
+        'confusion': figure_tag(
+            figures.confusion(matrix, names),
+            f'Confusion matrix of {len(names)} classes: {np.trace(matrix)} of {matrix.sum()} test '
+            'images are on the diagonal.',
+        ),
+        'mistakes': mistakes,
+        'ece': f'{100 * bins.ece:.1f} %',
+        'reliability': figure_tag(
+            figures.reliability(bins),
+            f'Reliability: accuracy over confidence, expected calibration error {bins.ece:.3f}.',
+        ),
+    }
+
+
+def _facts(result: dict[str, Any], environment: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What a reader wants to know without opening the configuration."""
+    keys = ('test_images', 'skipped_images', 'images_per_second', 'first_step_seconds', 'commit')
+    facts = [(key.replace('_', ' '), result[key]) for key in keys if result[key] is not None]
+    versions = ', '.join(f'{name} {value}' for name, value in environment['versions'].items())
+    return [*facts, ('versions', versions), ('command', ' '.join(environment['command']))]
