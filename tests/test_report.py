@@ -118,7 +118,9 @@ def test_report_of_a_run(config, named, reported):
     mixed = [words for words in alternatives if words.startswith('mixed image')]
     assert len(mixed) == 12
     for words in mixed:
-        lam, rest = re.fullmatch(r'mixed image: ([01]\.\d\d) .+ \+ (0\.\d\d) .+', words).groups()
+        lam, rest = re.fullmatch(
+            r'mixed image: ([01]\.\d\d) × .+ \+ (0\.\d\d) × .+', words
+        ).groups()
         assert float(lam) + float(rest) == pytest.approx(1, abs=0.011)
     assert any(words.startswith('Top-1 accuracy in %') for words in alternatives)
     correct = round(200 * result['top1'])

@@ -169,25 +169,29 @@ def _match(match: ClassMatch | None, data: Data, resize: int) -> dict[str, Any]:
 def _inputs(
     inputs: dict[str, np.ndarray], names: list[str], data: Data, match: ClassMatch | None
 ) -> list[dict[str, Any]]:
-    """A card for each of the first images, with what is in it."""
+    """A card for each of the first images, or of the most mixed, with what is in it."""
     if 'source_label' in inputs:
         selected = readable(data.source.class_names)
-        others = [selected[match.selected[c]] for c in inputs['source_label'][:_INPUTS]]
+        others = [selected[match.selected[c]] for c in inputs['source_label']]
     else:
-        others = [names[c] for c in inputs.get('other_label', ())[:_INPUTS]]
+        others = [names[c] for c in inputs.get('other_label', ())]
+    shown = range(len(inputs['image']))
+    if 'lam' in inputs:
+        shown = np.argsort(np.abs(inputs['lam'] - 0.5), kind='stable')
+    shown = shown[:_INPUTS]
     cards = []
-    for i, image in enumerate(inputs['image'][:_INPUTS]):
+    for i in shown:
         own = names[inputs['label'][i]]
         labels = [{'kind': 'target', 'words': own}]
         if 'lam' in inputs:
             lam = float(inputs['lam'][i])
             kind = 'source' if 'source_label' in inputs else 'target'
             labels = [
-                {'kind': 'target', 'words': f'{lam:.2f} {own}'},
-                {'kind': kind, 'words': f'{1 - lam:.2f} {others[i]}'},
+                {'kind': 'target', 'words': f'{lam:.2f} × {own}'},
+                {'kind': kind, 'words': f'{1 - lam:.2f} × {others[i]}'},
             ]
         words = ' + '.join(label['words'] for label in labels)
-        cards.append({'uri': image_uri(image), 'labels': labels, 'words': words})
+        cards.append({'uri': image_uri(inputs['image'][i]), 'labels': labels, 'words': words})
     return cards
 
 
