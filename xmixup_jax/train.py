@@ -188,15 +188,7 @@ def open_input(
     used = used_records(data, match)
     kind = together(lambda: choose(config, list(used.values())))
     data = together(lambda: with_caches(config, kind, data, match))
-    batches = train_batches(
-        data,
-        match,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        resize=config.resize,
-        num_threads=config.num_threads,
-        positions=kind == 'device',
-    )
+    batches = _batches(config, data, match, config.num_threads, positions=kind == 'device')
     return batches, fill_pool(config, used) if kind == 'device' else {}, data
 
 
@@ -204,15 +196,22 @@ def first_inputs(
     task: Task, config: ConfigDict, data: Data, match: ClassMatch | None
 ) -> dict[str, np.ndarray]:
     """What the network sees in the first step: `step.input_step` of the first batch."""
-    batches = train_batches(
+    batches = _batches(config, data, match, num_threads=1, positions=False)
+    return jax.device_get(task.input_step(shard(next(iter(batches)))))
+
+
+def _batches(
+    config: ConfigDict, data: Data, match: ClassMatch | None, num_threads: int, positions: bool
+) -> grain.IterDataset:
+    return train_batches(
         data,
         match,
         seed=config.seed,
         batch_size=config.batch_size,
         resize=config.resize,
-        num_threads=1,
+        num_threads=num_threads,
+        positions=positions,
     )
-    return jax.device_get(task.input_step(shard(next(iter(batches)))))
 
 
 def backbone_weights(config: ConfigDict) -> Weights | None:
