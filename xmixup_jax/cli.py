@@ -14,6 +14,7 @@ come inside Python packages. Documentation: README.md and docs/.
 
 import ast
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -28,9 +29,17 @@ COMMANDS = {
 HELP = {'-h', '--help', '-help', 'help'}
 
 
+def help_text(module: str) -> str:
+    """A module's docstring, without importing it, and JAX with it, which takes seconds."""
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding='utf-8')
+    return ast.get_docstring(ast.parse(source))
+
+
 def main() -> None:
     """The console command `xmixup`."""
     name, *rest = sys.argv[1:] or ['--help']
+    if HELP & {name, *rest}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     if name in HELP:
         print(__doc__)
     elif name == '--version':
@@ -42,9 +51,7 @@ def main() -> None:
         )
         sys.exit(2)
     elif HELP & set(rest):
-        # Without importing it, and JAX with it, which takes seconds.
-        source = Path(importlib.util.find_spec(COMMANDS[name]).origin).read_text(encoding='utf-8')
-        print(ast.get_docstring(ast.parse(source)))
+        print(help_text(COMMANDS[name]))
     else:
         sys.path.insert(0, str(Path.cwd()))  # for configs/, as with `python -m`
         program = importlib.import_module(COMMANDS[name])

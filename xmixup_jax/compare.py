@@ -1,4 +1,4 @@
-"""Runs methods with several seeds and tabulates what they reach and what they cost.
+r"""Runs methods with several seeds and tabulates what they reach and what they cost.
 
     xmixup compare --config=configs/digits.py --methods=all --seeds=0,1,2,3,4 \
         --workdir=DIR [--sample_rates=0.15,0.3,0.5,1.0] [--config.KEY=VALUE ...]

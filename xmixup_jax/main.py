@@ -1,8 +1,8 @@
-"""Trains a classifier on your images, with help from a source data set, and tests it.
+r"""Trains a classifier on your images, with help from a source data set, and tests it.
 
     xmixup train --config=configs/digits.py
     xmixup train --config=configs/digits.py --config.method=finetune --config.seed=1
-    xmixup train --config=configs/folder.py --config.target.name=folder:my_photos \\
+    xmixup train --config=configs/folder.py --config.target.name=folder:my_photos \
         --config.source.name=folder:imagenet_photos --workdir=runs/mine
 
   --config=FILE          the experiment, a Python file; those in configs/ are examples
@@ -103,6 +103,7 @@ def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
             print(sys.modules[program.__module__].__doc__)
         else:
             program(argv)
+            sys.stdout.flush()
     except UserError as error:
         if isinstance(error, Interrupted):
             leave()  # all processes have agreed to stop, and some may still be writing
@@ -123,6 +124,8 @@ def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
         )
     except KeyboardInterrupt:
         fail('stopped by a signal: the same command continues', Interrupted.exit_code)
+    except BrokenPipeError:  # whoever read the output, `head` say, has had enough
+        os._exit(1)
     except OSError as error:  # a full disk, a read-only folder
         if error.strerror is None:
             raise
