@@ -28,6 +28,7 @@ def start(config, workdir, processes, devices, slurm=False, **values):
         'steps': STEPS,
         'log_every': 1,
         'checkpoint_every': 5,
+        'report': False,
     } | values
     command = [
         sys.executable,
@@ -90,7 +91,7 @@ def finish(processes, code=0):
 
 
 def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_path):
-    """1 process, stopped; 2 processes, of which one is killed; 1 process to the end."""
+    """1 process, stopped; 2 processes, of which one is killed; 2 to the end, with a report."""
     alone, moved = tmp_path / 'alone', tmp_path / 'moved'
     reference = start(config, alone, 1, 4)
     finish(reference)
@@ -112,8 +113,9 @@ def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_p
     two[1].communicate()
     assert max(rows(moved)) < STEPS
 
-    outputs = finish(start(config, moved, 1, 4))
-    assert outputs[0][0].startswith('xmixup  top1 ')
+    outputs = finish(start(config, moved, 2, 2, report=True))
+    assert '\nxmixup  top1 ' in outputs[0][0] and 'top1' not in outputs[1][0]
+    assert 'Class match' in (moved / 'report.html').read_text()
     assert list(rows(alone)) == list(rows(moved)) == list(range(1, STEPS + 1))
     np.testing.assert_allclose(list(rows(moved).values()), list(rows(alone).values()), rtol=1e-5)
 

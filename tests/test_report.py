@@ -93,17 +93,21 @@ def named(records):
     return Data(target, test.select(np.arange(200)), source)
 
 
-@pytest.fixture
-def reported(config, named, tmp_path):
-    config.report = True
-    config.eval_every = 4
-    return train_and_evaluate(config, tmp_path / 'run', named), tmp_path / 'run'
+def check_in_browser(path):
+    """Where there is one: on a large screen and on a phone's."""
+    if CHROMIUM:
+        for width in (1200, 375):
+            complaints, content, broken = in_browser(path, width)
+            assert not complaints and content <= width and broken == 0
 
 
-def test_report_of_a_run(config, named, reported):
-    result, workdir = reported
+def test_report_of_a_run(config, named, tmp_path):
+    config.update({'report': True, 'eval_every': 4})
+    workdir = tmp_path / 'run'
+    result = train_and_evaluate(config, workdir, named)
     page = Page(workdir / 'report.html')
     check_self_contained(page)
+    check_in_browser(workdir / 'report.html')
     assert f'{100 * result["top1"]:.2f} % top-1 on 200 test images' in page.text
     for name in (*EVIL[:4], 'tabby'):
         assert name in page.text
@@ -132,14 +136,6 @@ def test_report_of_a_run(config, named, reported):
     assert train_and_evaluate(config, workdir, named)['top1'] == result['top1']
     again = (workdir / 'report.html').read_text().split('Configuration and versions')[0]
     assert len(again) == pytest.approx(len(before), rel=0.1)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium here')
-def test_report_in_a_browser(reported):
-    _, workdir = reported
-    for width in (1200, 375):
-        complaints, content, broken = in_browser(workdir / 'report.html', width)
-        assert not complaints and content <= width and broken == 0
 
 
 def test_report_without_match_and_test(config, records, tmp_path):
@@ -177,8 +173,7 @@ def test_report_of_a_comparison(config, tmp_path):
     top1 = 100 * np.mean([row['top1'] for row in rows[6:9]])
     assert f'cotrain {top1:.2f} % at 2.00 times' in figures[0]
     assert EVIL[0] in page.text
-    if CHROMIUM:
-        assert in_browser(tmp_path / 'report.html', 375) == ([], 375, 0)
+    check_in_browser(tmp_path / 'report.html')
 
 
 def test_calibration_against_its_definition():

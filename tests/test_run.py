@@ -114,7 +114,8 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FL
 
 
 def command(config, workdir, **values):
-    flags = {'data_dir': config.data_dir, 'cache_dir': config.cache_dir, 'weights': ''} | values
+    flags = {'data_dir': config.data_dir, 'cache_dir': config.cache_dir, 'weights': ''}
+    flags |= {'report': False} | values
     return [
         sys.executable,
         '-m',

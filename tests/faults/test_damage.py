@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from runs import rows
+from fault_runs import rows
 
 from xmixup_jax import step as step_lib
 from xmixup_jax.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from runs import ENVIRONMENT, Server, arguments, checkpoints, rows
+from fault_runs import ENVIRONMENT, Server, arguments, checkpoints, rows
 from safetensors.numpy import load_file
 
 from xmixup_jax import files

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from runs import Server, arguments, checkpoints, rows
+from fault_runs import Server, arguments, checkpoints, rows
 
 KILLS = 12
 EVERY = 4
