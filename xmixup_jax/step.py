@@ -367,7 +367,7 @@ def map_train_steps(step_fn):
 
 
 def map_eval_step(step_fn):
-    """Maps (state, batch) -> sums over the devices."""
+    """Maps (state, batch) -> what is summed over, or gathered from, all devices."""
     return jax.pmap(step_fn, axis_name='batch', in_axes=(None, 0), out_axes=None)
 
 

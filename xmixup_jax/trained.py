@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
     """What a network says of one image, the most probable first."""
 
     class_names: tuple[str, ...]
-    """K names."""
+    """K names; words in the place of WordNet ids."""
     probabilities: np.ndarray
     """float32 [K], descending."""
 
@@ -59,7 +59,9 @@ class TrainedModel:
         outputs, _ = forward(self.graphdef, self.params, self.batch_stats, images, train=False)
         return outputs.logits
 
-    def predict(self, images: Picture | Iterable[Picture], batch_size: int = 64):
+    def predict(
+        self, images: Picture | Iterable[Picture], batch_size: int = 64
+    ) -> list[Prediction]:
         """Predicts the classes of images.
 
         Args:
@@ -67,7 +69,7 @@ class TrainedModel:
           batch_size: images that go through the network at a time.
 
         Returns:
-          a list with a `Prediction` for each image.
+          a `Prediction` for each image.
 
         Raises:
           DataError: an image cannot be decoded.
