@@ -108,9 +108,11 @@ class TrainedModel:
         return augment.center_crop(square[None], self.config.image_size)[0]
 
     def _run(self, images: list[np.ndarray], batch_size: int) -> np.ndarray:
-        """Logits; always of a whole batch, so that there is one compiled program."""
+        """Logits; of a power of two of images, or a whole batch, so that few programs are compiled
+        and one image does not cost as much as a batch."""
         size = self.config.image_size
-        batch = np.zeros((batch_size, size, size, 3), np.uint8)
+        padded = min(batch_size, 1 << max(0, len(images) - 1).bit_length())
+        batch = np.zeros((padded, size, size, 3), np.uint8)
         if not images:
             return batch[:0]
         batch[: len(images)] = images
