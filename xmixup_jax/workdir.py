@@ -12,6 +12,7 @@ from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.errors import ConfigError, UserError, first_line
 from xmixup_jax.files import held, read_json, set_aside, sha256, whole_file, write_json
 from xmixup_jax.models.find_weights import WEIGHTS_FILE
+from xmixup_jax.models.pretrained import is_whole
 from xmixup_jax.processes import first_says, is_first, together
 
 log = logging.getLogger('xmixup_jax')
@@ -60,7 +61,7 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
         _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))
     whole = all((workdir / name).exists() for name in (RESULT, SUMS))
     # Without checkpoints nothing would be left to make a report from.
-    remade = {RESULT, WEIGHTS_FILE, *([REPORT] if checkpoints.steps else [])}
+    remade = {RESULT, WEIGHTS_FILE, *([REPORT, SUMS] if checkpoints.steps else [])}
     whole &= not changes and not remade & set(damaged)
     whole = first_says(whole)
     together(lambda: _update(config, workdir, changes, damaged, whole) if is_first() else None)
@@ -116,22 +117,37 @@ def _update(
 
 
 def damaged_files(workdir: Path) -> list[str]:
-    """Those of a finished run that are missing or no longer what they were; [] of any other."""
+    """Those of a finished run that are missing or no longer what they were; [] of any other.
+
+    The list of digests may be what is damaged. Then it is named, and the best network, which no
+    checkpoint has, stays if it is whole by its own digest.
+    """
     path = workdir / SUMS
     if not path.exists():
         return []
-    lines = path.read_text(errors='replace').splitlines()
+    content = path.read_bytes()
+    lines = content.decode(errors='replace').splitlines()
     sums = dict(line.split('  ', 1)[::-1] for line in lines if '  ' in line)
-    return [
+    damaged = [
         name
         for name in _FILES
         if (workdir / name).is_file() != (name in sums)
         or (name in sums and sha256(workdir / name) != sums[name])
     ]
+    if BEST in damaged and is_whole(workdir / BEST):
+        damaged[damaged.index(BEST)] = SUMS
+    elif content != _sums(sums):
+        damaged.append(SUMS)
+    return damaged
+
+
+def _sums(sums: dict[str, str]) -> bytes:
+    """As `sha256sum --check` reads it."""
+    return ''.join(f'{digest}  {name}\n' for name, digest in sums.items()).encode()
 
 
 def seal(workdir: Path) -> None:
     """Writes the digests of the run's files, now that it is finished."""
     sums = {name: sha256(workdir / name) for name in _FILES if (workdir / name).is_file()}
     with whole_file(workdir / SUMS) as partial:
-        partial.write_text(''.join(f'{digest}  {name}\n' for name, digest in sums.items()))
+        partial.write_bytes(_sums(sums))

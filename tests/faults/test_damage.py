@@ -16,6 +16,7 @@ from xmixup_jax.errors import ConfigError, UserError
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.pretrained import save_weights
 from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.workdir import damaged_files
 
 RNG = np.random.default_rng()
 
@@ -141,6 +142,29 @@ def test_files_of_a_finished_run(config, tmp_path, caplog, faults, record_proper
         assert str(workdir) in warnings(caplog), (name, damage)
         outcomes['noticed'] += 1
     count(outcomes, record_property, 'a finished run')
+
+
+def test_a_damaged_list_of_digests(config, tmp_path, caplog):
+    """Whatever is left of it, the best network, which no checkpoint has, stays."""
+    config.eval_every = 2
+    begun, workdir = tmp_path / 'begun', tmp_path / 'run'
+    result = train_and_evaluate(config, begun)
+    whole = (begun / 'SHA256SUMS').read_bytes()
+    best = whole.index(b'best_model') - 66  # where its line begins
+    flipped = whole[:best] + bytes([whole[best] ^ 1]) + whole[best + 1 :]
+    for content in (b'', whole[: best - 9], whole[:-1], flipped, b'\xff' + whole):
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.copytree(begun, workdir)
+        (workdir / 'SHA256SUMS').write_bytes(content)
+        caplog.clear()
+        again = train_and_evaluate(config, workdir)
+        for key in ('top1', 'best_top1', 'best_step', 'best_loss', 'steps', 'images_per_second'):
+            if key != 'images_per_second' or b'result.json' in content:
+                assert again[key] == result[key]
+        assert f'{workdir}/SHA256SUMS is not what the run wrote' in warnings(caplog)
+        for name in ('model.safetensors', 'best_model.safetensors'):
+            assert (workdir / name).read_bytes() == (begun / name).read_bytes()
+        assert damaged_files(workdir) == []
 
 
 def test_no_checkpoint_is_whole_or_readable(config, tmp_path, monkeypatch):

@@ -266,6 +266,14 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise DataError(f'{path} is not a readable safetensors file: {error}') from error
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is there, and is what `save_weights` wrote."""
+    try:
+        return path.is_file() and bool(read_metadata(path)) and bool(_read(path, ''))
+    except DataError:
+        return False
+
+
 def _read_orbax(path: Path, model: str) -> dict[str, np.ndarray]:
     """'params' and 'batch_stats' of an orbax checkpoint, which may hold more."""
     try:
