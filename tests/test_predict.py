@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.special import softmax
 
 import xmixup_jax
-from xmixup_jax import main, predict
+from xmixup_jax import main, predict, trained
 from xmixup_jax import step as step_lib
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
@@ -103,6 +103,21 @@ def test_a_bomb_that_pillow_would_decode(workdir):
     Image.new('1', (2**15, 2**13)).save(file, 'PCX')  # a few kB, 2**28 pixels
     with pytest.raises(DataError, match='too large'):
         xmixup_jax.load(workdir).predict(file.getvalue())
+
+
+@pytest.mark.parametrize('form', ['TGA', 'ICO', 'PCX', 'SGI', 'DDS', 'AVIF', 'IM', 'GIF'])
+def test_mutated_images_are_read_or_refused(picture, form):
+    """Whatever Pillow's decoders make of them; tests/faults has OpenCV's."""
+    rng, file = np.random.default_rng(), io.BytesIO()
+    Image.fromarray(picture).save(file, form)
+    for _ in range(60):
+        content = bytearray(file.getvalue())
+        for place in rng.integers(len(content[:200]), size=rng.integers(1, 6)):
+            content[place] = rng.integers(256)
+        try:
+            assert trained._decode_any(bytes(content), 24, 'it').shape == (24, 24, 3)
+        except DataError as error:
+            assert str(error).startswith('it is not an image')
 
 
 def test_the_command(workdir, picture, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """A trained network: read from the folder of a run, and asked for predictions."""
 
 import io
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,9 @@ from xmixup_jax.models import create_model, forward
 from xmixup_jax.models.find_weights import WEIGHTS_FILE
 from xmixup_jax.models.pretrained import Weights, read_metadata
 from xmixup_jax.optimizer import HEAD
+
+# What cannot be decoded is reported by this program, with the file's name.
+logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 PyTree = Any
 Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
@@ -168,7 +172,7 @@ def _decode_any(encoded: bytes, size: int, where: str) -> np.ndarray:
                     raise unknown
                 upright = ImageOps.exif_transpose(image)
                 return middle_square(np.asarray(upright.convert('RGB')), size)
-        except (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError):
+        except Exception:  # Pillow has no common class for what its decoders raise
             raise unknown from None
 
 
