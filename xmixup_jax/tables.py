@@ -114,6 +114,11 @@ def training_seconds(row: Row) -> float | None:
     return row['seconds'] - row['first_step_seconds']
 
 
+def seconds_by_method(rows: list[Row]) -> dict[str, dict[int, float]]:
+    """{method: {seed: `training_seconds`}}."""
+    return by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
+
+
 def markdown(rows: list[Row], costs: dict[str, StepCost]) -> str:
     """A table for each sample rate."""
     parts = []
@@ -140,7 +145,7 @@ def cells(rows: list[Row], costs: dict[str, StepCost]) -> list[list[str]]:
         name: {seed: 100 * value for seed, value in seeds.items()}
         for name, seeds in by_method(rows, 'top1').items()
     }
-    seconds = by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
+    seconds = seconds_by_method(rows)
     table = []
     for name in dict.fromkeys(row['method'] for row in rows):
         line = [f'`{name}`', *_accuracy_cells(top1.get(name, {}), top1.get(BASELINE, {}), name)]
@@ -211,7 +216,7 @@ def draw(figure: Figure, rows: list[Row]) -> None:
 
 def _draw_rate(axes, rows, names, offset, colour, label) -> None:
     top1 = by_method(rows, 'top1')
-    seconds = by_method([row | {'time': training_seconds(row)} for row in rows], 'time')
+    seconds = seconds_by_method(rows)
     for place, name in enumerate(names):
         y = place + offset
         values = [100 * value for value in top1.get(name, {}).values()]

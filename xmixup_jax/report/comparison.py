@@ -78,8 +78,7 @@ def sentence(rate: float | None, rows: list[tables.Row]) -> str:
 
 def _trade_off(rows: list[tables.Row]) -> Any:
     top1 = tables.by_method(rows, 'top1')
-    timed = [row | {'time': tables.training_seconds(row)} for row in rows]
-    seconds = tables.by_method(timed, 'time')
+    seconds = tables.seconds_by_method(rows)
     points = {}
     for name, values in top1.items():
         ratio = tables.time_ratio(seconds.get(name, {}), seconds.get(tables.BASELINE, {}))
