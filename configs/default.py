@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.match = ml_collections.ConfigDict(
         {
             'similarity': 'cosine',  # 'cosine', 'euclidean', 'emd'
-            'assignment': 'optimal',  # 'optimal', 'greedy', 'nearest', 'random'
+            'assignment': 'optimal',  # 'optimal', 'greedy', 'nearest', 'random', 'least'
             'classes_per_target': 1,
             'images_per_class': 50,  # for the class means; 0: all
         }

@@ -103,22 +103,29 @@ STAGES = {
 
 
 @pytest.mark.parametrize('name', STAGES)
-def test_stages_and_their_scales(name):
+def test_stages_and_their_hooks(name):
     size = 107 if name == 'inception_v3' else 96
     graphdef, params, batch_stats = make(name, size)
     images = np.zeros((2, size, size, 3), np.float32)
 
-    def outputs(scales):
-        return forward(graphdef, params, batch_stats, images, train=False, scales=scales)[0]
+    def outputs(hook=None):
+        return forward(graphdef, params, batch_stats, images, train=False, hook=hook)[0]
 
-    maps = jax.eval_shape(lambda: outputs(None)).stages
+    maps = jax.eval_shape(outputs).stages
     assert [(m.shape[1], m.shape[3]) for m in maps] == STAGES[name]
     assert all(m.shape[1] == m.shape[2] for m in maps)
-    # The flow between any two of them can be computed (FSP), and each has its own scales.
+    # The flow between any two of them can be computed (FSP).
     pairs = itertools.pairwise(maps)
     assert all(jax.eval_shape(flow, *pair).shape[0] == 2 for pair in pairs)
-    scales = [jax.ShapeDtypeStruct((m.shape[3],), np.float32) for m in maps]
-    assert jax.eval_shape(outputs, scales).logits.shape == (2, CLASSES)
+    # A hook is called at the end of each, and may halve the batch there.
+    called = []
+
+    def hook(x, stage):
+        called.append((stage, x.shape[-1]))
+        return x[:1] if stage == len(maps) - 2 else x
+
+    assert jax.eval_shape(lambda: outputs(hook)).logits.shape == (1, CLASSES)
+    assert called == [(i, m.shape[3]) for i, m in enumerate(maps)]
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2, 3]))

@@ -37,6 +37,14 @@ def test_optimal_reaches_the_best_total_of_all_one_to_one_assignments(similarity
     np.testing.assert_allclose(match.similarity.sum(), best, atol=1e-5)
 
 
+@given(similarities())
+def test_least_is_optimal_for_the_opposite(similarity):
+    match = assign(similarity, 'least')
+    assert len(match.selected) == len(similarity)
+    best = assign(-similarity, 'optimal').similarity.sum()
+    np.testing.assert_allclose(match.similarity.sum(), -best, atol=1e-5)
+
+
 @given(similarities(rows=(2, 2), columns=(4, 5)))
 def test_optimal_with_two_classes_for_each_target(similarity):
     columns = similarity.shape[1]
@@ -87,7 +95,7 @@ def test_random_is_one_to_one_and_follows_its_seed(similarity, seed):
     )
 
 
-@pytest.mark.parametrize('kind', ['optimal', 'greedy'])
+@pytest.mark.parametrize('kind', ['optimal', 'greedy', 'least'])
 def test_one_to_one_needs_enough_source_classes(kind):
     with pytest.raises(ConfigError, match=r'assignment=nearest'):
         assign(np.zeros((3, 2)), kind)

@@ -25,11 +25,9 @@ from tests.method_checks import (
     outputs,
 )
 from xmixup_jax import mixing
-from xmixup_jax.methods import (
-    METHODS,
-    cutmix,
-    smile,
-)
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.methods import METHODS, cutmix, smile
+from xmixup_jax.models import BatchNorm, create_model, forward
 from xmixup_jax.step import TrainState
 
 
@@ -169,3 +167,38 @@ def test_neighbour_goes_around_the_whole_batch():
     values = np.arange(12).reshape(4, 3)  # four devices with three records each
     rolled = jax.vmap(mixing.neighbour, axis_name='batch')(values)
     np.testing.assert_array_equal(np.ravel(rolled), np.roll(np.arange(12), 1))
+
+
+@pytest.mark.parametrize('stage', [1, 2])
+def test_xmixup_of_feature_maps(stage):
+    """The stages before on both images apart (batch statistics are of both together), the later
+    ones on the mixture."""
+    config = digits.get_config()
+    config.xmixup.mix_at, config.xmixup.alpha, config.model.name = stage, 1.0, 'resnet6'
+    made = create_model(config.model, 7, 12, 0, BatchNorm, 'float32', False)
+    keys = jax.random.split(jax.random.key(3), B)
+    pair = {'image': normal(B, 12, 12, 3), 'source_image': normal(B, 12, 12, 3, seed=1)}
+    labels = {'label': jnp.asarray(LABELS), 'source_label': jnp.zeros(B, jnp.int32)}
+    batch = METHODS['xmixup'].transform(config, keys, pair | labels)
+    np.testing.assert_array_equal(batch['lam'], mixing.sample_lam(keys, 1.0, reflect=True))
+    hook = METHODS['xmixup'].hook(make_view('xmixup', batch=batch)._replace(config=config))
+    found = forward(*made, batch['image'], train=False, hook=hook)[0]
+
+    mine, other = (forward(*made, image, train=False)[0].stages for image in pair.values())
+    lam = np.asarray(batch['lam'])[:, None, None, None]
+    mixed_maps = lam * mine[stage - 1] + (1 - lam) * other[stage - 1]
+
+    def replace(x, at):  # the map is replaced as a whole, whatever came in
+        return mixed_maps if at == stage - 1 else x
+
+    expected = forward(*made, pair['image'], train=False, hook=replace)[0]
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    assert len(found.logits) == B
+
+
+def test_xmixup_beyond_the_last_stage_is_refused():
+    batch = {'label': jnp.asarray(LABELS)}
+    view = make_view('xmixup', outputs=outputs(normal(2 * B, K), stages=(0, 0)), batch=batch)
+    view.config.xmixup.mix_at = 3
+    with pytest.raises(ConfigError, match=r'mix_at=3 is beyond the last stage .* it has 2'):
+        METHODS['xmixup'].loss(view)

@@ -101,11 +101,10 @@ def test_delta_channel_weights_by_zeroing_each_channel():
     kernel, bias = normal(5, K), normal(K)
     mix = normal(2, 5)
 
-    def network(params, batch_stats, images, scales=None):
+    def network(params, batch_stats, images, hook=lambda x, stage: x):
         del params, batch_stats
-        scales = (1.0, 1.0) if scales is None else scales
-        first = images * scales[0]
-        second = jnp.tanh(first @ mix) * scales[1]
+        first = hook(images, 0)
+        second = hook(jnp.tanh(first @ mix), 1)
         return outputs(features=second.mean((1, 2)), stages=(first, second))
 
     weights = delta.channel_weights(network, {}, {}, images, labels, (kernel, bias))

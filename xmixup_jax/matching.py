@@ -13,8 +13,8 @@ from scipy.spatial.distance import cdist
 from xmixup_jax.errors import ConfigError
 
 SIMILARITIES = ('cosine', 'euclidean', 'emd')
-ASSIGNMENTS = ('optimal', 'greedy', 'nearest', 'random')
-ONE_TO_ONE = ('optimal', 'greedy')
+ASSIGNMENTS = ('optimal', 'greedy', 'nearest', 'random', 'least')
+ONE_TO_ONE = ('optimal', 'greedy', 'least')
 EMD_GAMMA = 0.01
 
 
@@ -125,7 +125,8 @@ def assign(
       kind: `optimal`, no source class used twice, largest total similarity (Hungarian);
         `greedy`, likewise, but always the most similar pair left; `nearest`, each target's most
         similar classes, which targets may share; `random`, regardless of similarity, without
-        sharing as long as the source has enough classes.
+        sharing as long as the source has enough classes; `least`, as `optimal`, but with the
+        smallest total similarity (ablation).
       classes_per_target: k, source classes for each target class.
       seed: for `random` only.
 
@@ -135,8 +136,8 @@ def assign(
     num_target, num_source = similarity.shape
     k = classes_per_target
     check_assignment(kind, num_target, num_source, k)
-    if kind == 'optimal':
-        rows, columns = linear_sum_assignment(np.repeat(similarity, k, axis=0), maximize=True)
+    if kind in ('optimal', 'least'):
+        rows, columns = linear_sum_assignment(np.repeat(similarity, k, axis=0), kind == 'optimal')
         classes = columns[np.argsort(rows, kind='stable')].reshape(num_target, k)
     elif kind == 'greedy':
         classes = _greedy(similarity, k)

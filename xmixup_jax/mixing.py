@@ -65,10 +65,10 @@ def mix_images(images: jax.Array, source_images: jax.Array, lam: jax.Array) -> j
     """Returns lam * images + (1 - lam) * source_images.
 
     Args:
-      images, source_images: float [B, H, W, C].
+      images, source_images: float [B, ...], images or feature maps.
       lam: float32 [B].
     """
-    lam = lam.reshape(-1, 1, 1, 1).astype(images.dtype)
+    lam = lam.reshape(-1, *[1] * (images.ndim - 1)).astype(images.dtype)
     return lam * images + (1.0 - lam) * source_images
 
 

@@ -229,7 +229,13 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
 
     def terms(params):
         outputs, batch_stats = forward(
-            task.graphdef, params, state.batch_stats, inputs['image'], train=True, key=view.key
+            task.graphdef,
+            params,
+            state.batch_stats,
+            inputs['image'],
+            train=True,
+            key=view.key,
+            hook=method.hook and method.hook(view),
         )
         seen = view._replace(params=params, outputs=outputs)
         penalty = method.penalty(seen) if method.penalty else 0.0
@@ -290,9 +296,9 @@ def _prepare_batch(config: ConfigDict, method: Method, batch: PyTree) -> tuple[j
     return key_method, images
 
 
-def network(graphdef, params, batch_stats, images, train: bool = False, scales=None) -> Outputs:
+def network(graphdef, params, batch_stats, images, train: bool = False, hook=None) -> Outputs:
     """`models.forward` for a network beside the one that is trained: its outputs alone."""
-    return forward(graphdef, params, batch_stats, images, train=train, scales=scales)[0]
+    return forward(graphdef, params, batch_stats, images, train=train, hook=hook)[0]
 
 
 def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:

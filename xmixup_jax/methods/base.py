@@ -78,7 +78,7 @@ class Setup(NamedTuple):
     source: Any
     """The source's Records, if the method pairs or `reads_source`."""
     network: Callable[..., Outputs]
-    """(params, batch_stats, images, train=False, scales=None) to Outputs."""
+    """(params, batch_stats, images, train=False, hook=None) to Outputs."""
     images: Callable[[Any], tuple[np.ndarray, np.ndarray]]
     """Records to (centre crops float32 [N, H, W, 3], labels int32 [N])."""
     outputs: Callable[[Any, Any], dict[str, np.ndarray]]
@@ -147,6 +147,10 @@ class Method(NamedTuple):
     """Whether each target record comes with an auxiliary source record."""
 
     second_view: bool = False
+
+    hook: Callable[[View], Callable[[jax.Array, int], jax.Array] | None] | None = None
+    """(view) to what changes the feature maps within the network, the `hook` of `models.forward`;
+    None where they stay."""
 
     teach: Callable[[View], PyTree] | None = None
     """What the loss aims at, computed beforehand and without gradient."""

@@ -84,7 +84,7 @@ def channel_weights(network, params, batch_stats, images, labels, classifier):
     @jax.jit
     def loss_without(c, params, batch_stats, images):
         scales = jnp.split(jnp.ones(ends[-1]).at[c].set(0, mode='drop'), ends[:-1])
-        outputs = network(params, batch_stats, images, scales=scales)
+        outputs = network(params, batch_stats, images, hook=lambda x, stage: x * scales[stage])
         logits = outputs.features @ kernel + bias
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 

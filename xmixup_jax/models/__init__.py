@@ -107,14 +107,15 @@ def create_model(
 
 
 def forward(
-    graphdef, params, batch_stats, images, *, train: bool, key=None, scales=None
+    graphdef, params, batch_stats, images, *, train: bool, key=None, hook=None
 ) -> tuple[Outputs, Params]:
     """Runs the network; with `train` on batch statistics, under a mapped axis named 'batch'.
 
     Args:
       images: float32 [B, H, W, 3], normalised.
       key: for layers that are random in training.
-      scales: factors for the channels at the end of each stage, [C] each.
+      hook: (x, stage) to what takes the place of x, [B, h, w, c] (of a ViT [B, n, c]), at the end
+        of each stage, counted from 0.
 
     Returns:
       (outputs, batch_stats after this batch).
@@ -125,7 +126,7 @@ def forward(
         for i, (_, layer) in enumerate(nnx.iter_modules(model)):
             if hasattr(layer, 'key'):
                 layer.key = jax.random.fold_in(key, i)
-    outputs = model(images, scales)
+    outputs = model(images, hook)
     return jax.tree.map(at_least_float32, outputs), nnx.to_pure_dict(
         nnx.state(model, nnx.BatchStat)
     )

@@ -61,6 +61,6 @@ def run_block(block: nnx.Module, x: jax.Array, remat: bool) -> jax.Array:
     return nnx.remat(lambda block, x: block(x))(block, x) if remat else block(x)
 
 
-def scaled(x: jax.Array, scales, stage: int) -> jax.Array:
-    """The end of a stage, its channels times `scales[stage]`, if there are any scales."""
-    return x if scales is None else x * scales[stage]
+def after_stage(x: jax.Array, hook, stage: int) -> jax.Array:
+    """What goes on from the end of a stage: `hook(x, stage)`, if there is a hook."""
+    return x if hook is None else hook(x, stage)

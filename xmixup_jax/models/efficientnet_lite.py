@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 to 2 (Google, 2020), in timm's layout.
 
 EfficientNet (Tan and Le, ICML 2019) for phones and small accelerators: no squeeze-and-excitation,
-ReLU6 for swish, stem and head not scaled. Attribute names are those of timm's
+ReLU6 for swish, stem and head not after_stage. Attribute names are those of timm's
 `tf_efficientnet_lite0`, so that a parameter's path is its key there, but for the head (`fc` here).
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, at_least_float32, conv, run_block, scaled
+from xmixup_jax.models.base import Outputs, after_stage, at_least_float32, conv, run_block
 from xmixup_jax.models.depthwise import DepthwiseConv
 
 # Width and depth multipliers.
@@ -119,7 +119,7 @@ class EfficientNetLite(nnx.Module):
         self.remat = False
         self.fc = nnx.Linear(_HEAD, num_logits, rngs=rngs)
 
-    def __call__(self, x, scales=None) -> Outputs:
+    def __call__(self, x, hook=None) -> Outputs:
         """float32 [B, H, W, 3], normalised, to `Outputs` with five stages."""
         x = nnx.relu6(self.bn1(self.conv_stem(x)))
         stages: list = []
@@ -127,7 +127,7 @@ class EfficientNetLite(nnx.Module):
             for block in group:
                 x = run_block(block, x, self.remat)
             if ends:
-                x = scaled(x, scales, len(stages))
+                x = after_stage(x, hook, len(stages))
                 stages.append(x)
         x = nnx.relu6(self.bn2(self.conv_head(x)))
         features = jnp.mean(at_least_float32(x), axis=(1, 2))

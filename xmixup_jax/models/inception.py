@@ -10,7 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, at_least_float32, conv, run_block, scaled
+from xmixup_jax.models.base import Outputs, after_stage, at_least_float32, conv, run_block
 
 MIN_SIZE = 75
 
@@ -175,7 +175,7 @@ class InceptionV3(nnx.Module):
         self.remat = False
         self.fc = nnx.Linear(2048, num_logits, rngs=rngs)
 
-    def __call__(self, x, scales=None) -> Outputs:
+    def __call__(self, x, hook=None) -> Outputs:
         """float32 [B, H, W, 3], normalised, to `Outputs` with five stages."""
         parts = (
             (self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3),
@@ -188,7 +188,7 @@ class InceptionV3(nnx.Module):
         for part in parts:
             for layer in part:
                 x = run_block(layer, x, self.remat and isinstance(layer, nnx.Module))
-            x = scaled(x, scales, len(stages))
+            x = after_stage(x, hook, len(stages))
             stages.append(x)
         features = jnp.mean(at_least_float32(x), axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages))

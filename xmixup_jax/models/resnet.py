@@ -10,7 +10,7 @@ from functools import partial
 from flax import nnx
 from jax import numpy as jnp
 
-from xmixup_jax.models.base import Outputs, at_least_float32, conv, run_block, scaled
+from xmixup_jax.models.base import Outputs, after_stage, at_least_float32, conv, run_block
 
 # Blocks in each stage, and whether they are bottlenecks.
 DEPTHS = {
@@ -91,10 +91,10 @@ class ResNet(nnx.Module):
         self.remat = False  # as in all networks, set by `create_model`
         self.fc = nnx.Linear(channels, num_logits, rngs=rngs)
 
-    def __call__(self, x, scales=None) -> Outputs:
+    def __call__(self, x, hook=None) -> Outputs:
         """float32 [B, H, W, 3], normalised, to `Outputs`.
 
-        `scales` are factors for the channels at the end of each stage, [C] each.
+        `hook` is as in `models.forward`.
         """
         x = nnx.relu(self.bn1(self.conv1(x)))
         if self.pooled:
@@ -103,7 +103,7 @@ class ResNet(nnx.Module):
         for i in range(self.stages):
             for block in getattr(self, f'layer{i + 1}'):
                 x = run_block(block, x, self.remat)
-            x = scaled(x, scales, i)
+            x = after_stage(x, hook, i)
             stages.append(x)
         features = jnp.mean(at_least_float32(x), axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, run_block, scaled
+from xmixup_jax.models.base import Outputs, after_stage, run_block
 
 # Width and heads; both have 12 blocks.
 SIZES = {'vit_s16': (384, 6), 'vit_b16': (768, 12)}
@@ -83,7 +83,7 @@ class VisionTransformer(nnx.Module):
         self.remat = False
         self.fc = nnx.Linear(width, num_logits, rngs=rngs)
 
-    def __call__(self, x, scales=None) -> Outputs:
+    def __call__(self, x, hook=None) -> Outputs:
         """float32 [B, H, W, 3], normalised, to `Outputs` with four stages of patch tokens."""
         x = self.patch_embed.proj(x)
         batch, height, width, channels = x.shape
@@ -94,8 +94,8 @@ class VisionTransformer(nnx.Module):
         for i, block in enumerate(self.blocks, 1):
             x = run_block(block, x, self.remat)
             if i % (_DEPTH // _STAGES) == 0:
-                x = scaled(x, scales, len(stages))
-                stages.append(x[:, 1:].reshape(batch, height, width, channels))
+                x = after_stage(x, hook, len(stages))
+                stages.append(x[:, 1:].reshape(-1, height, width, channels))
         features = self.norm(x[:, 0])
         return Outputs(self.fc(features), features, tuple(stages))
 

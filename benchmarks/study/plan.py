@@ -1,0 +1,201 @@
+"""What the study consists of: its runs, part by part, and the tables that they are kept in."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from benchmarks.study import tasks
+from benchmarks.tune import GRIDS
+from xmixup_jax.methods import METHODS
+
+RUNS, CURVES = 'runs.csv', 'curves.csv'
+KEY = ('part', 'task', 'sample_rate', 'name', 'seed')
+COLUMNS = (
+    *KEY,
+    'changes',
+    'top1',
+    'loss',
+    'train_top1',
+    'steps',
+    'seconds',
+    'first_step_seconds',
+    'images_per_second',
+    'train_images',
+    'test_images',
+    'commit',
+    'error',
+)
+CURVE_COLUMNS = (*KEY, 'step', 'loss', 'top1', 'test_loss', 'test_top1')
+NUMBERS = ('sample_rate', 'seed', *COLUMNS[COLUMNS.index('top1') : COLUMNS.index('commit')])
+
+FEW = 0.15  # of the target's training images: where transfer matters most
+STEPS = {FEW: 1000, 0.3: 1500, 0.5: 2000, 1.0: 3000}  # until fine-tuning fits its images
+HELD_OUT = ('tune', 'curves')  # parts that test on training images which the draw left over
+TUNED_ON = {'digits': 'digits', 'caltech': 'caltech'} | dict.fromkeys(tasks.GROUPS, 'mammals')
+IN_RATES = ('finetune', 'xmixup', 'mixup', 'l2sp', 'cotrain')
+ABLATED = ('mammals', 'food')
+ABLATIONS = {
+    'assignment': [{'match.assignment': kind} for kind in ('greedy', 'nearest', 'random', 'least')],
+    'classes of the source for one of the target': [
+        {'match.assignment': 'nearest', 'match.classes_per_target': k} for k in (3, 10)
+    ],
+    'images of a source class': [{'source.shots': n} for n in (5, 15, 50)],
+    'alpha': [{'xmixup.alpha': value} for value in (0.1, 0.2, 0.5, 1.0, 2.0)],
+    'reflection': [{'xmixup.reflect': False}],
+    'label space': [{'xmixup.label_space': kind} for kind in ('separate', 'target')],
+    'mixed after stage': [{'xmixup.mix_at': stage} for stage in (1, 2, 3, 4)],
+}
+"""Title of an ablation of `xmixup` to what it changes, one value at a time."""
+
+Row = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """One run; the first five fields name it."""
+
+    part: str
+    task: str
+    sample_rate: float
+    name: str
+    seed: int
+    changes: dict[str, Any]
+    """Of the task's configuration, by key."""
+
+    @property
+    def key(self) -> tuple:
+        return self[: len(KEY)]
+
+    def configuration(self, images: Path) -> ConfigDict:
+        """What the run is given; `images` as in `tasks.configuration`."""
+        config = tasks.configuration(self.task, images)
+        config.seed = self.seed
+        config.target.sample_rate = self.sample_rate
+        config.steps = STEPS[self.sample_rate]
+        if self.part in HELD_OUT:
+            config.target.test_split = 'rest'
+        if self.part == 'curves':
+            config.eval_every = config.log_every
+        config.update_from_flattened_dict(self.changes)
+        return config
+
+
+Groups = Iterator[list[Case]]
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of runs.csv or curves.csv, numbers as numbers; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row |= {key: float(row[key]) for key in NUMBERS if row.get(key)}
+        row['seed'] = int(row['seed'])
+    return rows
+
+
+def key(row: Row) -> tuple:
+    """Of the case that a row is of."""
+    return tuple(row[column] for column in KEY)
+
+
+def text(changes: dict[str, Any]) -> str:
+    """`changes` as words in a name or a cell."""
+    return ' '.join(f'{name}={value}' for name, value in changes.items())
+
+
+def _group(part, task, rate, name, seeds, changes) -> list[Case]:
+    return [Case(part, task, rate, name, seed, changes) for seed in seeds]
+
+
+def tune_learning_rate(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """Three learning rates of fine-tuning; all methods use the best."""
+    del seeds, found
+    return _tune(['finetune'], names, [])
+
+
+def tune_methods(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """Three values of each other method's main coefficient."""
+    del seeds
+    return _tune([name for name in GRIDS if name != 'finetune'], names, found)
+
+
+def _tune(methods: list[str], names: list[str], found: list[Row]) -> Groups:
+    for task in dict.fromkeys(TUNED_ON[name] for name in names):
+        for method in methods:
+            name, values = GRIDS[method]
+            for value in values:
+                changes = learning_rate(task, found) | {'method': method, name: value}
+                yield _group('tune', task, FEW, text({name: value}), (0,), changes)
+
+
+def learning_rate(task: str, found: list[Row]) -> dict[str, Any]:
+    """The learning rate that was chosen for a task, as changes of its configuration."""
+    return _best('finetune', task, found) if found else {}
+
+
+def chosen(method: str, task: str, found: list[Row]) -> dict[str, Any]:
+    """A method with the coefficient and learning rate that tuning chose for the task."""
+    return learning_rate(task, found) | {'method': method} | _best(method, task, found)
+
+
+def _best(method: str, task: str, found: list[Row]) -> dict[str, Any]:
+    name, values = GRIDS[method]
+    top1 = {
+        value: mean(
+            row['top1']
+            for row in found
+            if row['part'] == 'tune'
+            and row['task'] == TUNED_ON[task]
+            and row['name'] == text({name: value})
+        )
+        for value in values
+    }
+    return {name: max(values, key=top1.get)}
+
+
+def main(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """Every method on every task, at the smallest sample rate."""
+    for method in METHODS:
+        for task in names:
+            yield _group('main', task, FEW, method, seeds, chosen(method, task, found))
+
+
+def rates(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """Some methods at the other sample rates, with the same coefficients."""
+    for rate in STEPS:
+        for task in names:
+            for method in IN_RATES if rate != FEW else ():
+                yield _group('rates', task, rate, method, seeds, chosen(method, task, found))
+
+
+def ablation(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """`xmixup` with one thing changed at a time."""
+    for variants in ABLATIONS.values():
+        for changes in variants:
+            for task in ABLATED:
+                base = chosen('xmixup', task, found)
+                if task in names and base | changes != base:
+                    yield _group('ablation', task, FEW, text(changes), seeds, base | changes)
+
+
+def curves(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """Learning curves, tested on the way, on training images that the draw left over."""
+    for task in names:
+        for method in ('finetune', 'xmixup'):
+            yield _group('curves', task, FEW, method, seeds[:1], chosen(method, task, found))
+
+
+PARTS = {
+    'tune': (tune_learning_rate, tune_methods),
+    'main': (main,),
+    'rates': (rates,),
+    'ablation': (ablation,),
+    'curves': (curves,),
+}
+"""Each part's phases, one after the other; functions of the names of tasks, the seeds and the rows
+of runs.csv, to groups of cases that share their compiled steps."""
