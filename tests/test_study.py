@@ -1,0 +1,146 @@
+"""The study's plan and tables; that a run of it works, on a network of two stages."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.study import plan, run, tables, tasks
+from benchmarks.tune import GRIDS
+from xmixup_jax.config import validate
+from xmixup_jax.methods import METHODS
+
+
+def make_images(data):
+    """A Tiny-ImageNet of empty files, and a Caltech-101 of none."""
+    every = [name for names in tasks.CATEGORIES.values() for name in names.split()]
+    for split, count in (('train', 150), ('validation', 10)):
+        for name in [*every, 'n09193705']:
+            folder = data / tasks.TINY_IMAGENET / split / name
+            folder.mkdir(parents=True)
+            for i in range(count if name in every[:2] else 1):
+                (folder / f'{split}{i}.JPEG').touch()
+    for split in ('train', 'test'):
+        (data / tasks.CALTECH / split).mkdir(parents=True)
+    return every
+
+
+def test_no_class_of_a_target_is_in_the_source(tmp_path):
+    every = make_images(tmp_path / 'data')
+    assert len(set(every)) == len(every)
+    for _ in range(2):  # a second time nothing is left to do
+        tasks.link_images(tmp_path / 'data', tmp_path / 'images')
+    held_out = [name for group in tasks.GROUPS.values() for name in group]
+    assert len(set(held_out)) == len(held_out) == 59
+    for split in ('train', 'validation'):
+        folder = tmp_path / 'images' / 'rest_source' / split
+        assert {path.name for path in folder.iterdir()} == {*every, 'n09193705'} - {*held_out}
+    target = tmp_path / 'images' / 'animals_target'
+    first = tasks.GROUPS['animals'][0]
+    train, test = ({p.name for p in (target / s / first).iterdir()} for s in ('train', 'test'))
+    assert (len(train), len(test), len(train & test)) == (80, 80, 0)
+    assert all(path.exists() for path in (target / 'test' / first).iterdir())
+
+
+def row(part, task, name, seed, top1, **others):
+    values = {'sample_rate': plan.FEW, 'error': '', 'train_top1': 1.0, 'train_images': 10}
+    times = {'seconds': 10.0, 'first_step_seconds': 2.0}
+    return {'part': part, 'task': task, 'name': name, 'seed': seed, 'top1': top1} | (
+        values | times | others
+    )
+
+
+def tuned_rows():
+    """The second value of each grid is the best."""
+    return [
+        row('tune', task, plan.text({key: value}), 0, 0.5 + 0.1 * (i == 1))
+        for task in dict.fromkeys(plan.TUNED_ON.values())
+        for key, values in GRIDS.values()
+        for i, value in enumerate(values)
+    ]
+
+
+def test_every_case_is_one_run_with_a_possible_configuration(tmp_path):
+    found = tuned_rows()
+    seen = set()
+    for part, phases in plan.PARTS.items():
+        cases = [
+            case
+            for phase in phases
+            for group in phase(list(tasks.TASKS), [0, 1], found)
+            for case in group
+        ]
+        assert cases, part
+        for case in cases:
+            assert case.key not in seen
+            seen.add(case.key)
+            if case.seed == 0:
+                config = case.configuration(tmp_path)
+                validate(config, 1)
+                assert (config.target.test_split == 'rest') == (part in plan.HELD_OUT)
+    for task in tasks.TASKS:
+        for method in METHODS:
+            assert ('main', task, plan.FEW, method, 1) in seen
+
+
+def test_chosen_coefficients_are_the_best_on_held_out_images():
+    chosen = plan.chosen('l2sp', 'food', tuned_rows())
+    assert chosen == {'method': 'l2sp', 'optimizer.learning_rate': 0.01, 'l2sp.alpha': 0.001}
+
+
+@pytest.fixture
+def study():
+    rng = np.random.default_rng(0)
+    rows = [
+        row('main', task, name, seed, rng.random(), seconds=10.0 if name == 'finetune' else 18.0)
+        for task in ('digits', 'food')
+        for name in ('finetune', 'xmixup', 'l2sp')
+        for seed in range(5)
+    ]
+    rows.append(row('main', 'food', 'mixup', 0, 0.0) | {'error': 'diverged'})
+    return tables.Study(rows)
+
+
+def test_mean_over_tasks_and_its_intervals(study):
+    found = tables.to_baseline(study, 'xmixup')
+    table = np.array(
+        [
+            [
+                100 * (study.select('main')[i + 5]['top1'] - study.select('main')[i]['top1'])
+                for i in range(start, start + 5)
+            ]
+            for start in (0, 15)
+        ]
+    )
+    mean, seeds, others = tables.over_tasks(found)
+    assert mean == pytest.approx(table.mean())
+    for half, values in ((seeds, table.mean(0)), (others, table.mean(1))):
+        interval = stats.ttest_1samp(values, 0).confidence_interval()
+        assert half == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_tables(study):
+    lines = tables.differences_table(study).splitlines()
+    names = [line.split('`')[1] for line in lines[2:]]
+    assert names == ['finetune', 'l2sp', 'xmixup']
+    assert lines[-1].endswith('2.00 × |')  # without compilation
+    assert sum(tables.ranks(study).values()) == pytest.approx(6)
+    top1 = [100 * r['top1'] for r in study.select('main')[:5]]
+    expected = f'| `finetune` | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} |'
+    assert tables.top1_table(study).splitlines()[2].startswith(expected)
+
+
+def test_a_run(tmp_path):
+    changes = {'method': 'finetune', 'steps': 4, 'log_every': 2, 'model.name': 'resnet6'}
+    changes |= {'pretrain.steps': 2, 'weights': ''}
+    cases = [plan.Case('main', 'digits', plan.FEW, 'finetune', seed, changes) for seed in (0, 1)]
+    made = run.make(cases, tmp_path)
+    run.append(tmp_path / plan.RUNS, plan.COLUMNS, [row for row, _ in made])
+    run.append(
+        tmp_path / plan.CURVES, plan.CURVE_COLUMNS, [row for _, curve in made for row in curve]
+    )
+    rows = plan.read(tmp_path / plan.RUNS)
+    assert [plan.key(row) for row in rows] == [case.key for case in cases]
+    assert [row['steps'] for row in rows] == [4, 4]
+    assert rows[0]['test_images'] == 1797 - 359
+    assert 0 < rows[0]['top1'] < 1
+    assert [float(row['step']) for row in plan.read(tmp_path / plan.CURVES)] == [2, 4] * 2
