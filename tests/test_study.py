@@ -37,7 +37,7 @@ def test_no_class_of_a_target_is_in_the_source(tmp_path):
     target = tmp_path / 'images' / 'animals_target'
     first = tasks.GROUPS['animals'][0]
     train, test = ({p.name for p in (target / s / first).iterdir()} for s in ('train', 'test'))
-    assert (len(train), len(test), len(train & test)) == (80, 80, 0)
+    assert (len(train), len(test), len(train & test)) == (40, 120, 0)
     assert all(path.exists() for path in (target / 'test' / first).iterdir())
 
 

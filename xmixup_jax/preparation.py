@@ -105,6 +105,7 @@ def begin(
         head=head,
         target=data.target,
         source=data.source,
+        match=match,
         network=partial(step_lib.network, task.graphdef),
         images=partial(images_of, config),
         outputs=lambda state, records: outputs_of(task, config, replicate(state), records),

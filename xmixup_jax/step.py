@@ -222,7 +222,7 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
       metrics; what `after_step` may see: 'batch' with the labels, 'taught').
     """
     config, method = task.config, METHODS[task.config.method]
-    inputs = method.transform(config, *_prepare_batch(config, method, batch))
+    inputs = method.transform(config, *_prepare_batch(config, method, batch, state.step))
     view = _view(task, constants, state, inputs, _step_key(batch))
     if method.teach:
         view = view._replace(taught=jax.lax.stop_gradient(method.teach(view)))
@@ -276,7 +276,9 @@ def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) 
     )
 
 
-def _prepare_batch(config: ConfigDict, method: Method, batch: PyTree) -> tuple[jax.Array, PyTree]:
+def _prepare_batch(
+    config: ConfigDict, method: Method, batch: PyTree, step: jax.Array | int
+) -> tuple[jax.Array, PyTree]:
     """Keys for the method, and its images: cropped, mirrored, normalised."""
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(batch['seed'])
     key_image, key_second, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
@@ -288,6 +290,7 @@ def _prepare_batch(config: ConfigDict, method: Method, batch: PyTree) -> tuple[j
         return augment.normalize(images, config.model)
 
     images = {'image': prepare(key_image, batch['image']), 'label': batch['label']}
+    images['progress'] = jnp.full(len(batch['label']), step / config.steps, jnp.float32)
     if method.pairs:
         images['source_image'] = prepare(key_second, batch['source_image'])
         images['source_label'] = batch['source_label']
@@ -354,7 +357,7 @@ def input_step(task: Task, batch: PyTree) -> PyTree:
       and 'other_label', [B] each.
     """
     config, method = task.config, METHODS[task.config.method]
-    inputs = method.transform(config, *_prepare_batch(config, method, batch))
+    inputs = method.transform(config, *_prepare_batch(config, method, batch, step=0))
     seen = {key: inputs[key] for key in inputs.keys() & {'lam', 'source_label', 'other_label'}}
     count = len(inputs['label'])  # some methods append a second batch
     seen |= {

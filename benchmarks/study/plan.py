@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from benchmarks.study import tasks
 from benchmarks.tune import GRIDS
-from xmixup_jax.methods import METHODS
 
 RUNS, CURVES = 'runs.csv', 'curves.csv'
 KEY = ('part', 'task', 'sample_rate', 'name', 'seed')
@@ -34,10 +33,11 @@ NUMBERS = ('sample_rate', 'seed', *COLUMNS[COLUMNS.index('top1') : COLUMNS.index
 
 FEW = 0.15  # of the target's training images: where transfer matters most
 STEPS = {FEW: 600, 0.3: 900, 0.5: 1200, 1.0: 2000}  # until fine-tuning fits its images
-HELD_OUT = ('tune', 'curves')  # parts that test on training images which the draw left over
-TUNED_ON = {'digits': 'digits', 'caltech': 'caltech'} | dict.fromkeys(tasks.GROUPS, 'animals')
+HELD_OUT = ('tune', 'variants', 'curves')  # tested on training images that the draw left over
+TUNED_ON = dict.fromkeys(tasks.TASKS, 'animals') | {'digits': 'digits'}
 IN_RATES = ('finetune', 'xmixup', 'mixup', 'l2sp', 'cotrain')
 ABLATED = ('animals', 'household')
+VARIED = ('animals', 'caltech')
 ABLATIONS = {
     'assignment': [{'match.assignment': kind} for kind in ('greedy', 'nearest', 'random', 'least')],
     'classes of the source for one of the target': [
@@ -50,6 +50,20 @@ ABLATIONS = {
     'mixed after stage': [{'xmixup.mix_at': stage} for stage in (1, 2, 3, 4)],
 }
 """Title of an ablation of `xmixup` to what it changes, one value at a time."""
+
+VARIANTS = (
+    {'warm_source': True},
+    {'warm_target': True},
+    {'warm_source': True, 'until': 0.67},
+    {'share': 0.5},
+    {'cut': True, 'alpha': 1.0},
+    {'temperature': 2.0},
+    {'source_label': 'translated'},
+    {'source_label': 'distilled'},
+    {'source_label': 'distilled', 'alpha': 1.0},
+    {'source_label': 'distilled', 'warm_target': True},
+)
+"""Options of `variants.METHOD` that were tried, on images held out of the training set."""
 
 Row = dict[str, Any]
 
@@ -160,7 +174,7 @@ def _best(method: str, task: str, found: list[Row]) -> dict[str, Any]:
 
 def main(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Every method on every task, at the smallest sample rate."""
-    for method in METHODS:
+    for method in GRIDS:
         for task in names:
             yield _group('main', task, FEW, method, seeds, chosen(method, task, found))
 
@@ -183,6 +197,18 @@ def ablation(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
                     yield _group('ablation', task, FEW, text(changes), seeds, base | changes)
 
 
+def variants(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """Fine-tuning, `xmixup`, and what might be better."""
+    for task in VARIED:
+        rate = learning_rate(task, found)
+        cases = {method: chosen(method, task, found) for method in ('finetune', 'xmixup')}
+        for options in VARIANTS:
+            changes = {f'xmixup_variant.{key}': value for key, value in options.items()}
+            cases[text(options)] = rate | {'method': 'xmixup_variant'} | changes
+        for name, changes in cases.items() if task in names else ():
+            yield _group('variants', task, FEW, name, seeds, changes)
+
+
 def curves(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Learning curves, tested on the way, on training images that the draw left over."""
     for task in names:
@@ -192,6 +218,7 @@ def curves(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
 
 PARTS = {
     'tune': (tune_learning_rate, tune_methods),
+    'variants': (variants,),
     'main': (main,),
     'rates': (rates,),
     'ablation': (ablation,),

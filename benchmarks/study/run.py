@@ -34,13 +34,14 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from benchmarks.study import plan, tasks
+from benchmarks.study import plan, tasks, variants
 from benchmarks.study.plan import Case, Row
 from xmixup_jax import config as config_lib
 from xmixup_jax.data.sources import Opened
 from xmixup_jax.errors import UserError
 from xmixup_jax.loop import Diverged
 from xmixup_jax.main import ended, setup
+from xmixup_jax.methods import METHODS
 from xmixup_jax.train import backbone_weights, open_data, train_and_evaluate
 from xmixup_jax.workdir import METRICS
 
@@ -107,6 +108,7 @@ def workers(jobs: int):
 
 def _bind(cores) -> None:
     os.sched_setaffinity(0, {cores.get()})
+    METHODS[variants.NAME] = variants.METHOD
 
 
 def _results(pool: ProcessPoolExecutor, function, work: list[tuple], title: str):

@@ -3,8 +3,8 @@
 `digits` needs no download. `caltech` is Tiny-ImageNet to Caltech-101. For the other four, every
 second class of a category of Tiny-ImageNet's is a class of the target. Source and pre-training of
 all four are the classes that no target has: no class of a target was seen, and its neighbours in
-the same category may be found, as birds and cars are in ImageNet. Of a target's class 80 images may
-be trained on; the other 70 training images and the 10 of the validation split are tested on.
+the same category may be found, as birds and cars are in ImageNet. Of a target's class 40 images may
+be trained on; the other 110 training images and the 10 of the validation split are tested on.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ GROUPS = {name: tuple(classes.split()[::2]) for name, classes in CATEGORIES.item
 """The classes of a target, WordNet ids."""
 REST = 'rest'
 """The data set of the classes that are in no group."""
-TRAIN_IMAGES = 80
+TRAIN_IMAGES = 40
 TASKS = ('digits', 'caltech', *GROUPS)
 
 

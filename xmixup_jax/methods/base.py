@@ -10,6 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from xmixup_jax.errors import ConfigError
+from xmixup_jax.matching import ClassMatch
 from xmixup_jax.models import Outputs
 from xmixup_jax.optimizer import HEAD, make_optimizer
 
@@ -77,6 +78,8 @@ class Setup(NamedTuple):
     """Records to train on."""
     source: Any
     """The source's Records, if the method pairs or `reads_source`."""
+    match: ClassMatch | None
+    """Of the target's classes, if the method pairs."""
     network: Callable[..., Outputs]
     """(params, batch_stats, images, train=False, hook=None) to Outputs."""
     images: Callable[[Any], tuple[np.ndarray, np.ndarray]]
@@ -139,7 +142,8 @@ class Method(NamedTuple):
 
     transform: Callable[[ConfigDict, jax.Array, Batch], Batch] = same
     """(config, keys [B], batch) to the batch whose 'image' goes through the network. The batch
-    holds 'image' float32 [B, H, W, 3] and 'label' int32 [B]; with `pairs` also 'source_image' and
+    holds 'image' float32 [B, H, W, 3], 'label' int32 [B] and 'progress' float32 [B], the share of
+    the steps that are done; with `pairs` also 'source_image' and
     'source_label' (an index among the selected source classes), with `second_view` also
     'second_image', the same images cropped and mirrored anew."""
 
