@@ -1,11 +1,16 @@
 """The study's plan and tables; that a run of it works, on a network of two stages."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import log_softmax, softmax
 
-from benchmarks.study import plan, run, tables, tasks
+from benchmarks.study import plan, run, tables, tasks, variants
 from benchmarks.tune import GRIDS
+from configs import digits
+from tests.method_checks import K_0, LABELS, B, K, make_view, normal, outputs
 from xmixup_jax.config import validate
 from xmixup_jax.methods import METHODS
 
@@ -59,7 +64,16 @@ def tuned_rows():
     ]
 
 
-def test_every_case_is_one_run_with_a_possible_configuration(tmp_path):
+@pytest.fixture
+def variant(monkeypatch):
+    """A configuration that knows the variants of XMixup."""
+    monkeypatch.setitem(METHODS, variants.NAME, variants.METHOD)
+    config = digits.get_config()
+    config.method = variants.NAME
+    return config
+
+
+def test_every_case_is_one_run_with_a_possible_configuration(tmp_path, variant):
     found = tuned_rows()
     seen = set()
     for part, phases in plan.PARTS.items():
@@ -78,7 +92,7 @@ def test_every_case_is_one_run_with_a_possible_configuration(tmp_path):
                 validate(config, 1)
                 assert (config.target.test_split == 'rest') == (part in plan.HELD_OUT)
     for task in tasks.TASKS:
-        for method in METHODS:
+        for method in GRIDS:
             assert ('main', task, plan.FEW, method, 1) in seen
 
 
@@ -127,6 +141,67 @@ def test_tables(study):
     top1 = [100 * r['top1'] for r in study.select('main')[:5]]
     expected = f'| `finetune` | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} |'
     assert tables.top1_table(study).splitlines()[2].startswith(expected)
+
+
+def pairs(progress):
+    return {
+        'image': normal(B, 8, 8, 3),
+        'source_image': 5 + normal(B, 8, 8, 3, seed=1),
+        'label': jnp.asarray(LABELS),
+        'source_label': jnp.asarray(LABELS[::-1].copy()) % 2,
+        'progress': jnp.full(B, progress),
+    }
+
+
+def test_variant_mixes_a_part_of_the_images_in_a_part_of_the_steps(variant):
+    keys = jax.random.split(jax.random.key(0), B)
+    options = variant.xmixup_variant
+    options.until = 0.6
+    for progress, share, least in ((0.7, 1.0, 0), (0.5, 0.0, 0), (0.5, 1.0, B)):
+        options.share = share
+        batch = variants.transform(variant, keys, pairs(progress))
+        assert (batch['lam'] < 1).sum() == least
+        unmixed = jnp.isclose(batch['image'], pairs(0)['image']).all((1, 2, 3))
+        np.testing.assert_array_equal(unmixed, batch['lam'] == 1)
+
+
+def test_variant_pastes_a_box_of_the_source(variant):
+    variant.xmixup_variant.cut, variant.xmixup_variant.alpha = True, 1.0
+    keys = jax.random.split(jax.random.key(0), B)
+    batch = variants.transform(variant, keys, pairs(0.0))
+    own, source = (np.isclose(batch['image'], pairs(0)[k]) for k in ('image', 'source_image'))
+    assert (own ^ source).all()
+    np.testing.assert_allclose(own.mean((1, 2, 3)), batch['lam'], atol=1e-6)
+    assert source.sum() > 0
+
+
+def test_variant_losses(variant):
+    logits, lam = normal(B, K + K_0), np.random.default_rng(0).random(B).astype(np.float32)
+    batch = pairs(0.0) | {'lam': jnp.asarray(lam)}
+    view = make_view('finetune', outputs=outputs(logits), batch=batch)
+    plain = view.config.copy_and_resolve_references()
+    plain.xmixup.alpha = 0.2
+    as_xmixup = METHODS['xmixup'].loss(view._replace(config=plain))
+    assert variants.loss(view._replace(config=variant)) == pytest.approx(float(as_xmixup))
+
+    options, taught = variant.xmixup_variant, normal(B, K_0, seed=2)
+    options.weight = 0.5
+    target = -log_softmax(logits[:, :K], 1)[np.arange(B), LABELS]
+    # Distilled: cross-entropy of softened distributions.
+    options.source_label = 'distilled'
+    source = -(softmax(taught / 2, 1) * log_softmax(logits[:, K:] / 2, 1)).sum(1)
+    found = variants.loss(view._replace(config=variant, taught=taught))
+    assert found == pytest.approx(float((lam * target).mean() + 0.5 * source.mean()), rel=1e-5)
+    # Translated: the table's row for the target's part, the source's class for the other.
+    options.source_label = 'translated'
+    table = softmax(normal(K, K_0, seed=3), 1)
+    selected = np.array([1, 3])
+    soft = lam[:, None] * table[LABELS]
+    soft[np.arange(B), selected[np.asarray(batch['source_label'])]] += 1 - lam
+    source = -(soft * log_softmax(logits[:, K:], 1)).sum(1)
+    constants = {'relationship': jnp.asarray(table), 'selected': jnp.asarray(selected)}
+    found = variants.loss(view._replace(config=variant, constants=constants))
+    assert found == pytest.approx(float((lam * target).mean() + 0.5 * source.mean()), rel=1e-5)
 
 
 def test_a_run(tmp_path):

@@ -32,7 +32,7 @@ CURVE_COLUMNS = (*KEY, 'step', 'loss', 'top1', 'test_loss', 'test_top1')
 NUMBERS = ('sample_rate', 'seed', *COLUMNS[COLUMNS.index('top1') : COLUMNS.index('commit')])
 
 FEW = 0.15  # of the target's training images: where transfer matters most
-STEPS = {FEW: 600, 0.3: 900, 0.5: 1200, 1.0: 2000}  # until fine-tuning fits its images
+STEPS = {FEW: 400, 0.3: 600, 0.5: 1000, 1.0: 2000}  # until fine-tuning fits its images
 HELD_OUT = ('tune', 'variants', 'curves')  # tested on training images that the draw left over
 TUNED_ON = dict.fromkeys(tasks.TASKS, 'animals') | {'digits': 'digits'}
 IN_RATES = ('finetune', 'xmixup', 'mixup', 'l2sp', 'cotrain')

@@ -38,7 +38,7 @@ from benchmarks.study import plan, tasks, variants
 from benchmarks.study.plan import Case, Row
 from xmixup_jax import config as config_lib
 from xmixup_jax.data.sources import Opened
-from xmixup_jax.errors import UserError
+from xmixup_jax.errors import Interrupted, UserError
 from xmixup_jax.loop import Diverged
 from xmixup_jax.main import ended, setup
 from xmixup_jax.methods import METHODS
@@ -56,11 +56,23 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--seeds', default='0,1,2,3,4')
     parser.add_argument('--jobs', default=len(os.sched_getaffinity(0)), type=int)
     args = parser.parse_args(argv[1:])
+    try:
+        study(args)
+    except KeyboardInterrupt:
+        pass  # with it goes what refers to the pool, which is closed thereby
+    else:
+        return
+    raise Interrupted(
+        f'stopped by a signal; what has ended is in {args.results}: the same command continues'
+    )
+
+
+def study(args: argparse.Namespace) -> None:
     args.results.mkdir(parents=True, exist_ok=True)
     images = args.workdir / 'images'
     tasks.link_images(args.data, images)
     names, seeds = args.tasks.split(','), [int(seed) for seed in args.seeds.split(',')]
-    with workers(args.jobs) as pool:
+    with workers(args.jobs, args.workdir) as pool:
         for _ in _results(pool, pretrain, [(name, images) for name in names], 'pre-training'):
             pass
         for part in args.parts.split(','):
@@ -86,8 +98,9 @@ def run(argv: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def workers(jobs: int):
-    """A pool of processes, each bound to one core; when it is left early, they save and end."""
+def workers(jobs: int, workdir: Path):
+    """A pool of processes, each bound to one core, that write what they have to say into
+    workdir/core*.log; when it is left early, they save and end."""
     context = multiprocessing.get_context('spawn')
     usable = sorted(os.sched_getaffinity(0))
     cores = context.Queue()
@@ -95,7 +108,7 @@ def workers(jobs: int):
         cores.put(usable[i % len(usable)])
     # The other cores have runs of their own.
     os.environ['XLA_FLAGS'] = '--xla_cpu_multi_thread_eigen=false'
-    pool = ProcessPoolExecutor(jobs, context, _bind, (cores,))
+    pool = ProcessPoolExecutor(jobs, context, _bind, (cores, workdir))
     try:
         yield pool
     finally:
@@ -106,8 +119,12 @@ def workers(jobs: int):
         pool.shutdown(cancel_futures=True)
 
 
-def _bind(cores) -> None:
-    os.sched_setaffinity(0, {cores.get()})
+def _bind(cores, workdir: Path) -> None:
+    core = cores.get()
+    os.sched_setaffinity(0, {core})
+    with (workdir / f'core{core}.log').open('a') as log:
+        for stream in (1, 2):  # the terminal is for the whole study's progress
+            os.dup2(log.fileno(), stream)
     METHODS[variants.NAME] = variants.METHOD
 
 

@@ -176,9 +176,9 @@ def tuned_table(study: Study) -> str:
         cells = []
         for task in names:
             each = {value: found.get((task, plan.text({key: value}))) for value in values}
-            best = max((v for v in each.values() if v is not None), default=None)
+            chosen = max(each, key=lambda value: each[value] or 0.0)
             words = [
-                f'**{value:g}**: {top1:.1f}' if top1 == best else f'{value:g}: {top1:.1f}'
+                f'**{value:g}: {top1:.1f}**' if value == chosen else f'{value:g}: {top1:.1f}'
                 for value, top1 in each.items()
                 if top1 is not None
             ]
@@ -246,6 +246,22 @@ def ablation_table(study: Study) -> str:
     return table(header, rows)
 
 
+def variants_table(study: Study) -> str:
+    """Differences to fine-tuning and to `xmixup`, on images held out of the training set."""
+    names = list(dict.fromkeys(row['name'] for row in study.select('variants')))
+    present = study.tasks('variants')
+    rows = []
+    for name in names:
+        line = [f'`{name}`']
+        for task in present:
+            top1, base = (study.top1(task, each, 'variants') for each in (name, BASELINE))
+            line.append(spread(top1) if name == BASELINE else _difference(top1, base))
+        found = to_baseline(study, name, 'variants')
+        whole = name != BASELINE and len(found) == len(present)
+        rows.append([*line, cell(*over_tasks(found)[:2], sign=True) if whole else ''])
+    return table(['', *present, 'mean'], rows)
+
+
 def compute_table(study: Study) -> str:
     rows = []
     for part in plan.PARTS:
@@ -263,6 +279,7 @@ TABLES: dict[str, Callable[[Study], str]] = {
     'fit': fit_table,
     'rates': rates_table,
     'ablation': ablation_table,
+    'variants': variants_table,
     'compute': compute_table,
 }
 

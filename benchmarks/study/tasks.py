@@ -57,6 +57,7 @@ def configuration(task: str, images: Path) -> ConfigDict:
       images: the folder that `link_images` has filled.
     """
     config = digits.get_config()
+    config.model.stem = 'imagenet' if task == 'caltech' else 'tiny'
     if task == 'digits':
         config.target = default.dataset('uci_digits', 'train[:20%]', 'train[20%:]')
     else:
@@ -64,7 +65,6 @@ def configuration(task: str, images: Path) -> ConfigDict:
         source = task if task == 'caltech' else REST
         config.source = default.dataset(f'folder:{images}/{source}_source', 'train', 'validation')
         config.target = default.dataset(f'folder:{images}/{task}_target', 'train', 'test')
-        config.model.stem = 'imagenet' if task == 'caltech' else 'tiny'
         config.resize, config.image_size = (72, 64) if task == 'caltech' else (36, 32)
         config.pretrain.steps = 10_000
         config.pretrain.optimizer.learning_rate = 0.05
