@@ -165,6 +165,8 @@ def _make(case: Case, workdir: Path) -> tuple[Row, list[Row]]:
         result = train_and_evaluate(config, folder, open_data(config, _opened))
     except Diverged as error:
         return labels | {'error': str(error)}, []
+    except Interrupted:  # it has saved; as an exception the pool would hand out the next runs
+        os._exit(Interrupted.exit_code)
     with (folder / METRICS).open() as file:
         curve = [labels | row for row in csv.DictReader(file)]
     return labels | result | {'train_top1': curve[-1]['top1']}, curve
