@@ -65,6 +65,8 @@ def get_config() -> ml_collections.ConfigDict:
     # A .safetensors or .pth file, OWNER/NAME on the Hugging Face Hub, an installed package or the
     # folder of a run; 'source': train on the source, once for all runs; '': random.
     config.weights = 'source'
+    # Begin the target's head as a linear classifier of the pre-trained features, not at random.
+    config.warm_head = False
     config.pretrain = ml_collections.ConfigDict(
         {
             'seed': 0,

@@ -28,7 +28,7 @@ def test_every_experiment_is_valid_and_says_how_to_run_it(file):
 def pretrain_config_complete(config):
     """The derived run with the sections that it does not need put back, for `validate`."""
     derived = pretrain_config(config).unlock()
-    for key in ('pretrain', 'match', *METHODS):
+    for key in ('pretrain', 'match', 'warm_head', *METHODS):
         if key in config:
             derived[key] = config[key]
     derived.target.test_split = derived.target.test_split or 'train'
@@ -96,6 +96,14 @@ def test_impossible_values_end_in_one_line(flag, words):
     assert '\n' not in str(info.value)
 
 
+def test_a_warm_head_needs_pretrained_features():
+    config, _ = parse('--config.warm_head=True')
+    validate(config, num_devices=8)
+    config.weights = ''
+    with pytest.raises(ConfigError, match=r'config\.warm_head=True.*weights'):
+        validate(config, num_devices=8)
+
+
 def test_flag_and_value_may_be_two_arguments():
     config, workdir = parse_flags(['main', '--config', 'configs/digits.py', '--config.seed', '3'])
     assert (config.seed, workdir) == (3, Path('runs/digits-xmixup-seed3'))
@@ -113,6 +121,7 @@ def test_pretraining_is_shared_by_runs_that_differ_in_nothing_it_depends_on():
     for key, value in (('method', 'finetune'), ('seed', 3), ('steps', 7), ('cache_dir', 'x')):
         config[key] = value
     config.xmixup.alpha, config.target.shots, config.match.assignment = 0.2, 10, 'random'
+    config.warm_head = True
     assert digest(pretrain_config(config)) == same
     config.pretrain.steps += 1
     assert digest(pretrain_config(config)) != same

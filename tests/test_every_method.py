@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 from safetensors.numpy import load_file
+from sklearn.linear_model import LogisticRegression
 
 from tests.test_step import one_and_many_devices, random_batch
 from xmixup_jax import step as step_lib
@@ -77,6 +78,25 @@ def test_cotuning_translates_by_the_pretrained_head(config, records, weights, tm
     probabilities = scipy.special.softmax(np.asarray(outputs.logits) / 2.0, axis=1)
     expected = np.stack([probabilities[labels == c].mean(0) for c in range(10)])
     np.testing.assert_allclose(table, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['finetune', 'lwf'])
+def test_a_warm_head_begins_as_logistic_regression(config, records, weights, tmp_path, name):
+    config.method, config.weights, config.warm_head = name, str(weights), True
+    config.optimizer.learning_rate = 1e-12
+    train_and_evaluate(config, tmp_path)
+    head = load_file(tmp_path / 'model.safetensors')
+
+    config.method = 'finetune'
+    task, state = step_lib.create_task(config, Sizes(10))  # the network of the weights file
+    images, labels = images_of(config, records[0])
+    outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
+    fitted = LogisticRegression(max_iter=1000).fit(np.asarray(outputs.features), labels)
+    np.testing.assert_allclose(head['fc.weight'][:10], fitted.coef_, atol=2e-3)
+    np.testing.assert_allclose(head['fc.bias'][:10], fitted.intercept_, atol=2e-3)
+    pretrained = load_file(weights)['fc.weight'][: len(head['fc.weight']) - 10]
+    np.testing.assert_allclose(head['fc.weight'][10:], pretrained, atol=1e-6)
+    assert len(pretrained) == (10 if name == 'lwf' else 0)
 
 
 @pytest.mark.parametrize('name', ['lwf', 'cotuning', 'smile'])

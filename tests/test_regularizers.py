@@ -18,6 +18,7 @@ from xmixup_jax.methods import (
     dtnh,
     fsp,
 )
+from xmixup_jax.methods.base import linear_classifier
 
 
 @pytest.mark.parametrize('name', ['l2sp', 'dtnh'])
@@ -128,10 +129,10 @@ def test_delta_channel_weights_by_zeroing_each_channel():
 
 
 @pytest.mark.parametrize('num_classes', [2, 4])
-def test_delta_linear_classifier(num_classes):
+def test_linear_classifier(num_classes):
     labels = np.arange(40) % num_classes
     features = normal(40, D) + 3 * np.eye(D, dtype=np.float32)[labels]
-    kernel, bias = delta.linear_classifier(features, labels)
+    kernel, bias = linear_classifier(features, labels)
     assert kernel.shape == (D, num_classes) and bias.shape == (num_classes,)
     assert np.mean((features @ kernel + bias).argmax(1) == labels) > 0.9
 

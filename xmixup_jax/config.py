@@ -45,6 +45,7 @@ _FIXED_KEYS = (
     'target',
     'model',
     'weights',
+    'warm_head',
     'pretrain',
     'match',
     'batch_size',
@@ -195,6 +196,11 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise ConfigError(
             f'config.image_size={config.image_size}: must not exceed config.resize={config.resize}'
         )
+    if config.warm_head and not config.weights:
+        raise ConfigError(
+            'config.warm_head=True: the head begins as a classifier of pre-trained features, but '
+            "config.weights='' has none: give weights, or config.weights=source"
+        )
     _validate_model(config)
     for key in ('source', 'target'):
         part = config[key]
@@ -262,7 +268,7 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
     derived.method = 'finetune'
     derived.weights = ''
     derived.target = copy.deepcopy(config.source)
-    for key in ('pretrain', 'match', *METHODS):
+    for key in ('pretrain', 'match', 'warm_head', *METHODS):
         if key in derived:
             del derived[key]
     derived.eval_every = 0

@@ -18,7 +18,7 @@ from xmixup_jax.errors import ConfigError
 from xmixup_jax.features import backbone_class_means, images_of, outputs_of
 from xmixup_jax.matching import ClassMatch, match_classes
 from xmixup_jax.methods import METHODS
-from xmixup_jax.methods.base import Setup, Sizes
+from xmixup_jax.methods.base import Setup, Sizes, with_linear_head
 from xmixup_jax.models.find_weights import find_weights
 from xmixup_jax.models.pretrained import Weights
 
@@ -89,7 +89,7 @@ def begin(
     def train_on(auxiliary: ConfigDict, records: Records, name: str) -> tuple[PyTree, PyTree]:
         nonlocal earlier_seconds
         begun = time.perf_counter()
-        auxiliary.method, auxiliary.wandb = 'finetune', ''
+        auxiliary.method, auxiliary.wandb, auxiliary.warm_head = 'finetune', '', False
         auxiliary.target = config.source.copy_and_resolve_references()
         auxiliary.weights = '' if backbone is None else str(backbone.path)
         result = train(auxiliary, name, Data(records, None, None))
@@ -113,6 +113,8 @@ def begin(
         source_test=source_test,
         train=train_on,
     )
+    if backbone is not None and config.warm_head:
+        setup = setup._replace(state=with_linear_head(setup))
     state, constants = method.prepare(setup)
     # The optimiser begins with what the preparatory phase made of the parameters.
     state = replace(state, opt_state=task.tx.init(state.params))

@@ -72,13 +72,8 @@ VARIANTS = (
 """Options of `variants.METHOD` that were tried, on images held out of the training set; the last
 two mix nothing: what of the gain is the mixing's?"""
 
-ANCHORED = {'source_label': 'distilled', 'warm_target': True, 'share': 0.5}
-FOUND = {
-    'anchored': ANCHORED,
-    'anchored_unmixed': ANCHORED | {'until': 0.0},
-    'warm_head': {'warm_target': True, 'until': 0.0},
-}
-"""The best of VARIANTS that mixes, and what is left of it without mixing and distillation."""
+WARM = {'finetune_warm': 'finetune', 'xmixup_warm': 'xmixup'}
+"""The best of VARIANTS, a head that begins as a linear classifier, with and without mixing."""
 
 Row = dict[str, Any]
 
@@ -169,6 +164,8 @@ def learning_rate(task: str, found: list[Row]) -> dict[str, Any]:
 
 def chosen(method: str, task: str, found: list[Row]) -> dict[str, Any]:
     """A method with the coefficient and learning rate that tuning chose for the task."""
+    if method in WARM:
+        return chosen(WARM[method], task, found) | {'warm_head': True}
     return learning_rate(task, found) | {'method': method} | _best(method, task, found)
 
 
@@ -189,14 +186,9 @@ def _best(method: str, task: str, found: list[Row]) -> dict[str, Any]:
 
 def main(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Every method on every task, at the smallest sample rate."""
-    first = ('finetune', 'xmixup', *FOUND)
-    for name in (*first, *(method for method in GRIDS if method not in first)):
+    for name in (*GRIDS, *WARM):
         for task in names:
-            if name in FOUND:
-                changes = variant(FOUND[name], task, found)
-            else:
-                changes = chosen(name, task, found)
-            yield _group('main', task, FEW, name, seeds, changes)
+            yield _group('main', task, FEW, name, seeds, chosen(name, task, found))
 
 
 def variant(options: dict[str, Any], task: str, found: list[Row]) -> dict[str, Any]:

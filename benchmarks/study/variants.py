@@ -4,11 +4,8 @@ The study's processes add it to the registry. With every option at its default i
 images with joint labels.
 """
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from xmixup_jax import mixing
@@ -21,10 +18,9 @@ from xmixup_jax.methods.base import (
     View,
     pretrained_columns,
     reference,
+    with_linear_head,
     with_pretrained_head,
 )
-from xmixup_jax.methods.delta import linear_classifier
-from xmixup_jax.optimizer import HEAD
 
 
 def two_heads(config) -> bool:
@@ -83,6 +79,8 @@ def loss(view: View):
 
 def prepare(setup: Setup) -> Prepared:
     options, selected = setup.config.xmixup_variant, setup.match.selected
+    if options.warm_target:
+        setup = setup._replace(state=with_linear_head(setup))
     state, constants = setup.state, {}
     if options.source_label == 'translated':
         state, constants = cotuning.prepare(setup)
@@ -94,17 +92,10 @@ def prepare(setup: Setup) -> Prepared:
             f'config.xmixup_variant.source_label={options.source_label}: it must be own, '
             'translated or distilled'
         )
-    kernel, bias = (np.array(state.params[HEAD][name]) for name in ('kernel', 'bias'))
-    places = setup.sizes.target
     if options.warm_source and not two_heads(setup.config):
-        kernel[:, places:] = setup.head['kernel'][:, selected]
-        bias[places:] = setup.head['bias'][selected]
-    if options.warm_target:
-        outputs = setup.outputs(setup.state, setup.target)
-        fitted = linear_classifier(outputs['features'], outputs['label'])
-        kernel[:, :places], bias[:places] = fitted
-    params = state.params | {HEAD: {'kernel': kernel, 'bias': bias}}
-    return Prepared(replace(state, params=params), constants)
+        head = {key: values[..., selected] for key, values in setup.head.items()}
+        state = with_pretrained_head(setup._replace(state=state, head=head))
+    return Prepared(state, constants)
 
 
 NAME = 'xmixup_variant'
@@ -117,7 +108,7 @@ METHOD = Method(
         'cut': False,  # paste a box instead of mixing (CutMix)
         'temperature': 1.0,  # of the joint head
         'warm_source': False,  # the source's columns begin as those of the pre-trained head
-        'warm_target': False,  # the target's begin as logistic regression on its features
+        'warm_target': False,  # config.warm_head
         # 'own': as in XMixup. With the whole pre-trained head as a second one, 'translated' as in
         # Co-Tuning, or 'distilled' as in LWF, of the mixed image.
         'source_label': 'own',

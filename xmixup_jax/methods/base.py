@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 from ml_collections import ConfigDict
+from sklearn.linear_model import LogisticRegression
 
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ClassMatch
@@ -71,7 +72,8 @@ class Setup(NamedTuple):
     config: ConfigDict
     sizes: Sizes
     state: Any
-    """The initial TrainState of NumPy arrays, with pre-trained backbone and random head."""
+    """The initial TrainState of NumPy arrays, with pre-trained backbone, and the head random, or
+    that of `with_linear_head`."""
     head: dict[str, np.ndarray] | None
     """Kernel [D, K_0] and bias [K_0] of the pre-trained network's own head."""
     target: Any
@@ -213,11 +215,42 @@ def pretrained_columns(config: ConfigDict, sizes: Sizes) -> int:
     return sizes.pretrained
 
 
+def linear_classifier(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logistic regression, scikit-learn's with its default penalty.
+
+    Args:
+      features: float [N, D].
+      labels: int [N], each of the K classes at least once.
+
+    Returns:
+      (kernel float32 [D, K], bias float32 [K]).
+    """
+    fitted = LogisticRegression(max_iter=1000).fit(features, labels)
+    kernel, bias = fitted.coef_.T, fitted.intercept_
+    if kernel.shape[1] == 1:  # of two classes scikit-learn gives the second one's logit alone
+        kernel, bias = np.pad(kernel, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def with_linear_head(setup: Setup) -> Any:
+    """The initial state with a classifier of the pre-trained features in the target's columns.
+
+    Linear probing comes first, as in Kumar et al., "Fine-Tuning can Distort Pretrained Features
+    and Underperform Out-of-Distribution", ICLR 2022; the classifier is `linear_classifier` of the
+    features of the target's training images, on centre crops.
+    """
+    outputs = setup.outputs(setup.state, setup.target)
+    fitted = linear_classifier(outputs['features'], outputs['label'])
+    return _with_columns(setup.state, slice(None, setup.sizes.target), *fitted)
+
+
 def with_pretrained_head(setup: Setup) -> Any:
     """The initial state with the pre-trained head in the columns from K_t on."""
-    fc = setup.state.params[HEAD]
-    kernel, bias = np.array(fc['kernel']), np.array(fc['bias'])
-    kernel[:, setup.sizes.target :] = setup.head['kernel']
-    bias[setup.sizes.target :] = setup.head['bias']
-    params = setup.state.params | {HEAD: {'kernel': kernel, 'bias': bias}}
-    return replace(setup.state, params=params)
+    places = slice(setup.sizes.target, None)
+    return _with_columns(setup.state, places, setup.head['kernel'], setup.head['bias'])
+
+
+def _with_columns(state: Any, places: slice, kernel: np.ndarray, bias: np.ndarray) -> Any:
+    head = {key: np.array(value) for key, value in state.params[HEAD].items()}
+    head['kernel'][:, places], head['bias'][places] = kernel, bias
+    return replace(state, params=state.params | {HEAD: head})

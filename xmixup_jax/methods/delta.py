@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.linear_model import LogisticRegression
 
 from xmixup_jax.methods import l2sp
 from xmixup_jax.methods.base import (
@@ -25,6 +24,7 @@ from xmixup_jax.methods.base import (
     Prepared,
     Setup,
     View,
+    linear_classifier,
     reference,
     reference_outputs,
     without_weight_decay,
@@ -96,15 +96,6 @@ def channel_weights(network, params, batch_stats, images, labels, classifier):
     )
     rises = np.array(zeroed) - none_zeroed
     return [np.asarray(jax.nn.softmax(rise)) for rise in np.split(rises, ends[:-1])]
-
-
-def linear_classifier(features, labels):
-    """Logistic regression: (kernel [D, K], bias [K]), float32."""
-    fitted = LogisticRegression(max_iter=1000).fit(features, labels)
-    kernel, bias = fitted.coef_.T, fitted.intercept_
-    if kernel.shape[1] == 1:  # of two classes scikit-learn gives the second one's logit alone
-        kernel, bias = np.pad(kernel, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
-    return kernel.astype(np.float32), bias.astype(np.float32)
 
 
 def prepare(setup: Setup) -> Prepared:
