@@ -186,7 +186,8 @@ def _best(method: str, task: str, found: list[Row]) -> dict[str, Any]:
 
 def main(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Every method on every task, at the smallest sample rate."""
-    for name in (*GRIDS, *WARM):
+    first = ('finetune', 'xmixup', *WARM)
+    for name in (*first, *(method for method in GRIDS if method not in first)):
         for task in names:
             yield _group('main', task, FEW, name, seeds, chosen(name, task, found))
 
