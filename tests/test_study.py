@@ -115,7 +115,7 @@ def study():
 
 
 def test_mean_over_tasks_and_its_intervals(study):
-    found = tables.to_baseline(study, 'xmixup')
+    found = tables.differences(study, 'xmixup')
     table = np.array(
         [
             [

@@ -33,9 +33,9 @@ def write(folder: Path, study: Study, curves: list[Row]) -> None:
 
 def _differences(study: Study) -> Figure | None:
     """Each method's difference to fine-tuning, by task and on average."""
-    from benchmarks.study.tables import over_tasks, to_baseline
+    from benchmarks.study.tables import differences, over_tasks
 
-    names = [name for name in study.names() if name != BASELINE and to_baseline(study, name)]
+    names = [name for name in study.names() if name != BASELINE and differences(study, name)]
     if not names:
         return None
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(names)), layout='constrained')
@@ -44,12 +44,12 @@ def _differences(study: Study) -> Figure | None:
         points = [
             (np.mean(list(found[task].values())), y)
             for y, name in enumerate(names)
-            if task in (found := to_baseline(study, name))
+            if task in (found := differences(study, name))
         ]
         if points:
             axes.plot(*zip(*points, strict=True), 'o', ms=5, color=f'C{i}', label=task, alpha=0.8)
     for y, name in enumerate(names):
-        mean, half, _ = over_tasks(to_baseline(study, name))
+        mean, half, _ = over_tasks(differences(study, name))
         error = half if np.isfinite(half) else None
         axes.errorbar(mean, y, xerr=error, fmt='|', ms=16, mew=2.5, capsize=4, color='black')
     axes.axvline(0, color='0.5', lw=1)

@@ -6,7 +6,7 @@
   --workdir  gets the networks trained on the sources, and the runs under way
   --results  gets the two tables (default: this file's folder); runs that are in them are not made
   --parts    of the study, comma-separated, in any order (default: all, as plan.py lists them)
-  --tasks    likewise (default: digits,caltech,mammals,vehicles,food,household)
+  --tasks    likewise (default: digits,caltech,animals,vehicles,food,household)
   --seeds    likewise (default: 0,1,2,3,4)
   --jobs     processes, each on a core of its own (default: one a core)
 

@@ -55,7 +55,7 @@ class Study:
     def names(self, part: str = 'main') -> list[str]:
         """Of methods that have been run, in the registry's order."""
         present = {row['name'] for row in self.select(part)}
-        return [name for name in METHODS if name in present]
+        return [name for name in (*METHODS, *plan.WARM) if name in present]
 
     def tasks(self, part: str = 'main', rate: float = FEW) -> list[str]:
         present = {row['task'] for row in self.select(part, rate)}
@@ -84,14 +84,16 @@ def _half(values: np.ndarray) -> float:
     return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
-def to_baseline(study: Study, name: str, part: str = 'main', rate: float = FEW) -> dict[str, Seeds]:
-    """Differences to fine-tuning with the same task and seed, of the tasks that have both."""
+def differences(
+    study: Study, name: str, part: str = 'main', rate: float = FEW, base: str = BASELINE
+) -> dict[str, Seeds]:
+    """Differences to `base` with the same task and seed, of the tasks that have both."""
     found = {}
     for task in study.tasks(part, rate):
-        top1, base = (study.top1(task, each, part, rate) for each in (name, BASELINE))
-        both = top1.keys() & base.keys()
+        top1, base_top1 = (study.top1(task, each, part, rate) for each in (name, base))
+        both = top1.keys() & base_top1.keys()
         if both:
-            found[task] = {seed: top1[seed] - base[seed] for seed in both}
+            found[task] = {seed: top1[seed] - base_top1[seed] for seed in both}
     return found
 
 
@@ -143,7 +145,7 @@ def differences_table(study: Study) -> str:
     names, order = study.tasks(), ranks(study)
     rows = []
     for name in study.names():
-        found = to_baseline(study, name)
+        found = differences(study, name)
         ratios = [study.time_ratio(task, name) for task in names]
         ratios = [ratio for ratio in ratios if ratio]
         line = [f'`{name}`']
@@ -165,6 +167,22 @@ def differences_table(study: Study) -> str:
 
 def _difference(top1: Seeds, base: Seeds) -> str:
     return cell(*paired_difference(top1, base), sign=True) if top1.keys() & base.keys() else ''
+
+
+def warm_table(study: Study) -> str:
+    """What a head that begins as a linear classifier brings, and what mixing brings to it."""
+    names, rows = study.tasks(), []
+    for name, base in (
+        ('xmixup', BASELINE),
+        ('finetune_warm', BASELINE),
+        ('xmixup_warm', 'xmixup'),
+        ('xmixup_warm', 'finetune_warm'),
+    ):
+        found = differences(study, name, base=base)
+        line = [f'`{name}` − `{base}`']
+        line += [_difference(study.top1(task, name), study.top1(task, base)) for task in names]
+        rows.append([*line, cell(*over_tasks(found)[:2], sign=True) if found else ''])
+    return table(['', *names, 'mean'], rows)
 
 
 def tuned_table(study: Study) -> str:
@@ -218,7 +236,7 @@ def rates_table(study: Study) -> str:
                 top1 = study.top1(task, name, 'rates', rate)
                 base = study.top1(task, BASELINE, 'rates', rate)
                 line.append(spread(top1) if name == BASELINE else _difference(top1, base))
-            found = to_baseline(study, name, 'rates', rate)
+            found = differences(study, name, 'rates', rate)
             mean = ''
             if name != BASELINE and len(found) == len(study.tasks()):
                 mean = cell(*over_tasks(found)[:2], sign=True)
@@ -256,7 +274,7 @@ def variants_table(study: Study) -> str:
         for task in present:
             top1, base = (study.top1(task, each, 'variants') for each in (name, BASELINE))
             line.append(spread(top1) if name == BASELINE else _difference(top1, base))
-        found = to_baseline(study, name, 'variants')
+        found = differences(study, name, 'variants')
         whole = name != BASELINE and len(found) == len(present)
         rows.append([*line, cell(*over_tasks(found)[:2], sign=True) if whole else ''])
     return table(['', *present, 'mean'], rows)
@@ -275,6 +293,7 @@ def compute_table(study: Study) -> str:
 TABLES: dict[str, Callable[[Study], str]] = {
     'top1': top1_table,
     'differences': differences_table,
+    'warm': warm_table,
     'tuned': tuned_table,
     'fit': fit_table,
     'rates': rates_table,
