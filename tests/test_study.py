@@ -143,6 +143,15 @@ def test_tables(study):
     assert tables.top1_table(study).splitlines()[2].startswith(expected)
 
 
+def test_warm_table_compares_with_and_without_mixing(study):
+    warm = [row('main', 'food', 'xmixup_warm', s, 0.5 + 0.01 * s) for s in range(5)]
+    warm += [row('main', 'food', 'finetune_warm', s, 0.4) for s in range(4)]
+    last = tables.warm_table(tables.Study(study.rows + warm)).splitlines()[-1]
+    interval = stats.ttest_1samp([10, 11, 12, 13], 0).confidence_interval()
+    expected = f'**+11.50 ± {(interval.high - interval.low) / 2:.2f}**'
+    assert last == f'| `xmixup_warm` − `finetune_warm` |  | {expected} | {expected} |'
+
+
 def pairs(progress):
     return {
         'image': normal(B, 8, 8, 3),

@@ -33,11 +33,13 @@ NUMBERS = ('sample_rate', 'seed', *COLUMNS[COLUMNS.index('top1') : COLUMNS.index
 
 FEW = 0.15  # of the target's training images: where transfer matters most
 STEPS = {FEW: 400, 0.3: 600, 0.5: 1000, 1.0: 2000}  # until fine-tuning fits its images
-HELD_OUT = ('tune', 'variants', 'curves')  # tested on training images that the draw left over
+# Tested on training images that the draw left over.
+HELD_OUT = ('tune', 'variants', 'length', 'curves')
 TUNED_ON = dict.fromkeys(tasks.TASKS, 'animals') | {'digits': 'digits'}
 IN_RATES = ('finetune', 'xmixup', 'finetune_warm', 'xmixup_warm')
 ABLATED = ('animals', 'household')
 VARIED = ('animals', 'caltech')
+LENGTHS = (STEPS[FEW], 8 * STEPS[FEW])
 ABLATIONS = {
     'assignment': [{'match.assignment': kind} for kind in ('greedy', 'nearest', 'random', 'least')],
     'classes of the source for one of the target': [
@@ -225,6 +227,18 @@ def variants(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
             yield _group('variants', task, FEW, name, seeds, changes)
 
 
+def length(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """Whether the steps are too few for mixing to help, a little or much of it."""
+    for steps in LENGTHS:
+        for task in VARIED:
+            base = chosen('xmixup', task, found)
+            cases = {'finetune': chosen('finetune', task, found), 'xmixup': base}
+            cases['xmixup.alpha=1.0'] = base | {'xmixup.alpha': 1.0}
+            for name, changes in cases.items() if task in names else ():
+                changes = changes | {'steps': steps}
+                yield _group('length', task, FEW, f'{name} steps={steps}', seeds, changes)
+
+
 def curves(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Learning curves, tested on the way, on training images that the draw left over."""
     for task in names:
@@ -238,6 +252,7 @@ PARTS = {
     'main': (main,),
     'rates': (rates,),
     'ablation': (ablation,),
+    'length': (length,),
     'curves': (curves,),
 }
 """Each part's phases, one after the other; functions of the names of tasks, the seeds and the rows

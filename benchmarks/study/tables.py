@@ -280,6 +280,20 @@ def variants_table(study: Study) -> str:
     return table(['', *present, 'mean'], rows)
 
 
+def length_table(study: Study) -> str:
+    """Differences to fine-tuning of as many steps, on images held out of the training set."""
+    rows = []
+    for steps in plan.LENGTHS:
+        names = [f'{name} steps={steps}' for name in (BASELINE, 'xmixup', 'xmixup.alpha=1.0')]
+        for name in names:
+            line = [f'{steps:,}', f'`{name.split()[0]}`']
+            for task in plan.VARIED:
+                top1, base = (study.top1(task, each, 'length') for each in (name, names[0]))
+                line.append(spread(top1) if name == names[0] else _difference(top1, base))
+            rows.append(line)
+    return table(['steps', '', *plan.VARIED], rows)
+
+
 def compute_table(study: Study) -> str:
     rows = []
     for part in plan.PARTS:
@@ -299,6 +313,7 @@ TABLES: dict[str, Callable[[Study], str]] = {
     'rates': rates_table,
     'ablation': ablation_table,
     'variants': variants_table,
+    'length': length_table,
     'compute': compute_table,
 }
 
