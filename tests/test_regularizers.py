@@ -1,5 +1,7 @@
 """The penalties of L2-SP, DTNH, DELTA, FSP and BSS, against PyTorch, NumPy and SciPy."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.method_checks import CLOSE, LABELS, B, D, K, check, make_view, nchw, normal, outputs
+from xmixup_jax.errors import DataError
 from xmixup_jax.methods import (
     METHODS,
     bss,
@@ -18,7 +21,7 @@ from xmixup_jax.methods import (
     dtnh,
     fsp,
 )
-from xmixup_jax.methods.base import linear_classifier
+from xmixup_jax.methods.base import Sizes, linear_classifier, with_linear_head
 
 
 @pytest.mark.parametrize('name', ['l2sp', 'dtnh'])
@@ -135,6 +138,17 @@ def test_linear_classifier(num_classes):
     kernel, bias = linear_classifier(features, labels)
     assert kernel.shape == (D, num_classes) and bias.shape == (num_classes,)
     assert np.mean((features @ kernel + bias).argmax(1) == labels) > 0.9
+
+
+def test_a_warm_head_needs_an_image_of_each_class():
+    setup = SimpleNamespace(
+        sizes=Sizes(3),
+        state=None,
+        target=SimpleNamespace(class_names=['cat', 'dog', 'emu']),
+        outputs=lambda state, records: {'features': normal(4, D), 'label': np.array([0, 0, 2, 2])},
+    )
+    with pytest.raises(DataError, match=r'warm_head=True.* dog has none'):
+        with_linear_head(setup)
 
 
 @pytest.mark.parametrize('size', [4, 5])

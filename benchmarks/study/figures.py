@@ -65,9 +65,9 @@ def _differences(study: Study) -> Figure | None:
 
 def _rates(study: Study) -> Figure | None:
     """Difference to fine-tuning by sample rate, a panel for each task."""
-    rates = [rate for rate in plan.STEPS if study.tasks('rates', rate)]
-    if len(rates) < 2:
+    if not study.rates():
         return None
+    rates = [FEW, *study.rates()]
     names = study.tasks()
     figure = Figure(figsize=(10, 5.5), layout='constrained')
     panels = figure.subplots(2, -(-len(names) // 2), sharex=True, squeeze=False).ravel()

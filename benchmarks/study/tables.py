@@ -57,6 +57,10 @@ class Study:
         present = {row['name'] for row in self.select(part)}
         return [name for name in (*METHODS, *plan.WARM) if name in present]
 
+    def rates(self) -> list[float]:
+        """Sample rates other than FEW."""
+        return sorted({row['sample_rate'] for row in self.rows if row['part'] == 'rates'})
+
     def tasks(self, part: str = 'main', rate: float = FEW) -> list[str]:
         present = {row['task'] for row in self.select(part, rate)}
         return [task for task in tasks.TASKS if task in present]
@@ -129,6 +133,8 @@ def spread(top1: Seeds) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return 'No runs yet.'
     lines = [header, ['---'] + ['---:'] * (len(header) - 1), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
@@ -228,9 +234,9 @@ def fit_table(study: Study) -> str:
 
 def rates_table(study: Study) -> str:
     rows = []
-    for rate in plan.STEPS:
+    for rate in plan.STEPS if study.rates() else ():
         present = {row['name'] for row in study.select('rates', rate)}
-        for name in [name for name in plan.IN_RATES if name in present]:
+        for name in (name for name in plan.IN_RATES if name in present):
             line = [f'{rate:.0%}', f'`{name}`']
             for task in study.tasks():
                 top1 = study.top1(task, name, 'rates', rate)
@@ -283,7 +289,7 @@ def variants_table(study: Study) -> str:
 def length_table(study: Study) -> str:
     """Differences to fine-tuning of as many steps, on images held out of the training set."""
     rows = []
-    for steps in plan.LENGTHS:
+    for steps in plan.LENGTHS if study.select('length') else ():
         names = [f'{name} steps={steps}' for name in (BASELINE, 'xmixup', 'xmixup.alpha=1.0')]
         for name in names:
             line = [f'{steps:,}', f'`{name.split()[0]}`']

@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 from sklearn.linear_model import LogisticRegression
 
-from xmixup_jax.errors import ConfigError
+from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.models import Outputs
 from xmixup_jax.optimizer import HEAD, make_optimizer
@@ -238,8 +238,17 @@ def with_linear_head(setup: Setup) -> Any:
     Linear probing comes first, as in Kumar et al., "Fine-Tuning can Distort Pretrained Features
     and Underperform Out-of-Distribution", ICLR 2022; the classifier is `linear_classifier` of the
     features of the target's training images, on centre crops.
+
+    Raises:
+      DataError: a class has no readable image.
     """
     outputs = setup.outputs(setup.state, setup.target)
+    missing = np.setdiff1d(np.arange(setup.sizes.target), outputs['label'])
+    if len(missing):
+        raise DataError(
+            'config.warm_head=True needs a readable training image of each class: '
+            f'{setup.target.class_names[missing[0]]} has none'
+        )
     fitted = linear_classifier(outputs['features'], outputs['label'])
     return _with_columns(setup.state, slice(None, setup.sizes.target), *fitted)
 
