@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import socket
 import time
 import zipfile
@@ -62,10 +63,16 @@ def held(folder: Path, key: str, wait: bool) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a path to write to; what is there in the end, on disk, takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.tmp')
-    yield partial
-    sync(partial)
-    partial.replace(path)
+    # Of this process alone: others may be writing the same file of a shared cache.
+    partial = path.with_name(f'{path.name}.{platform.node()}-{os.getpid()}.tmp')
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     sync(path.parent)
 
 
