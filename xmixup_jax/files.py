@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import socket
 import time
 import zipfile
@@ -64,7 +63,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yields a path to write to; what is there in the end, on disk, takes the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this process alone: others may be writing the same file of a shared cache.
-    partial = path.with_name(f'{path.name}.{platform.node()}-{os.getpid()}.tmp')
+    partial = path.with_name(f'{path.name}.{socket.gethostname()}-{os.getpid()}.tmp')
     try:
         yield partial
         sync(partial)

@@ -159,6 +159,9 @@ def make(group: list[Case], workdir: Path) -> list[tuple[Row, list[Row]]]:
 def _make(case: Case, workdir: Path) -> tuple[Row, list[Row]]:
     config = case.configuration(workdir / 'images')
     _set_up(config)
+    if config.source.shots:  # fewer images for the mixing, not for the pre-training
+        whole = tasks.configuration(case.task, workdir / 'images')
+        config.weights = str(backbone_weights(whole).path)
     labels = case._asdict() | {'changes': plan.text(case.changes)}
     folder = run_folder(workdir, case.key)
     try:
