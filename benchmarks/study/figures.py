@@ -22,7 +22,7 @@ def write(folder: Path, study: Study, curves: list[Row]) -> None:
     drawn = {
         'differences.svg': _differences(study),
         'rates.svg': _rates(study),
-        'curves.svg': _curves(curves),
+        'curves.svg': _curves(curves, study),
     }
     for name, figure in drawn.items():
         if figure is not None:
@@ -93,7 +93,7 @@ def _rates(study: Study) -> Figure | None:
     return figure
 
 
-def _curves(rows: list[Row]) -> Figure | None:
+def _curves(rows: list[Row], study: Study) -> Figure | None:
     """Accuracy on the training batches and on held-out images, by step."""
     rows = [row for row in rows if row['part'] == 'curves']
     if not rows:
@@ -111,6 +111,12 @@ def _curves(rows: list[Row]) -> Figure | None:
                 (int(row['step']), 100 * float(row['test_top1']))
                 for row in curve
                 if row['test_top1']
+            ]
+            # The test at the end of a run is in runs.csv alone.
+            tested += [
+                (int(row['steps']), 100 * row['top1'])
+                for row in study.select('curves')
+                if (row['task'], row['name']) == (task, name)
             ]
             if tested:
                 panel.plot(*zip(*tested, strict=True), '-', lw=1.5, color=f'C{i}', label=name)
