@@ -1,0 +1,39 @@
+"""Files that appear whole, also where several processes write the same one."""
+
+import subprocess
+import sys
+
+import pytest
+
+from xmixup_jax.files import whole_file
+
+WRITE = """
+import sys
+from pathlib import Path
+from xmixup_jax.files import whole_file
+for _ in range(300):
+    with whole_file(Path(sys.argv[1])) as partial:
+        partial.write_text(sys.argv[2] * 1000)
+"""
+
+
+def test_processes_may_write_the_same_file_at_once(tmp_path):
+    path = tmp_path / 'shared'
+    writers = [
+        subprocess.Popen([sys.executable, '-c', WRITE, path, word], stderr=subprocess.PIPE)
+        for word in 'ab'
+    ]
+    for writer in writers:
+        assert (writer.wait(120), writer.stderr.read()) == (0, b'')
+    assert path.read_text() in ('a' * 1000, 'b' * 1000)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / 'file'
+    path.write_text('old')
+    with pytest.raises(ValueError, match='no'), whole_file(path) as partial:
+        partial.write_text('half')
+        raise ValueError('no')
+    assert path.read_text() == 'old'
+    assert list(tmp_path.iterdir()) == [path]
