@@ -194,12 +194,6 @@ def main(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
             yield _group('main', task, FEW, name, seeds, chosen(name, task, found))
 
 
-def variant(options: dict[str, Any], task: str, found: list[Row]) -> dict[str, Any]:
-    """`variants.METHOD` with some options, and the task's learning rate."""
-    changes = {f'xmixup_variant.{key}': value for key, value in options.items()}
-    return learning_rate(task, found) | {'method': 'xmixup_variant'} | changes
-
-
 def rates(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Some methods at the other sample rates, with the same coefficients."""
     for rate in STEPS:
@@ -222,7 +216,10 @@ def variants(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Fine-tuning, `xmixup`, and what might be better."""
     for task in VARIED:
         cases = {method: chosen(method, task, found) for method in ('finetune', 'xmixup')}
-        cases |= {text(options): variant(options, task, found) for options in VARIANTS}
+        variant = learning_rate(task, found) | {'method': 'xmixup_variant'}
+        for options in VARIANTS:
+            changes = {f'xmixup_variant.{key}': value for key, value in options.items()}
+            cases[text(options)] = variant | changes
         for name, changes in cases.items() if task in names else ():
             yield _group('variants', task, FEW, name, seeds, changes)
 

@@ -289,14 +289,13 @@ def variants_table(study: Study) -> str:
 def length_table(study: Study) -> str:
     """Differences to fine-tuning of as many steps, on images held out of the training set."""
     rows = []
-    for steps in plan.LENGTHS if study.select('length') else ():
-        names = [f'{name} steps={steps}' for name in (BASELINE, 'xmixup', 'xmixup.alpha=1.0')]
-        for name in names:
-            line = [f'{steps:,}', f'`{name.split()[0]}`']
-            for task in plan.VARIED:
-                top1, base = (study.top1(task, each, 'length') for each in (name, names[0]))
-                line.append(spread(top1) if name == names[0] else _difference(top1, base))
-            rows.append(line)
+    for steps, name in sorted({(int(row['steps']), row['name']) for row in study.select('length')}):
+        baseline = f'{BASELINE} steps={steps}'
+        line = [f'{steps:,}', f'`{name.split()[0]}`']
+        for task in plan.VARIED:
+            top1, base = (study.top1(task, each, 'length') for each in (name, baseline))
+            line.append(spread(top1) if name == baseline else _difference(top1, base))
+        rows.append(line)
     return table(['steps', '', *plan.VARIED], rows)
 
 

@@ -232,12 +232,8 @@ def linear_classifier(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
     return kernel.astype(np.float32), bias.astype(np.float32)
 
 
-def with_linear_head(setup: Setup) -> Any:
-    """The initial state with a classifier of the pre-trained features in the target's columns.
-
-    Linear probing comes first, as in Kumar et al., "Fine-Tuning can Distort Pretrained Features
-    and Underperform Out-of-Distribution", ICLR 2022; the classifier is `linear_classifier` of the
-    features of the target's training images, on centre crops.
+def target_classifier(setup: Setup) -> tuple[np.ndarray, np.ndarray]:
+    """`linear_classifier` of the target's pre-trained features, of training images' centre crops.
 
     Raises:
       DataError: a class has no readable image.
@@ -246,11 +242,20 @@ def with_linear_head(setup: Setup) -> Any:
     missing = np.setdiff1d(np.arange(setup.sizes.target), outputs['label'])
     if len(missing):
         raise DataError(
-            'config.warm_head=True needs a readable training image of each class: '
-            f'{setup.target.class_names[missing[0]]} has none'
+            'config.warm_head=True and config.method=delta need a readable training image of each '
+            f'class: {setup.target.class_names[missing[0]]} has none'
         )
-    fitted = linear_classifier(outputs['features'], outputs['label'])
-    return _with_columns(setup.state, slice(None, setup.sizes.target), *fitted)
+    return linear_classifier(outputs['features'], outputs['label'])
+
+
+def with_linear_head(setup: Setup) -> Any:
+    """The initial state with `target_classifier` in the target's columns.
+
+    Linear probing comes first, as in Kumar et al., "Fine-Tuning can Distort Pretrained Features
+    and Underperform Out-of-Distribution", ICLR 2022.
+    """
+    places = slice(None, setup.sizes.target)
+    return _with_columns(setup.state, places, *target_classifier(setup))
 
 
 def with_pretrained_head(setup: Setup) -> Any:

@@ -24,9 +24,9 @@ from xmixup_jax.methods.base import (
     Prepared,
     Setup,
     View,
-    linear_classifier,
     reference,
     reference_outputs,
+    target_classifier,
     without_weight_decay,
 )
 
@@ -99,8 +99,7 @@ def channel_weights(network, params, batch_stats, images, labels, classifier):
 
 
 def prepare(setup: Setup) -> Prepared:
-    outputs = setup.outputs(setup.state, setup.target)
-    classifier = linear_classifier(outputs['features'], outputs['label'])
+    classifier = target_classifier(setup)
     count = min(setup.config.delta.images, len(setup.target))
     spread = np.linspace(0, len(setup.target) - 1, count).astype(int)
     images, labels = setup.images(setup.target.select(spread))
