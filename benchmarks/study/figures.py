@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -26,8 +27,9 @@ def write(folder: Path, study: Study, curves: list[Row]) -> None:
     }
     for name, figure in drawn.items():
         if figure is not None:
-            with whole_file(folder / name) as partial:
-                # Without date and random ids: equal rows give an equal file.
+            # Without date and random ids: equal rows give an equal file.
+            salt = {'svg.hashsalt': name}
+            with whole_file(folder / name) as partial, matplotlib.rc_context(salt):
                 figure.savefig(partial, format='svg', metadata={'Date': None})
 
 
