@@ -9,6 +9,7 @@ are all in the step, in both. PyTorch runs plainly, with channels_last, and comp
 channels_last; with --config.precision=bfloat16 under autocast. The last columns are our images/s
 over PyTorch's in that row; XMixup is set against PyTorch's mixup, which mixes as many images.
 
+  --methods  of ours, comma-separated (finetune,xmixup,mixup)
   --output   a CSV file
 """
 
@@ -92,9 +93,11 @@ class Peer:
 
 def run(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='torch_peer', add_help=False)
+    parser.add_argument('--methods', default=','.join(OURS))
     parser.add_argument('--output', type=Path)
     args, rest = parser.parse_known_args(argv)
     config, _ = read_command(rest)
+    beside = {name: OURS[name] for name in args.methods.split(',')}
     device = 'cuda' if torch.cuda.is_available() and jax.default_backend() == 'gpu' else 'cpu'
     batches = [synthetic.batch(config, CLASSES, i) for i in range(cost.BATCHES)]
     tensors = [
@@ -112,12 +115,12 @@ def run(argv: list[str]) -> None:
             *tensors[i % len(tensors)], mixing
         )
         for way, peer in peers.items()
-        for method in ('finetune', 'mixup')
+        for method in dict.fromkeys(beside.values())
     }
     with tempfile.TemporaryDirectory() as folder:
         weights = synthetic.random_weights(config, Path(folder) / 'weights.safetensors')
         starts = {
-            name: synthetic.start(config, name, weights, CLASSES, Path(folder)) for name in OURS
+            name: synthetic.start(config, name, weights, CLASSES, Path(folder)) for name in beside
         }
     ours = [shard_steps([batch]) for batch in batches]
     states = {name: start.state for name, start in starts.items()}
@@ -127,7 +130,7 @@ def run(argv: list[str]) -> None:
         states[name], metrics = start.task.train_steps(start.constants, states[name], {}, inputs)
         jax.block_until_ready((states[name], metrics))
 
-    actions |= {f'jax {name}': lambda i, name=name: our_step(name, i) for name in OURS}
+    actions |= {f'jax {name}': lambda i, name=name: our_step(name, i) for name in beside}
     times = {name: float(np.median(each)) for name, each in cost.in_turns(actions).items()}
     print(
         f'{config.model.name}, {config.image_size} px, batch {config.batch_size}, '
@@ -137,7 +140,7 @@ def run(argv: list[str]) -> None:
     rows = []
     for name, ms in times.items():
         row = {'step': name, 'step ms': ms, 'images/s': 1e3 * config.batch_size / ms}
-        for method, theirs in OURS.items():
+        for method, theirs in beside.items():
             same = name.startswith('torch') and name.endswith(theirs)
             row[f'jax {method} / this'] = ms / times[f'jax {method}'] if same else ''
         rows.append(row)

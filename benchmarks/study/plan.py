@@ -34,7 +34,8 @@ NUMBERS = ('sample_rate', 'seed', *COLUMNS[COLUMNS.index('top1') : COLUMNS.index
 FEW = 0.15  # of the target's training images: where transfer matters most
 STEPS = {FEW: 400, 0.3: 600, 0.5: 1000, 1.0: 2000}  # until fine-tuning fits its images
 # Tested on training images that the draw left over.
-HELD_OUT = ('tune', 'variants', 'length', 'curves')
+HELD_OUT = ('tune', 'variants', 'length', 'curves', 'large_tune')
+LARGE = ('large_tune', 'large')
 TUNED_ON = dict.fromkeys(tasks.TASKS, 'animals') | {'digits': 'digits'}
 IN_RATES = ('finetune', 'xmixup', 'finetune_warm', 'xmixup_warm')
 ABLATED = ('animals', 'household')
@@ -97,7 +98,7 @@ class Case(NamedTuple):
 
     def configuration(self, images: Path) -> ConfigDict:
         """What the run is given; `images` as in `tasks.configuration`."""
-        config = tasks.configuration(self.task, images)
+        config = tasks.configuration(self.task, images, self.part in LARGE)
         config.seed = self.seed
         config.target.sample_rate = self.sample_rate
         config.steps = STEPS[self.sample_rate]
@@ -150,34 +151,36 @@ def tune_methods(names: list[str], seeds: list[int], found: list[Row]) -> Groups
     return _tune([name for name in GRIDS if name != 'finetune'], names, found)
 
 
-def _tune(methods: list[str], names: list[str], found: list[Row]) -> Groups:
+def _tune(methods: list[str], names: list[str], found: list[Row], part: str = 'tune') -> Groups:
     for task in dict.fromkeys(TUNED_ON[name] for name in names):
         for method in methods:
             name, values = GRIDS[method]
+            base = {} if method == 'finetune' else learning_rate(task, found, part)
             for value in values:
-                changes = learning_rate(task, found) | {'method': method, name: value}
-                yield _group('tune', task, FEW, text({name: value}), (0,), changes)
+                changes = base | {'method': method, name: value}
+                yield _group(part, task, FEW, text({name: value}), (0,), changes)
 
 
-def learning_rate(task: str, found: list[Row]) -> dict[str, Any]:
+def learning_rate(task: str, found: list[Row], part: str = 'tune') -> dict[str, Any]:
     """The learning rate that was chosen for a task, as changes of its configuration."""
-    return _best('finetune', task, found) if found else {}
+    return _best('finetune', task, found, part)
 
 
-def chosen(method: str, task: str, found: list[Row]) -> dict[str, Any]:
+def chosen(method: str, task: str, found: list[Row], part: str = 'tune') -> dict[str, Any]:
     """A method with the coefficient and learning rate that tuning chose for the task."""
     if method in WARM:
-        return chosen(WARM[method], task, found) | {'warm_head': True}
-    return learning_rate(task, found) | {'method': method} | _best(method, task, found)
+        return chosen(WARM[method], task, found, part) | {'warm_head': True}
+    best = _best(method, task, found, part)
+    return learning_rate(task, found, part) | {'method': method} | best
 
 
-def _best(method: str, task: str, found: list[Row]) -> dict[str, Any]:
+def _best(method: str, task: str, found: list[Row], part: str) -> dict[str, Any]:
     name, values = GRIDS[method]
     top1 = {
         value: mean(
             row['top1']
             for row in found
-            if row['part'] == 'tune'
+            if row['part'] == part
             and row['task'] == TUNED_ON[task]
             and row['name'] == text({name: value})
         )
@@ -243,6 +246,30 @@ def curves(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
             yield _group('curves', task, FEW, method, seeds[:1], chosen(method, task, found))
 
 
+def large_learning_rate(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """As `tune_learning_rate`, with the larger network."""
+    del seeds, found
+    return _tune(['finetune'], _photographs(names), [], 'large_tune')
+
+
+def large_alpha(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """As `tune_methods`, of XMixup with the larger network."""
+    del seeds
+    return _tune(['xmixup'], _photographs(names), found, 'large_tune')
+
+
+def large(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
+    """Some methods with a larger network."""
+    for task in _photographs(names):
+        for method in IN_RATES:
+            changes = chosen(method, task, found, 'large_tune')
+            yield _group('large', task, FEW, method, seeds, changes)
+
+
+def _photographs(names: list[str]) -> list[str]:
+    return [name for name in names if name in tasks.PHOTOGRAPHS]
+
+
 PARTS = {
     'tune': (tune_learning_rate, tune_methods),
     'variants': (variants,),
@@ -251,6 +278,7 @@ PARTS = {
     'ablation': (ablation,),
     'length': (length,),
     'curves': (curves,),
+    'large': (large_learning_rate, large_alpha, large),
 }
 """Each part's phases, one after the other; functions of the names of tasks, the seeds and the rows
 of runs.csv, to groups of cases that share their compiled steps."""

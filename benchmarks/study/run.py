@@ -5,10 +5,12 @@
   --data     holds tiny_imagenet/{train,validation}/CLASS and caltech101_64/{train,test}/CLASS
   --workdir  gets the networks trained on the sources, and the runs under way
   --results  gets the two tables (default: this file's folder); runs that are in them are not made
-  --parts    of the study, comma-separated, in any order (default: all, as plan.py lists them)
+  --parts    of the study, comma-separated, in any order, as plan.py lists them (default: all but
+             `large`, for which several --jobs can share a GPU that
+             XLA_PYTHON_CLIENT_PREALLOCATE=false leaves room on)
   --tasks    likewise (default: digits,caltech,animals,vehicles,food,household)
   --seeds    likewise (default: 0,1,2,3,4)
-  --jobs     processes, each on a core of its own (default: one a core)
+  --jobs     processes, each on cores of its own (default: one a core)
 
 A study that was stopped goes on where it was. Tables and figures are made of runs.csv, whatever
 has ended by then, by
@@ -51,7 +53,8 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--data', required=True, type=Path)
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--results', default=Path(__file__).parent, type=Path)
-    parser.add_argument('--parts', default=','.join(plan.PARTS))
+    parts = [part for part in plan.PARTS if part not in plan.LARGE]
+    parser.add_argument('--parts', default=','.join(parts))
     parser.add_argument('--tasks', default=','.join(tasks.TASKS))
     parser.add_argument('--seeds', default='0,1,2,3,4')
     parser.add_argument('--jobs', default=len(os.sched_getaffinity(0)), type=int)
@@ -73,9 +76,13 @@ def study(args: argparse.Namespace) -> None:
     tasks.link_images(args.data, images)
     names, seeds = args.tasks.split(','), [int(seed) for seed in args.seeds.split(',')]
     with workers(args.jobs, args.workdir) as pool:
-        for _ in _results(pool, pretrain, [(name, images) for name in names], 'pre-training'):
-            pass
         for part in args.parts.split(','):
+            large = part in plan.LARGE
+            networks = [
+                (name, images, large) for name in names if not large or name in tasks.PHOTOGRAPHS
+            ]
+            for _ in _results(pool, pretrain, networks, 'pre-training'):
+                pass
             for phase in plan.PARTS[part]:
                 runs, curves = args.results / plan.RUNS, args.results / plan.CURVES
                 found = plan.read(runs)
@@ -99,15 +106,16 @@ def study(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def workers(jobs: int, workdir: Path):
-    """A pool of processes, each bound to one core, that write what they have to say into
-    workdir/core*.log; when it is left early, they save and end."""
+    """A pool of processes, each bound to its share of the cores, that write what they have to say
+    into workdir/core*.log; when it is left early, they save and end."""
     context = multiprocessing.get_context('spawn')
     usable = sorted(os.sched_getaffinity(0))
     cores = context.Queue()
     for i in range(jobs):
-        cores.put(usable[i % len(usable)])
+        cores.put(usable[i::jobs] or [usable[i % len(usable)]])
     # The other cores have runs of their own.
-    os.environ['XLA_FLAGS'] = '--xla_cpu_multi_thread_eigen=false'
+    flags = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = f'{flags} --xla_cpu_multi_thread_eigen=false'.strip()
     pool = ProcessPoolExecutor(jobs, context, _bind, (cores, workdir))
     try:
         yield pool
@@ -120,9 +128,9 @@ def workers(jobs: int, workdir: Path):
 
 
 def _bind(cores, workdir: Path) -> None:
-    core = cores.get()
-    os.sched_setaffinity(0, {core})
-    with (workdir / f'core{core}.log').open('a') as log:
+    own = cores.get()
+    os.sched_setaffinity(0, own)
+    with (workdir / f'core{own[0]}.log').open('a') as log:
         for stream in (1, 2):  # the terminal is for the whole study's progress
             os.dup2(log.fileno(), stream)
     METHODS[variants.NAME] = variants.METHOD
@@ -135,9 +143,9 @@ def _results(pool: ProcessPoolExecutor, function, work: list[tuple], title: str)
         yield future.result()
 
 
-def pretrain(task: str, images: Path) -> None:
+def pretrain(task: str, images: Path, large: bool) -> None:
     """Trains the task's network on its source, unless that has been done."""
-    config = tasks.configuration(task, images)
+    config = tasks.configuration(task, images, large)
     _set_up(config)
     backbone_weights(config)
 

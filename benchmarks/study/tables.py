@@ -233,21 +233,32 @@ def fit_table(study: Study) -> str:
 
 
 def rates_table(study: Study) -> str:
-    rows = []
+    names, rows = study.tasks(), []
     for rate in plan.STEPS if study.rates() else ():
-        present = {row['name'] for row in study.select('rates', rate)}
-        for name in (name for name in plan.IN_RATES if name in present):
-            line = [f'{rate:.0%}', f'`{name}`']
-            for task in study.tasks():
-                top1 = study.top1(task, name, 'rates', rate)
-                base = study.top1(task, BASELINE, 'rates', rate)
-                line.append(spread(top1) if name == BASELINE else _difference(top1, base))
-            found = differences(study, name, 'rates', rate)
-            mean = ''
-            if name != BASELINE and len(found) == len(study.tasks()):
-                mean = cell(*over_tasks(found)[:2], sign=True)
-            rows.append([*line, mean])
-    return table(['sample rate', '', *study.tasks(), 'mean'], rows)
+        rows += [[f'{rate:.0%}', *line] for line in _to_baseline(study, names, 'rates', rate)]
+    return table(['sample rate', '', *names, 'mean'], rows)
+
+
+def large_table(study: Study) -> str:
+    """Differences to fine-tuning with the larger network."""
+    names = study.tasks('large')
+    return table(['', *names, 'mean'], _to_baseline(study, names, 'large'))
+
+
+def _to_baseline(study: Study, names: list[str], part: str, rate: float = FEW) -> list[list[str]]:
+    """A line for each method: its differences to fine-tuning by task, and their mean."""
+    rows = []
+    for name in dict.fromkeys(row['name'] for row in study.select(part, rate)):
+        if part == 'rates' and name not in plan.IN_RATES:  # the smallest rate has all methods
+            continue
+        line = [f'`{name}`']
+        for task in names:
+            top1, base = (study.top1(task, each, part, rate) for each in (name, BASELINE))
+            line.append(spread(top1) if name == BASELINE else _difference(top1, base))
+        found = differences(study, name, part, rate)
+        whole = name != BASELINE and len(found) == len(names)
+        rows.append([*line, cell(*over_tasks(found)[:2], sign=True) if whole else ''])
+    return rows
 
 
 def ablation_table(study: Study) -> str:
@@ -271,19 +282,9 @@ def ablation_table(study: Study) -> str:
 
 
 def variants_table(study: Study) -> str:
-    """Differences to fine-tuning and to `xmixup`, on images held out of the training set."""
-    names = list(dict.fromkeys(row['name'] for row in study.select('variants')))
-    present = study.tasks('variants')
-    rows = []
-    for name in names:
-        line = [f'`{name}`']
-        for task in present:
-            top1, base = (study.top1(task, each, 'variants') for each in (name, BASELINE))
-            line.append(spread(top1) if name == BASELINE else _difference(top1, base))
-        found = differences(study, name, 'variants')
-        whole = name != BASELINE and len(found) == len(present)
-        rows.append([*line, cell(*over_tasks(found)[:2], sign=True) if whole else ''])
-    return table(['', *present, 'mean'], rows)
+    """Differences to fine-tuning, on images held out of the training set."""
+    names = study.tasks('variants')
+    return table(['', *names, 'mean'], _to_baseline(study, names, 'variants'))
 
 
 def length_table(study: Study) -> str:
@@ -319,6 +320,7 @@ TABLES: dict[str, Callable[[Study], str]] = {
     'ablation': ablation_table,
     'variants': variants_table,
     'length': length_table,
+    'large': large_table,
     'compute': compute_table,
 }
 

@@ -47,14 +47,29 @@ REST = 'rest'
 """The data set of the classes that are in no group."""
 TRAIN_IMAGES = 40
 TASKS = ('digits', 'caltech', *GROUPS)
+PHOTOGRAPHS = TASKS[1:]
+
+LARGE = {
+    'model.name': 'resnet18',
+    'model.width': 64,
+    'model.stem': 'tiny',
+    'resize': 72,
+    'image_size': 64,
+    'precision': 'bfloat16',
+    'pretrain.steps': 4000,
+    'pretrain.batch_size': 256,
+    'pretrain.optimizer.learning_rate': 0.1,
+}
+"""A network for which a GPU is needed, in place of the ResNet-10 of width 16."""
 
 
-def configuration(task: str, images: Path) -> ConfigDict:
+def configuration(task: str, images: Path, large: bool = False) -> ConfigDict:
     """The configuration of a task's runs, but for method, seed and sample rate.
 
     Args:
       task: of TASKS.
       images: the folder that `link_images` has filled.
+      large: with the network of LARGE; of PHOTOGRAPHS alone.
     """
     config = digits.get_config()
     config.model.stem = 'imagenet' if task == 'caltech' else 'tiny'
@@ -75,6 +90,8 @@ def configuration(task: str, images: Path) -> ConfigDict:
     config.log_every = 100
     config.checkpoint_every = 100_000  # only at the end: a run takes seconds
     config.keep_checkpoints = 1
+    if large:
+        config.update_from_flattened_dict(LARGE)
     return config
 
 
