@@ -16,6 +16,7 @@ from xmixup_jax.devices import everywhere, global_arrays, local_arrays
 from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.files import arrays_digest, json_array, set_aside, sync_tree
 from xmixup_jax.matching import ClassMatch
+from xmixup_jax.memory import give_back_memory
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first, together
 from xmixup_jax.step import TrainState
@@ -111,6 +112,7 @@ class Checkpoints:
             # Only now: what is on disk for certain takes their place.
             for old in self.steps[self._keep :]:
                 self._manager.delete(old)
+            give_back_memory()
         except Exception as error:  # orbax has no common class for what a full disk raises
             self._manager.reload()
             whole = [old for old in self.steps if old != step]

@@ -1,0 +1,16 @@
+import ctypes
+
+import psutil
+import pytest
+
+from xmixup_jax.memory import give_back_memory
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='not glibc')
+def test_free_memory_between_used_memory_is_given_back():
+    blocks = [bytes(1000) for _ in range(100_000)]
+    blocks.append(bytes(1000))
+    del blocks[:-1]  # the last keeps what lies below it from being given back by itself
+    before = psutil.Process().memory_info().rss
+    give_back_memory()
+    assert before - psutil.Process().memory_info().rss > 50e6
