@@ -7,7 +7,8 @@ One row a method: compile time, time a step (median and interquartile range, met
 images/s, step time relative to fine-tuning, memory, operations and bytes of the compiled step, and
 the share of the limit: the time that the operations would take at the speed of a matrix product, or
 the bytes at that of a copy, whichever is longer, over the step's time. Both speeds are measured
-first, in the same precision.
+first, in the same precision. (On a GPU the bytes are without those of the convolutions, which are
+cuDNN's: the share is at least this.)
 
   --methods  names of methods, or all (default)
   --classes  of target and of source (100)

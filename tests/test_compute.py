@@ -6,11 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 from ml_collections import ConfigDict
 from test_step import SIZES, one_and_many_devices, random_batch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from torch_networks import peer
 
 from xmixup_jax import step as step_lib
+from xmixup_jax.cost import gflop
 from xmixup_jax.models import create_model, forward
 
 
@@ -25,6 +30,25 @@ def update(before, after):
     """The change of all parameters, one vector."""
     change = jax.tree.map(lambda a, b: np.ravel(a - np.asarray(b)), after.params, before.params)
     return np.concatenate(jax.tree.leaves(change))
+
+
+@pytest.mark.parametrize(('name', 'side'), [('resnet18', 224), ('vit_s16', 224)])
+def test_operations_are_counted_as_pytorch_counts_them(name, side):
+    config = ConfigDict({'name': name, 'width': 64, 'stem': 'imagenet'})
+    graphdef, *shapes = nnx.eval_shape(lambda: create_model(config, 7, side, 0))
+
+    def loss(params, batch_stats, images):
+        return forward(graphdef, params, batch_stats, images, train=True)[0].logits.sum()
+
+    mapped = jax.vmap(jax.grad(loss), (None, None, 0), axis_name='batch')
+    images = jax.ShapeDtypeStruct((1, 2, side, side, 3), jnp.float32)
+    ours = gflop(jax.jit(mapped).lower(*shapes, images))
+    network = peer(name, 7, side).train()
+    # Only as plain products are those of attention counted.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(torch.zeros(2, 3, side, side)).sum().backward()
+    # XLA counts additions and the like too, and of convolutions no products with the margin's 0.
+    assert ours == pytest.approx(counter.get_total_flops() / 1e9, rel=0.08)
 
 
 @pytest.mark.parametrize(

@@ -38,10 +38,11 @@ class StepCost(NamedTuple):
     memory_mb: float
     """Of the compiled step on one device: arguments, outputs and temporaries, in 2**20 bytes."""
     gflop: float = 0.0
-    """10**9 floating-point operations of the step on one device, as the compiler counts them; 0
-    where it does not."""
+    """10**9 floating-point operations of the step on one device, as XLA counts them before it
+    compiles; 0 where it does not."""
     gbytes: float = 0.0
-    """10**9 bytes that its kernels read and write, likewise."""
+    """10**9 bytes that the kernels of the compiled step read and write, without those of libraries
+    (on a GPU cuDNN's convolutions)."""
 
 
 def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[str, StepCost]:
@@ -69,9 +70,11 @@ def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, 
         with _no_compilation_cache():
             # A mapping of its own, which this process has not compiled yet.
             mapped = step_lib.map_train_steps(partial(step_lib.train_steps, start.task))
-            steps[name] = mapped.lower(start.constants, start.state, {}, inputs).compile()
+            lowered = mapped.lower(start.constants, start.state, {}, inputs)
+            steps[name] = lowered.compile()
         compile_seconds = time.perf_counter() - begun
-        memory, work = steps[name].memory_analysis(), steps[name].cost_analysis()
+        memory = steps[name].memory_analysis()
+        bytes_accessed = (steps[name].cost_analysis() or {}).get('bytes accessed', 0.0)
         total = (
             memory.argument_size_in_bytes
             + memory.output_size_in_bytes
@@ -83,8 +86,8 @@ def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, 
             step_ms=0.0,
             step_ms_spread=0.0,
             memory_mb=total / 2**20,
-            gflop=work.get('flops', 0.0) / 1e9,
-            gbytes=work.get('bytes accessed', 0.0) / 1e9,
+            gflop=gflop(lowered),
+            gbytes=bytes_accessed / 1e9,
         )
         states[name] = start.state
 
@@ -98,6 +101,14 @@ def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, 
         low, median, high = np.percentile(values, (25, 50, 75))
         costs[name] = costs[name]._replace(step_ms=median, step_ms_spread=high - low)
     return costs
+
+
+def gflop(step: jax.stages.Lowered) -> float:
+    """10**9 floating-point operations of a program on one device; 0 where XLA does not count them.
+
+    Counted before it is compiled: of a GPU's compiled program those inside cuDNN are not known.
+    """
+    return (step.cost_analysis() or {}).get('flops', 0.0) / 1e9
 
 
 def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
