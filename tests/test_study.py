@@ -57,7 +57,8 @@ def row(part, task, name, seed, top1, **others):
 def tuned_rows():
     """The second value of each grid is the best."""
     return [
-        row('tune', task, plan.text({key: value}), 0, 0.5 + 0.1 * (i == 1))
+        row(part, task, plan.text({key: value}), 0, 0.5 + 0.1 * (i == 1))
+        for part in ('tune', 'large_tune')
         for task in dict.fromkeys(plan.TUNED_ON.values())
         for key, values in GRIDS.values()
         for i, value in enumerate(values)
@@ -90,7 +91,8 @@ def test_every_case_is_one_run_with_a_possible_configuration(tmp_path, variant):
             if case.seed == 0:
                 config = case.configuration(tmp_path)
                 validate(config, 1)
-                assert (config.target.test_split == 'rest') == (part in plan.HELD_OUT)
+                assert (config.target.test_split == 'rest') == (case.part in plan.HELD_OUT)
+                assert (config.model.name == 'resnet18') == (part == 'large')
     for task in tasks.TASKS:
         for method in GRIDS:
             assert ('main', task, plan.FEW, method, 1) in seen
@@ -150,6 +152,19 @@ def test_warm_table_compares_with_and_without_mixing(study):
     interval = stats.ttest_1samp([10, 11, 12, 13], 0).confidence_interval()
     expected = f'**+11.50 ± {(interval.high - interval.low) / 2:.2f}**'
     assert last == f'| `xmixup_warm` − `finetune_warm` |  | {expected} | {expected} |'
+
+
+def test_large_table_compares_the_larger_network_alone(study):
+    found = [row('large', 'food', 'finetune', s, 0.3 + 0.01 * s) for s in range(3)]
+    found += [row('large', 'food', 'xmixup', s, 0.2) for s in range(3)]
+    found.append(row('large_tune', 'food', 'xmixup.alpha=0.1', 0, 0.9))
+    lines = tables.large_table(tables.Study(study.rows + found)).splitlines()
+    interval = stats.ttest_1samp([-10, -11, -12], 0).confidence_interval()
+    expected = f'**-11.00 ± {(interval.high - interval.low) / 2:.2f}**'
+    assert lines[2:] == [
+        '| `finetune` | 31.00 ± 1.00 |  |',
+        f'| `xmixup` | {expected} | {expected} |',
+    ]
 
 
 def pairs(progress):

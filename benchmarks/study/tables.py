@@ -304,7 +304,7 @@ def compute_table(study: Study) -> str:
     rows = []
     for part in plan.PARTS:
         runs = [row for row in study.rows if row['part'] == part]
-        if runs:
+        if runs and part not in plan.LARGE:  # whose runs share a GPU
             hours = sum(row['seconds'] for row in runs) / 3600
             rows.append([part, f'{len(runs):,}', f'{hours:.1f}'])
     return table(['part', 'runs', 'hours of one core'], rows)

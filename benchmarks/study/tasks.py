@@ -56,7 +56,7 @@ LARGE = {
     'resize': 72,
     'image_size': 64,
     'precision': 'bfloat16',
-    'pretrain.steps': 4000,
+    'pretrain.steps': 3000,
     'pretrain.batch_size': 256,
     'pretrain.optimizer.learning_rate': 0.1,
 }
