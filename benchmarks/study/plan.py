@@ -200,8 +200,8 @@ def main(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
 def rates(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Some methods at the other sample rates, with the same coefficients."""
     for rate in STEPS:
-        for task in names:
-            for method in IN_RATES if rate != FEW else ():
+        for method in IN_RATES if rate != FEW else ():
+            for task in names:
                 yield _group('rates', task, rate, method, seeds, chosen(method, task, found))
 
 
