@@ -3,8 +3,8 @@
     python -m benchmarks.soak --minutes=31 --config=configs/digits.py --config.eval_every=2000
 
 Starts the run as a user does, without end, looks at its process every ten seconds, and stops it
-with SIGTERM. The first fifth of the time is left out of the slope: compilation, and caches that
-fill.
+with SIGTERM. The first half of the time is left out of range and slope: compilation, and caches and
+the allocator's arenas that fill.
 
   --minutes      how long
   --workdir=DIR  of the run (default: a temporary folder)
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
     if code != Interrupted.exit_code:
         raise UserError(f'stopped by SIGTERM, the run has ended with exit code {code}')
     write_table(rows, args.output)
-    settled = rows[len(rows) // 5 :]
+    settled = rows[len(rows) // 2 :]
     minutes, rss = (np.array([row[key] for row in settled]) for key in ('minutes', 'rss MB'))
     slope = np.polyfit(minutes, rss, 1)[0]
     print(
