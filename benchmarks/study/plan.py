@@ -35,6 +35,7 @@ FEW = 0.15  # of the target's training images: where transfer matters most
 STEPS = {FEW: 400, 0.3: 600, 0.5: 1000, 1.0: 2000}  # until fine-tuning fits its images
 # Tested on training images that the draw left over.
 HELD_OUT = ('tune', 'variants', 'length', 'curves', 'large_tune')
+# With the network of tasks.LARGE.
 LARGE = ('large_tune', 'large')
 TUNED_ON = dict.fromkeys(tasks.TASKS, 'animals') | {'digits': 'digits'}
 IN_RATES = ('finetune', 'xmixup', 'finetune_warm', 'xmixup_warm')

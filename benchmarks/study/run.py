@@ -5,9 +5,9 @@
   --data     holds tiny_imagenet/{train,validation}/CLASS and caltech101_64/{train,test}/CLASS
   --workdir  gets the networks trained on the sources, and the runs under way
   --results  gets the two tables (default: this file's folder); runs that are in them are not made
-  --parts    of the study, comma-separated, in any order, as plan.py lists them (default: all but
-             `large`, for which several --jobs can share a GPU that
-             XLA_PYTHON_CLIENT_PREALLOCATE=false leaves room on)
+  --parts    of the study, comma-separated, in any order (default: all that plan.py lists, but for
+             `large`, which needs a GPU; with XLA_PYTHON_CLIENT_PREALLOCATE=false several --jobs
+             share it)
   --tasks    likewise (default: digits,caltech,animals,vehicles,food,household)
   --seeds    likewise (default: 0,1,2,3,4)
   --jobs     processes, each on cores of its own (default: one a core)
