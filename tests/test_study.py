@@ -12,6 +12,7 @@ from benchmarks.tune import GRIDS
 from configs import digits
 from tests.method_checks import K_0, LABELS, B, K, make_view, normal, outputs
 from xmixup_jax.config import validate
+from xmixup_jax.errors import UserError
 from xmixup_jax.methods import METHODS
 
 
@@ -101,6 +102,11 @@ def test_every_case_is_one_run_with_a_possible_configuration(tmp_path, variant):
 def test_chosen_coefficients_are_the_best_on_held_out_images():
     chosen = plan.chosen('l2sp', 'food', tuned_rows())
     assert chosen == {'method': 'l2sp', 'optimizer.learning_rate': 0.01, 'l2sp.alpha': 0.001}
+
+
+def test_what_needs_tuning_says_so():
+    with pytest.raises(UserError, match=r'no run of animals with .*: begin with --parts=tune'):
+        plan.chosen('l2sp', 'food', [])
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from benchmarks.study import tasks
 from benchmarks.tune import GRIDS
+from xmixup_jax.errors import UserError
 
 RUNS, CURVES = 'runs.csv', 'curves.csv'
 KEY = ('part', 'task', 'sample_rate', 'name', 'seed')
@@ -178,16 +179,22 @@ def chosen(method: str, task: str, found: list[Row], part: str = 'tune') -> dict
 def _best(method: str, task: str, found: list[Row], part: str) -> dict[str, Any]:
     name, values = GRIDS[method]
     top1 = {
-        value: mean(
+        value: [
             row['top1']
             for row in found
             if row['part'] == part
             and row['task'] == TUNED_ON[task]
             and row['name'] == text({name: value})
-        )
+        ]
         for value in values
     }
-    return {name: max(values, key=top1.get)}
+    for value, rows in top1.items():
+        if not rows:
+            raise UserError(
+                f'{RUNS} has no run of {TUNED_ON[task]} with {name}={value} that was made for '
+                'tuning: begin with --parts=tune'
+            )
+    return {name: max(values, key=lambda value: mean(top1[value]))}
 
 
 def main(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
