@@ -112,7 +112,6 @@ class Checkpoints:
             # Only now: what is on disk for certain takes their place.
             for old in self.steps[self._keep :]:
                 self._manager.delete(old)
-            give_back_memory()
         except Exception as error:  # orbax has no common class for what a full disk raises
             self._manager.reload()
             whole = [old for old in self.steps if old != step]
@@ -121,6 +120,7 @@ class Checkpoints:
                 f'({_reason(error)}): make room, or the folder writable, and run the same command '
                 f'again; it continues from step {whole[0] if whole else 0}'
             ) from error
+        give_back_memory()
 
     def save_constants(self, constants: PyTree) -> str:
         """Writes what the method's preparatory phase found, once a run; returns its digest."""

@@ -257,24 +257,25 @@ def curves(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
 def large_learning_rate(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """As `tune_learning_rate`, with the larger network."""
     del seeds, found
-    return _tune(['finetune'], _photographs(names), [], 'large_tune')
+    return _tune(['finetune'], photographs(names), [], 'large_tune')
 
 
 def large_alpha(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """As `tune_methods`, of XMixup with the larger network."""
     del seeds
-    return _tune(['xmixup'], _photographs(names), found, 'large_tune')
+    return _tune(['xmixup'], photographs(names), found, 'large_tune')
 
 
 def large(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
     """Some methods with a larger network."""
-    for task in _photographs(names):
+    for task in photographs(names):
         for method in IN_RATES:
             changes = chosen(method, task, found, 'large_tune')
             yield _group('large', task, FEW, method, seeds, changes)
 
 
-def _photographs(names: list[str]) -> list[str]:
+def photographs(names: list[str]) -> list[str]:
+    """Those of the tasks that the larger network is for."""
     return [name for name in names if name in tasks.PHOTOGRAPHS]
 
 

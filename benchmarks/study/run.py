@@ -78,9 +78,8 @@ def study(args: argparse.Namespace) -> None:
     with workers(args.jobs, args.workdir) as pool:
         for part in args.parts.split(','):
             large = part in plan.LARGE
-            networks = [
-                (name, images, large) for name in names if not large or name in tasks.PHOTOGRAPHS
-            ]
+            sources = plan.photographs(names) if large else names
+            networks = [(name, images, large) for name in sources]
             for _ in _results(pool, pretrain, networks, 'pre-training'):
                 pass
             for phase in plan.PARTS[part]:
