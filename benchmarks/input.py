@@ -12,6 +12,7 @@ step alone.
 
   --images   of target and of source, each (2,000)
   --cores    to run on (all)
+  --caches   of none,memory,disk,device, none first (all)
   --step     also run the step
   --output   a CSV file
 """
@@ -70,6 +71,7 @@ def run(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog='input', add_help=False)
     parser.add_argument('--images', default=2000, type=int)
     parser.add_argument('--cores', default=usable_cores(), type=int)
+    parser.add_argument('--caches', default=','.join(KINDS))
     parser.add_argument('--step', action='store_true')
     parser.add_argument('--output', type=Path)
     args, rest = parser.parse_known_args(argv)
@@ -90,7 +92,7 @@ def run(argv: list[str]) -> None:
         config.cache_dir = folder
         weights = synthetic.random_weights(config, Path(folder) / 'weights.safetensors')
         start = synthetic.start(config, 'xmixup', weights, CLASSES, Path(folder))
-        for kind in KINDS:
+        for kind in args.caches.split(','):
             config.data.cache = kind
             # Nothing is kept from the kind before.
             data = Data(parts[0], None, parts[1])
