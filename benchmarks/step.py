@@ -4,7 +4,7 @@
         --config.model.width=64 --output=step.csv
 
 One row a method: compile time, time a step (median and interquartile range, methods in turns),
-images/s, step time relative to fine-tuning, memory, operations and bytes of the compiled step, and
+images/s, step time relative to fine-tuning, memory, operations and bytes of the step, and
 the share of the limit: the time that the operations would take at the speed of a matrix product, or
 the bytes at that of a copy, whichever is longer, over the step's time. Both speeds are measured
 first, in the same precision. (On a GPU the bytes are without those of the convolutions, which are
@@ -18,7 +18,9 @@ cuDNN's: the share is at least this.)
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -27,6 +29,10 @@ from xmixup_jax import cost
 from xmixup_jax.devices import shard_steps
 from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods import METHODS
+from xmixup_jax.preparation import Start
+from xmixup_jax.step import train_steps
+
+PyTree = Any
 
 
 def run(argv: list[str]) -> None:
@@ -54,10 +60,11 @@ def run(argv: list[str]) -> None:
             shard_steps([synthetic.batch(config, args.classes, i)]) for i in range(cost.BATCHES)
         ]
         costs = cost.measure_steps(starts, batches)
+        gflop = {name: step_gflop(start, batches[0]) for name, start in starts.items()}
     base = costs.get('finetune', next(iter(costs.values())))
     rows = []
     for name, c in costs.items():
-        limit_ms = {'operations': 1e3 * c.gflop / gflops, 'bytes': 1e3 * c.gbytes / gbytes}
+        limit_ms = {'operations': 1e3 * gflop[name] / gflops, 'bytes': 1e3 * c.gbytes / gbytes}
         bound = max(limit_ms, key=limit_ms.get)
         rows.append(
             {
@@ -68,14 +75,21 @@ def run(argv: list[str]) -> None:
                 'images/s': 1e3 * config.batch_size / float(c.step_ms),
                 'relative': float(c.step_ms / base.step_ms),
                 'memory MiB': c.memory_mb,
-                'GFLOP': c.gflop,
-                'GFLOP/s': 1e3 * c.gflop / float(c.step_ms),
+                'GFLOP': gflop[name],
+                'GFLOP/s': 1e3 * gflop[name] / float(c.step_ms),
                 'GB': c.gbytes,
                 'bound by': bound,
                 'share of limit': float(limit_ms[bound] / c.step_ms),
             }
         )
     synthetic.write_table(rows, args.output)
+
+
+def step_gflop(start: Start, batches: PyTree) -> float:
+    """10**9 operations of a step on one device; `batches` as for `cost.measure_steps`."""
+    step = jax.vmap(partial(train_steps, start.task), (None, None, None, 0), axis_name='batch')
+    inputs = jax.tree.map(lambda x: x[:1], cost.only_used(batches, start))
+    return cost.gflop(step, start.constants, start.state, {}, inputs)
 
 
 if __name__ == '__main__':

@@ -100,6 +100,19 @@ def test_paired_difference_against_scipy():
     assert mean == 2.0 and np.isnan(half)
 
 
+@pytest.mark.parametrize(
+    'text', ['', '{', '[]', '{"finetune": 3}', '{"finetune": {"gflop": 1.0}}', '{"better": [1]}']
+)
+def test_costs_that_cannot_be_read_are_measured_again(text, tmp_path, monkeypatch):
+    costs = {'finetune': StepCost(2.0, 10.0, 1.0, 50.0)}
+    monkeypatch.setattr(compare.cost, 'measure', lambda configs, workdirs: costs)
+    (tmp_path / 'step_costs.json').write_text(text)
+    runs = [compare.Run(None, tmp_path / 'run', {'method': 'finetune'})]
+    assert compare.step_costs(runs, [], tmp_path) == costs
+    monkeypatch.setattr(compare.cost, 'measure', None)
+    assert compare.step_costs(runs, [], tmp_path) == costs
+
+
 def test_table():
     def row(method, seed, top1, seconds):
         return {

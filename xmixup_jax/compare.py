@@ -136,10 +136,12 @@ def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, c
         if run not in failed:
             first.setdefault(run.labels['method'], run)
     path = workdir / 'step_costs.json'
-    if path.exists():
+    try:
         stored = {name: cost.StepCost(**v) for name, v in json.loads(path.read_text()).items()}
-        if list(stored) == list(first):
-            return stored
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        stored = {}  # none, damaged, or an earlier version's
+    if list(stored) == list(first):
+        return stored
     costs = cost.measure(
         {name: run.config for name, run in first.items()},
         {name: run.workdir for name, run in first.items()},

@@ -37,9 +37,6 @@ class StepCost(NamedTuple):
     """Interquartile range."""
     memory_mb: float
     """Of the compiled step on one device: arguments, outputs and temporaries, in 2**20 bytes."""
-    gflop: float = 0.0
-    """10**9 floating-point operations of the step on one device, as XLA counts them before it
-    compiles; 0 where it does not."""
     gbytes: float = 0.0
     """10**9 bytes that the kernels of the compiled step read and write, without those of libraries
     (on a GPU cuDNN's convolutions)."""
@@ -70,8 +67,7 @@ def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, 
         with _no_compilation_cache():
             # A mapping of its own, which this process has not compiled yet.
             mapped = step_lib.map_train_steps(partial(step_lib.train_steps, start.task))
-            lowered = mapped.lower(start.constants, start.state, {}, inputs)
-            steps[name] = lowered.compile()
+            steps[name] = mapped.lower(start.constants, start.state, {}, inputs).compile()
         compile_seconds = time.perf_counter() - begun
         memory = steps[name].memory_analysis()
         bytes_accessed = (steps[name].cost_analysis() or {}).get('bytes accessed', 0.0)
@@ -86,7 +82,6 @@ def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, 
             step_ms=0.0,
             step_ms_spread=0.0,
             memory_mb=total / 2**20,
-            gflop=gflop(lowered),
             gbytes=bytes_accessed / 1e9,
         )
         states[name] = start.state
@@ -103,12 +98,19 @@ def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, 
     return costs
 
 
-def gflop(step: jax.stages.Lowered) -> float:
-    """10**9 floating-point operations of a program on one device; 0 where XLA does not count them.
+def gflop(function: Callable, *args: PyTree) -> float:
+    """10**9 floating-point operations of a function, as XLA counts them in its program for a CPU.
 
-    Counted before it is compiled: of a GPU's compiled program those inside cuDNN are not known.
+    Counted before it is compiled, which JAX does for a CPU alone: of a GPU's compiled program those
+    inside cuDNN are not known.
+
+    Args:
+      function: is lowered, not called.
+      args: its arguments, or their shapes and types.
     """
-    return (step.cost_analysis() or {}).get('flops', 0.0) / 1e9
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    with jax.default_device(jax.local_devices(backend='cpu')[0]):
+        return jax.jit(function).lower(*shapes).cost_analysis()['flops'] / 1e9
 
 
 def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
