@@ -102,6 +102,10 @@ def test_every_case_is_one_run_with_a_possible_configuration(tmp_path, variant):
 def test_chosen_coefficients_are_the_best_on_held_out_images():
     chosen = plan.chosen('l2sp', 'food', tuned_rows())
     assert chosen == {'method': 'l2sp', 'optimizer.learning_rate': 0.01, 'l2sp.alpha': 0.001}
+    found = tuned_rows()
+    for best in (row for row in found if row['top1'] == 0.6):
+        best |= {'top1': '', 'error': 'diverged'}
+    assert plan.chosen('l2sp', 'food', found)['l2sp.alpha'] == GRIDS['l2sp'][1][0]
 
 
 def test_what_needs_tuning_says_so():

@@ -1,6 +1,7 @@
 """What the study consists of: its runs, part by part, and the tables that they are kept in."""
 
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
@@ -180,7 +181,7 @@ def _best(method: str, task: str, found: list[Row], part: str) -> dict[str, Any]
     name, values = GRIDS[method]
     top1 = {
         value: [
-            row['top1']
+            -math.inf if row['error'] else row['top1']
             for row in found
             if row['part'] == part
             and row['task'] == TUNED_ON[task]
