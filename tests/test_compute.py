@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torch_networks import peer
 
+from benchmarks import kernels
 from xmixup_jax import step as step_lib
 from xmixup_jax.cost import gflop
 from xmixup_jax.models import create_model, forward
@@ -49,6 +50,25 @@ def test_operations_are_counted_as_pytorch_counts_them(name, side):
         network(torch.zeros(2, 3, side, side)).sum().backward()
     # XLA counts additions and the like too, and of convolutions no products with the margin's 0.
     assert ours == pytest.approx(counter.get_total_flops() / 1e9, rel=0.08)
+
+
+def test_kernels_are_told_by_what_they_were_made_of(tmp_path):
+    def loss(weights, x):
+        return jnp.tanh(x @ weights).sum()
+
+    shapes = [jnp.ones((300, 200)), jnp.ones((400, 300))]
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(*shapes).compile()
+    compiled(*shapes)
+    with jax.profiler.trace(tmp_path):
+        for _ in range(3):
+            jax.block_until_ready(compiled(*shapes))
+    trace = next(tmp_path.rglob('*.xplane.pb'))
+    profile = jax.profiler.ProfileData.from_file(str(trace))
+    made_of = kernels.origins(compiled.as_text())
+    seen = {made_of[name] for name, ms in kernels.kernels_of(profile) if name in made_of and ms > 0}
+    assert {('forward', 'dot_general'), ('forward', 'tanh')} <= seen
+    # The product of the gradient may carry the name of the transposition that it was fused with.
+    assert {('backward', 'dot_general'), ('backward', 'transpose')} & seen
 
 
 @pytest.mark.parametrize(
