@@ -68,14 +68,14 @@ def attack(seeds, number, read, errors):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(number):
         content = mutated(seeds[RNG.integers(len(seeds))], seeds)
-        begun = time.monotonic()
+        begun = time.process_time()
         try:
             read(content)
             outcomes['read'] += 1
         except errors as error:
             assert '\n' not in str(error)
             outcomes['refused'] += 1
-        assert time.monotonic() - begun < SECONDS
+        assert time.process_time() - begun < SECONDS
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert grown < MEGABYTES
     return outcomes
@@ -164,10 +164,10 @@ def pickled(code: bytes) -> bytes:
 def test_pickles_made_to_harm(tmp_path, code):
     path = tmp_path / 'w.pth'
     path.write_bytes(pickled(code))
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(TorchFileError):
         read_torch_file(path)
-    assert time.monotonic() - begun < SECONDS
+    assert time.process_time() - begun < SECONDS
 
 
 def test_weights_that_unfold(tmp_path):
@@ -193,10 +193,10 @@ def jpeg_of_many_scans(side, scans):
 
 
 def test_images_made_to_take_long(tmp_path):
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(DataError):
         decode(jpeg_of_many_scans(8000, 1000), 32, 'endless')
-    assert time.monotonic() - begun < SECONDS
+    assert time.process_time() - begun < SECONDS
     assert decode(jpeg_of_many_scans(64, 20), 32, 'many scans').shape == (32, 32, 3)
     huge = tmp_path / 'huge.png'
     huge.write_bytes(GOOD['16-bit png'][0])
