@@ -1,32 +1,16 @@
 import ctypes
-import subprocess
-import sys
 
+import psutil
 import pytest
 
-THREADS = """
-import ctypes, sys, threading
-from xmixup_jax.memory import share_arenas
-if sys.argv[1] == 'shared':
-    share_arenas()
-allocated = threading.Barrier(33)
-def allocate():
-    bytes(10_000)
-    allocated.wait()
-threads = [threading.Thread(target=allocate) for _ in range(32)]
-for thread in threads:
-    thread.start()
-allocated.wait()
-libc = ctypes.CDLL(None)
-libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, 'stdout'))
-libc.fflush(None)
-"""
+from xmixup_jax.memory import give_back_memory
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_info'), reason='not glibc')
-def test_threads_share_arenas():
-    def arenas(argument):
-        command = [sys.executable, '-c', THREADS, argument]
-        return subprocess.check_output(command, text=True).count('<heap nr=')
-
-    assert arenas('shared') <= 2 < arenas('own')
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='not glibc')
+def test_free_memory_between_used_memory_is_given_back():
+    blocks = [bytes(1000) for _ in range(100_000)]
+    blocks.append(bytes(1000))
+    del blocks[:-1]  # the last keeps what lies below it from being given back by itself
+    before = psutil.Process().memory_info().rss
+    give_back_memory()
+    assert before - psutil.Process().memory_info().rss > 50e6

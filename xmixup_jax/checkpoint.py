@@ -16,6 +16,7 @@ from xmixup_jax.devices import everywhere, global_arrays, local_arrays
 from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.files import arrays_digest, json_array, set_aside, sync_tree
 from xmixup_jax.matching import ClassMatch
+from xmixup_jax.memory import give_back_memory
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first, together
 from xmixup_jax.step import TrainState
@@ -119,6 +120,7 @@ class Checkpoints:
                 f'({_reason(error)}): make room, or the folder writable, and run the same command '
                 f'again; it continues from step {whole[0] if whole else 0}'
             ) from error
+        give_back_memory()
 
     def save_constants(self, constants: PyTree) -> str:
         """Writes what the method's preparatory phase found, once a run; returns its digest."""

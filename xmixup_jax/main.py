@@ -37,7 +37,6 @@ from ml_collections import ConfigDict
 from xmixup_jax import config as config_lib
 from xmixup_jax.errors import Interrupted, UserError, first_line
 from xmixup_jax.loop import interrupt
-from xmixup_jax.memory import share_arenas
 from xmixup_jax.models.find_weights import WEIGHTS_FILE
 from xmixup_jax.processes import ProcessLost, connect, is_first, leave
 from xmixup_jax.train import train_and_evaluate
@@ -97,7 +96,6 @@ def main() -> None:
 def ended(program: Callable[[list[str]], None], argv: list[str]) -> None:
     """Runs a program, or prints its module's text for --help; a user's mistake, or a signal, ends
     the process with one line and the exit code."""
-    share_arenas()
     for number in (signal.SIGTERM, signal.SIGINT):  # the training loop has its own, and saves first
         signal.signal(number, interrupt)
     try:

@@ -1,20 +1,14 @@
 """Memory of the process."""
 
 import ctypes
-import sys
-
-_M_ARENA_MAX = -8  # malloc.h
-_ARENAS = 2
 
 
-def share_arenas() -> None:
-    """Lets all threads share two arenas of memory, where the C library is glibc.
+def give_back_memory() -> None:
+    """Gives the system what memory is free, where the C library is glibc.
 
-    By itself it makes up to eight a core, and what is free in one is lost to the threads of the
-    others. Orbax writes each checkpoint with other threads: a long run grew by 50 MB an hour
-    (benchmarks/soak.py). To be called before there are threads; those that have an arena keep it.
+    glibc keeps free memory in an arena for each of many threads. A checkpoint is written by other
+    threads every time, so that a long run grows, by 0.2 MB with each (benchmarks/soak.py).
     """
-    if sys.platform == 'linux':
-        mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-        if mallopt is not None:
-            mallopt(_M_ARENA_MAX, _ARENAS)
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
