@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -31,7 +30,6 @@ from benchmarks import synthetic
 from xmixup_jax.cost import BATCHES, only_used
 from xmixup_jax.devices import shard_steps
 from xmixup_jax.main import ended, read_command
-from xmixup_jax.step import map_train_steps, train_steps
 
 
 def run(argv: list[str]) -> None:
@@ -49,8 +47,8 @@ def run(argv: list[str]) -> None:
             only_used(shard_steps([synthetic.batch(config, args.classes, i)]), start)
             for i in range(BATCHES)
         ]
-        mapped = map_train_steps(partial(train_steps, start.task))
-        compiled = mapped.lower(start.constants, start.state, {}, batches[0]).compile()
+        lowered = start.task.train_steps.lower(start.constants, start.state, {}, batches[0])
+        compiled = lowered.compile()
         state, _ = compiled(start.constants, start.state, {}, batches[0])
         jax.block_until_ready(state)
         with jax.profiler.trace(folder / 'trace'):
