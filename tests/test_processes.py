@@ -118,7 +118,9 @@ def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_p
     assert 'Class match' in (moved / 'report.html').read_text()
     assert list(rows(alone)) == list(rows(moved)) == list(range(1, STEPS + 1))
     # Sums in another order: 1e-6 at first, which grows with the steps.
-    np.testing.assert_allclose(list(rows(moved).values()), list(rows(alone).values()), rtol=5e-4)
+    losses = np.array([list(rows(folder).values()) for folder in (moved, alone)])
+    np.testing.assert_allclose(*losses[:, : STEPS // 2], rtol=1e-5)
+    np.testing.assert_allclose(*losses, rtol=5e-4)
 
 
 def test_processes_save_together_when_one_is_told_to_stop(config, records, tmp_path):
