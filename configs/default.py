@@ -67,6 +67,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.weights = 'source'
     # Begin the target's head as a linear classifier of the pre-trained features, not at random.
     config.warm_head = False
+    # The law of a head drawn at random: 'uniform' (PyTorch's Linear), 'normal' (0.01), 'zero'.
+    config.head_init = 'uniform'
+    # What batch norm normalises by in training: 'batch', the statistics of the batch; 'frozen',
+    # the pre-trained ones throughout; 'mixed', the mean of both.
+    config.batch_norm = 'batch'
+    # Batches of clean training images from which the statistics are estimated anew before a test,
+    # where training saw other images (mixed ones, or the source's); 0: none.
+    config.reestimate = 40
     config.pretrain = ml_collections.ConfigDict(
         {
             'seed': 0,
@@ -78,7 +86,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.match = ml_collections.ConfigDict(
         {
-            'similarity': 'cosine',  # 'cosine', 'euclidean', 'emd'
+            # 'cosine', 'euclidean', 'emd' of the classes' mean features; 'predicted': by the
+            # pre-trained head, without a pass over the source
+            'similarity': 'cosine',
             'assignment': 'optimal',  # 'optimal', 'greedy', 'nearest', 'random', 'least'
             'classes_per_target': 1,
             'images_per_class': 50,  # for the class means; 0: all

@@ -26,8 +26,8 @@ def make_view(name, **parts):
     return View(**(empty | {'config': config, 'num_classes': K, 'key': jax.random.key(0)} | parts))
 
 
-def outputs(logits=None, features=None, stages=()):
-    return Outputs(logits, features, tuple(stages))
+def outputs(logits=None, features=None, stages=(), convs=()):
+    return Outputs(logits, features, tuple(stages), tuple(convs))
 
 
 def on_batch_axis(function):

@@ -1,16 +1,16 @@
-"""Co-Train, mixup, CutMix and SMILE, against PyTorch and NumPy."""
+"""Co-Train, mixup, CutMix and SMILE against what their public code computes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import digits
+from tests import torch_recipes
 from tests.method_checks import (
     CLOSE,
     K_0,
@@ -20,6 +20,7 @@ from tests.method_checks import (
     K,
     check,
     make_view,
+    nchw,
     normal,
     on_batch_axis,
     outputs,
@@ -37,14 +38,11 @@ def test_cotrain():
     def ours(logits):
         batch = {'label': jnp.asarray(LABELS), 'source_label': jnp.asarray(source_label)}
         view = make_view('cotrain', outputs=outputs(logits), batch=batch)
-        view.config.cotrain.weight = 0.7
         return METHODS['cotrain'].loss(view)
 
     def theirs(logits):
-        target, source = logits[:B, :K], logits[B:, K:]
-        return F.cross_entropy(target, LABELS_T) + 0.7 * F.cross_entropy(
-            source, torch.tensor(source_label)
-        )
+        labels = torch.tensor(source_label).long()
+        return torch_recipes.cotrain_loss(logits[:B, :K], LABELS_T, logits[B:, K:], labels)
 
     check(ours, theirs, normal(2 * B, K + 3))
 
@@ -76,27 +74,60 @@ def batch_of_images(size=10):
     return {'image': normal(B, size, size, 3), 'label': LABELS}
 
 
-def transformed(name, **changes):
+def transformed(name, seed=3, **changes):
     config = digits.get_config()
     config[name].update(changes)
-    keys = jax.random.split(jax.random.key(3), B)
+    keys = jax.random.split(jax.random.key(seed), B)
     transform = on_batch_axis(lambda batch: METHODS[name].transform(config, keys, batch))
     batch = batch_of_images()
     return batch, jax.tree.map(np.asarray, transform(batch))
 
 
+BEFORE = torch.tensor(np.roll(np.arange(B), 1))
+"""Each record meets the one before."""
+
+
 @pytest.mark.parametrize('name', ['mixup', 'smile'])
-def test_mixup_meets_the_record_before(name):
+def test_mixup_of_a_batch(name):
     before, after = transformed(name, alpha=1.0)
-    lam = after['lam'][:, None, None, None]
-    partner = np.roll(before['image'], 1, axis=0)
-    np.testing.assert_allclose(after['image'], lam * before['image'] + (1 - lam) * partner, **CLOSE)
-    np.testing.assert_array_equal(after['other_label'], OTHER)
+    (lam,) = np.unique(after['lam'])
+    images = torch.tensor(before['image'])
+    expected = torch_recipes.mixup_batch(images, LABELS_T, float(lam), BEFORE)
+    for key, value in zip(('image', 'label', 'other_label'), expected, strict=True):
+        np.testing.assert_allclose(after[key], value, **CLOSE)
+
+
+def test_mixup_of_each_sample_and_smiles_reflection():
+    _, after = transformed('mixup', alpha=1.0, lam='sample')
     assert len(np.unique(after['lam'])) == B
+    for seed in range(5):
+        keys = jax.random.split(jax.random.key(seed), B)
+        plain, reflected = (
+            on_batch_axis(lambda keys, r=r: mixing.sample_lam(keys, 1.0, r, 'batch'))(keys)
+            for r in (False, True)
+        )
+        expected = torch_recipes.smile_lambda(float(plain[0]))
+        np.testing.assert_allclose(reflected, np.full(B, expected), rtol=1e-6)
 
 
-def test_cutmix_pastes_one_box_and_weights_by_its_area():
-    before, after = transformed('cutmix', alpha=1.0)
+def test_cutmix_pastes_one_box_into_a_batch_with_its_probability():
+    pasted_batches = 0
+    for seed in range(20):
+        before, after = transformed('cutmix', seed=seed)
+        images = torch.tensor(before['image']).permute(0, 3, 1, 2)
+        changed = (after['image'] != before['image']).any((0, 3))
+        pasted_batches += changed.any()
+        rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
+        box = (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if changed.any() else (0,) * 4
+        expected = torch_recipes.cutmix_batch(images, box, BEFORE).permute(0, 2, 3, 1)
+        np.testing.assert_array_equal(after['image'], expected)
+        lam = torch_recipes.cutmix_lam(box, 10, 10)
+        np.testing.assert_allclose(after['lam'], np.full(B, lam), rtol=1e-6)
+    assert 4 <= pasted_batches <= 16
+
+
+def test_cutmix_of_each_sample_pastes_boxes_and_weights_by_their_area():
+    before, after = transformed('cutmix', alpha=1.0, prob=1.0, lam='sample')
     partner = np.roll(before['image'], 1, axis=0)
     pasted = (after['image'] == partner).all(-1)
     kept = (after['image'] == before['image']).all(-1)
@@ -110,36 +141,31 @@ def test_cutmix_pastes_one_box_and_weights_by_its_area():
         ).all()
 
 
-@given(st.integers(0, 1000), st.floats(0, 1, width=32), st.sampled_from((7, 32)))
-def test_cutmix_box_area(seed, lam, size):
-    """The side is size * sqrt(1 - lam), up to rounding and the border."""
-    mask = jax.jit(cutmix.box_mask, static_argnums=2)(jax.random.key(seed), lam, size)
-    area = float(mask.sum())
-    side = size * np.sqrt(1 - lam)
-    assert np.floor(side / 2 - 1).clip(0) ** 2 <= area <= (side + 1) ** 2
+@given(st.integers(0, 31), st.integers(0, 31), st.integers(0, 1000), st.sampled_from((7, 32)))
+def test_cutmix_box(row, column, thousandth, size):
+    centre, lam = np.array([row, column]) % size, thousandth / 1000
+    mask = jax.jit(cutmix.box_mask, static_argnums=2)(lam, centre, size)
+    top, left, bottom, right = torch_recipes.cutmix_box(size, size, lam, *map(int, centre))
+    expected = np.zeros((size, size), bool)
+    expected[top:bottom, left:right] = True
+    np.testing.assert_array_equal(mask, expected)
 
 
 def test_smile():
     maps, teacher_maps = normal(B, 2, 2, 3), normal(B, 2, 2, 3, seed=1)
-    probabilities = scipy.special.softmax(normal(B, K_0), axis=1).astype(np.float32)
-    lam = LAM[:, None]
-    soft = lam * probabilities + (1 - lam) * np.roll(probabilities, 1, axis=0)
-    batch = {key: jnp.asarray(value) for key, value in MIXED.items()}
-    # What `teach` makes of a teacher with these outputs.
-    logits = np.pad(np.log(probabilities), ((0, 0), (K, 0)))
+    teacher_logits = normal(B, K_0)
+    lam = np.float32(0.7)
+    batch = {key: jnp.asarray(value) for key, value in MIXED.items()} | {'lam': jnp.full(B, lam)}
     view = make_view(
         'smile',
         batch=batch | {'unmixed': None},
-        network=lambda *_: outputs(logits, stages=(teacher_maps,)),
+        network=lambda *_: outputs(
+            np.pad(teacher_logits, ((0, 0), (K, 0))), stages=(teacher_maps,)
+        ),
         memory={'params': None},
         constants={'batch_stats': None},
     )
-    taught = jax.vmap(lambda _: smile.teach(view), axis_name='batch')(jnp.zeros(1))
-    taught = jax.tree.map(lambda x: x[0], taught)
-    np.testing.assert_allclose(taught['probabilities'], soft, **CLOSE)
-    lam = LAM[:, None, None, None]
-    target = lam * teacher_maps + (1 - lam) * np.roll(teacher_maps, 1, axis=0)
-    np.testing.assert_allclose(taught['maps'], target, **CLOSE)
+    taught = on_batch_axis(lambda _: smile.teach(view))(0)
 
     def ours(z, maps):
         seen = make_view('smile', batch=batch, taught=taught, outputs=outputs(z, stages=(maps,)))
@@ -147,20 +173,35 @@ def test_smile():
         return smile.loss(seen)
 
     def theirs(z, maps):
-        source = -(torch.tensor(soft) * F.log_softmax(z[:, K:], dim=1)).sum(1).mean()
-        distance = torch.norm(maps - torch.tensor(target)) / 4
-        return mixed(z) + 0.3 * distance + 0.1 * source
+        teacher = nchw(torch.tensor(teacher_maps)), torch.tensor(teacher_logits)
+        student = z[:, :K], z[:, K:], nchw(maps)
+        labels = LABELS_T, BEFORE, float(lam)
+        return torch_recipes.smile_loss(*student, *teacher, *labels, feature_weight=0.3)
 
     check(ours, theirs, normal(B, K + K_0), maps)
 
 
 def test_smile_teacher_follows_the_backbone_and_keeps_its_head():
-    params = {'conv1': jnp.ones(2), 'fc': {'kernel': jnp.ones(2)}}
-    teacher = {'params': jax.tree.map(jnp.zeros_like, params)}
-    state = TrainState(jnp.asarray(1), params, {}, {}, teacher)
-    memory = smile.after_step(make_view('smile'), state).memory['params']
-    np.testing.assert_allclose(memory['conv1'], 0.001, rtol=1e-5)
-    np.testing.assert_array_equal(memory['fc']['kernel'], 0)
+    teacher = {'conv1.weight': normal(2), 'fc.weight': normal(2, seed=1)}
+    before, after = ({name: normal(2, seed=s) for name in teacher} for s in (2, 3))
+
+    def tree(leaves):
+        return {'conv1': leaves['conv1.weight'], 'fc': leaves['fc.weight']}
+
+    ours = {'params': tree(teacher)}
+    theirs = {name: torch.tensor(value) for name, value in teacher.items()}
+    for iteration in range(21):
+        # The parameters before a step, and after it.
+        student = {name: value + iteration for name, value in before.items()}
+        view = make_view('smile', params=tree(student))
+        state = TrainState(jnp.asarray(iteration + 1), tree(after), {}, {}, ours)
+        ours = smile.after_step(view, state).memory
+        student = {name: torch.tensor(value) for name, value in student.items()}
+        theirs = torch_recipes.smile_teacher(theirs, student, iteration)
+        found = {'conv1.weight': ours['params']['conv1'], 'fc.weight': ours['params']['fc']}
+        for name, value in theirs.items():
+            np.testing.assert_allclose(found[name], value, **CLOSE)
+    assert not np.allclose(found['conv1.weight'], teacher['conv1.weight'], atol=1e-3)
 
 
 def test_neighbour_goes_around_the_whole_batch():
@@ -188,8 +229,8 @@ def test_xmixup_of_feature_maps(stage):
     lam = np.asarray(batch['lam'])[:, None, None, None]
     mixed_maps = lam * mine[stage - 1] + (1 - lam) * other[stage - 1]
 
-    def replace(x, at):  # the map is replaced as a whole, whatever came in
-        return mixed_maps if at == stage - 1 else x
+    def replace(x, at, place):  # the map is replaced as a whole, whatever came in
+        return mixed_maps if (at, place) == (stage - 1, 'end') else x
 
     expected = forward(*made, pair['image'], train=False, hook=replace)[0]
     np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-4)

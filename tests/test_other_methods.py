@@ -5,6 +5,7 @@ from collections import deque
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.special
 import scipy.stats
 import torch
@@ -14,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import digits
+from tests import torch_recipes
 from tests.method_checks import (
     CLOSE,
     K_0,
-    LABELS,
     LABELS_T,
     B,
     D,
@@ -38,6 +39,7 @@ from xmixup_jax.methods import (
     rifle,
 )
 from xmixup_jax.methods.stochnorm import StochNorm
+from xmixup_jax.models.base import HEAD_INITS, draw_head
 from xmixup_jax.step import TrainState
 
 
@@ -57,9 +59,11 @@ def test_lwf():
         view.config.lwf.weight, view.config.lwf.temperature = 0.6, 3.0
         return lwf.loss(view)
 
+    # The public loss is a divergence: less by the teacher's entropy, a constant.
+    entropy = scipy.stats.entropy(scipy.special.softmax(teacher / 3, axis=1), axis=1).mean()
+
     def theirs(logits):
-        soft = F.softmax(torch.tensor(teacher) / 3, dim=1)
-        kept = -(soft * F.log_softmax(logits[:, K:] / 3, dim=1)).sum(1).mean()
+        kept = torch_recipes.lwf_loss(logits[:, K:], torch.tensor(teacher), 3) + entropy
         return F.cross_entropy(logits[:, :K], LABELS_T) + 0.6 * kept
 
     check(ours, theirs, normal(B, K + K_0))
@@ -67,13 +71,15 @@ def test_lwf():
 
 def test_stochnorm():
     key, p = jax.random.key(5), 0.5
-    layer = StochNorm(D, p=p, momentum=0.9, epsilon=1e-5, axis_name='batch', rngs=nnx.Rngs(0))
+    layer = StochNorm(D, p=p, epsilon=1e-5, rngs=nnx.Rngs(0))
     mean, var = normal(D), np.abs(normal(D, seed=1)) + 0.5
     layer.mean[...], layer.var[...] = mean, var
     layer.key = key
     chosen = torch.tensor(np.asarray(jax.random.bernoulli(key, p, (D,))))
     assert chosen.any() and not chosen.all()
     weights = normal(B, 3, 3, D, seed=2)
+    scale, bias = normal(D, seed=3), normal(D, seed=4)
+    layer.scale[...], layer.bias[...] = scale, bias
     running = []
 
     def ours(x):
@@ -83,11 +89,9 @@ def test_stochnorm():
         return jnp.sum(y * weights)
 
     def theirs(x):
-        moving_mean, moving_var = torch.tensor(mean), torch.tensor(var)
-        by_moving = F.batch_norm(nchw(x), torch.tensor(mean), torch.tensor(var), training=False)
-        by_batch = F.batch_norm(nchw(x), moving_mean, moving_var, training=True, momentum=0.1)
-        running.extend([moving_mean, moving_var])
-        y = torch.where(chosen[:, None, None], by_batch, by_moving)
+        vectors = [torch.tensor(vector) for vector in (mean, var, scale, bias)]
+        y, *moved = torch_recipes.stochnorm2d(nchw(x), *vectors, chosen)
+        running.extend(moved)
         return (y * nchw(torch.tensor(weights))).sum()
 
     x = normal(B, 3, 3, D)
@@ -100,11 +104,8 @@ def test_stochnorm():
         return copy.mean[...], copy.var[...]
 
     stats = on_batch_axis(statistics)(x)
-    np.testing.assert_allclose(stats[0], running[0].numpy(), **CLOSE)
-    # PyTorch's moving variance is the unbiased one.
-    count = x.size / D
-    biased = var * 0.9 + (running[1].numpy() - var * 0.9) * (count - 1) / count
-    np.testing.assert_allclose(stats[1], biased, **CLOSE)
+    for found, expected in zip(stats, running, strict=True):
+        np.testing.assert_allclose(found, expected, **CLOSE)
 
 
 def test_stochnorm_evaluates_like_batch_norm():
@@ -117,9 +118,10 @@ def test_stochnorm_evaluates_like_batch_norm():
 def test_cotuning_relationship_and_loss():
     logits, labels = normal(12, K_0), np.arange(12) % K
     table = cotuning.relationship(logits, labels, K, temperature=1.5)
-    for c in range(K):
-        expected = F.softmax(torch.tensor(logits[labels == c]) / 1.5, dim=1).mean(0)
-        np.testing.assert_allclose(table[c], expected, **CLOSE)
+    of_public_code = torch_recipes.cotuning_relationship(
+        torch.tensor(logits), torch.tensor(labels), K, scale=1 / 1.5
+    )
+    np.testing.assert_allclose(table, of_public_code, **CLOSE)
     np.testing.assert_allclose(table.sum(1), 1, rtol=1e-6)
 
     def ours(z):
@@ -127,8 +129,7 @@ def test_cotuning_relationship_and_loss():
         return cotuning.loss(view)
 
     def theirs(z):
-        soft = torch.tensor(table)[LABELS_T]
-        source = -(soft * F.log_softmax(z[:, K:], dim=1)).sum(1).mean()
+        source = torch_recipes.cotuning_loss(z[:, K:], torch.tensor(table), LABELS_T)
         return F.cross_entropy(z[:, :K], LABELS_T) + 2.3 * source
 
     check(ours, theirs, normal(B, K + K_0))
@@ -141,46 +142,40 @@ def test_cotuning_finds_the_temperature_that_made_the_labels():
     np.testing.assert_allclose(cotuning.fit_temperature(true * 2.5, labels), 2.5, rtol=0.05)
 
 
-def unit(x):
-    return x / x.norm(dim=-1, keepdim=True)
-
-
 def test_bituning():
-    config = digits.get_config().bituning
+    """Both contrasts and the queue, which the second contrast sees with this batch's keys."""
     queue, dim = 3, 7
+    places = np.array([0, 2, 1, 0], np.int32)
     memory = {'h': normal(K, queue, D + 1), 'z': normal(K, queue, dim)}
     memory = {k: v / np.linalg.norm(v, axis=-1, keepdims=True) for k, v in memory.items()}
-    key_z = normal(B, dim, seed=1)
-    key_z /= np.linalg.norm(key_z, axis=1, keepdims=True)
+    key_h, key_z = normal(B, D + 1, seed=1), normal(B, dim, seed=1)
+    key_h, key_z = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (key_h, key_z))
     kernel, bias = normal(D, K + dim), normal(K + dim)
+    parts = {
+        'taught': {'h': jnp.asarray(key_h), 'z': jnp.asarray(key_z)},
+        'memory': jax.tree.map(jnp.asarray, memory | {'next': places}),
+        'params': {'fc': {'kernel': jnp.asarray(kernel), 'bias': jnp.asarray(bias)}},
+    }
 
     def ours(features, logits):
-        view = make_view(
-            'bituning',
-            outputs=outputs(logits, features),
-            taught={'z': jnp.asarray(key_z)},
-            memory=memory,
-            params={'fc': {'kernel': jnp.asarray(kernel), 'bias': jnp.asarray(bias)}},
-        )
-        return bituning.loss(view)
+        return bituning.loss(make_view('bituning', outputs=outputs(logits, features), **parts))
+
+    queues = []
 
     def theirs(features, logits):
-        total = F.cross_entropy(logits[:, :K], LABELS_T)
-        z = unit(logits[:, K:])
-        h = unit(torch.cat([features, torch.ones(B, 1)], dim=1))
-        w = unit(torch.cat([torch.tensor(kernel), torch.tensor(bias)[None]]).T[:K])
-        for i, y in enumerate(LABELS):
-            for current, keys, query in (
-                (z[i] @ torch.tensor(key_z[i]), memory['z'], z[i]),
-                (w[y] @ h[i], memory['h'], w[y]),
-            ):
-                scores = [current] + [query @ torch.tensor(k) for k in keys.reshape(K * queue, -1)]
-                log_p = F.log_softmax(torch.stack(scores) / config.temperature, dim=0)
-                own = [0] + [1 + y * queue + j for j in range(queue)]
-                total = total - log_p[own].mean() / B
-        return total
+        h, z = torch_recipes.bituning_encode(features, logits[:, K:])
+        head = torch.tensor(kernel).T[:K], torch.tensor(bias)[:K]
+        before = [torch.tensor(x) for x in (memory['h'], memory['z'], places)]
+        keys = torch.tensor(key_h), torch.tensor(key_z)
+        *losses, after = torch_recipes.bituning_losses(h, z, *keys, LABELS_T, *head, before)
+        queues.extend(after)
+        constants = 2 * np.log(queue + 1)
+        return F.cross_entropy(logits[:, :K], LABELS_T) + sum(losses) + constants
 
     check(ours, theirs, normal(B, D), normal(B, K + dim))
+    after = on_batch_axis(lambda _: bituning.enqueued(make_view('bituning', **parts)))(0)
+    for found, expected in zip((after['h'], after['z'], after['next']), queues, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=5, max_size=5), min_size=1, max_size=6))
@@ -195,26 +190,46 @@ def test_bituning_queue_is_a_ring_for_each_class(batches):
         keys = np.arange(number, number + 5, dtype=np.float32)
         number += 5
         memory = enqueue(memory, keys[:, None], -keys[:, None], np.array(labels))
-        for c in range(3):  # of more keys than places, the first ones count
-            rings[c].extend([k for k, y in zip(keys, labels, strict=True) if y == c][:length])
+        for c in range(3):
+            rings[c].extend([k for k, y in zip(keys, labels, strict=True) if y == c])
     for c, ring in enumerate(rings):
         held = np.asarray(memory['h'])[c].ravel()
         assert sorted(held[held > 0]) == sorted(ring)
         np.testing.assert_array_equal(memory['z'][c], -memory['h'][c])
 
 
-def test_rifle_schedule_and_periods():
+@pytest.mark.parametrize('cyclic', [False, True])
+def test_rifle_head_rate(cyclic):
+    config = digits.get_config()
+    config.method, config.steps = 'rifle', 18
+    config.rifle.update(periods=3, cyclic=cyclic)
+    config.optimizer.update(learning_rate=0.1, momentum=0.0, weight_decay=0.0, nesterov=False)
+    config.optimizer.schedule = 'cosine'  # the authors' choice for the other layers
+    tx = METHODS['rifle'].optimizer(config)
+    params = {'conv1': jnp.zeros(1), 'fc': {'kernel': jnp.zeros(1)}}
+    state = tx.init(params)
+    for step in range(18):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        head, others = (
+            torch_recipes.rifle_head_lr(step, 18, 0.1, 3, each) for each in (cyclic, False)
+        )
+        np.testing.assert_allclose(-updates['fc']['kernel'], head, rtol=1e-4, atol=1e-8)
+        np.testing.assert_allclose(-updates['conv1'], others, rtol=1e-4, atol=1e-8)
+
+
+def test_rifle_adds_the_steps_left_over_to_the_last_period():
     config = digits.get_config()
     config.steps, config.rifle.periods = 20, 3  # periods of 6, 6 and 8 steps
     config.optimizer.learning_rate, config.optimizer.head_multiplier = 0.1, 2.0
-    rates = [float(rifle.head_schedule(config)(step)) for step in range(20)]
+    rates = [float(rifle.cyclic_schedule(config)(step)) for step in range(20)]
     within = np.concatenate([np.arange(6) / 6, np.arange(6) / 6, np.arange(8) / 8])
     np.testing.assert_allclose(rates, 0.1 * (1 + np.cos(np.pi * within)), rtol=1e-5)
 
 
-def test_rifle_draws_the_head_at_the_end_of_each_period_but_the_last():
+@pytest.mark.parametrize('law', HEAD_INITS)
+def test_rifle_draws_the_head_at_the_end_of_each_period_but_the_last(law):
     view = make_view('rifle')
-    view.config.steps, view.config.rifle.periods = 18, 3
+    view.config.steps, view.config.rifle.periods, view.config.head_init = 18, 3, law
     head = {'kernel': jnp.ones((D, K)), 'bias': jnp.ones(K)}
     changed = []
     for step in range(1, 19):
@@ -224,9 +239,26 @@ def test_rifle_draws_the_head_at_the_end_of_each_period_but_the_last():
         np.testing.assert_array_equal(after['conv1'], 1)
         if not np.array_equal(after['fc']['kernel'], head['kernel']):
             changed.append(step)
-            assert np.abs(after['fc']['kernel']).max() < 3 / np.sqrt(D)
-            np.testing.assert_array_equal(after['fc']['bias'], 0)
-    assert changed == [6, 12]
+            expected = draw_head(view.key, D, K, law)
+            jax.tree.map(np.testing.assert_array_equal, after['fc'], expected)
+    of_public_code = [s + 1 for s in range(18) if torch_recipes.rifle_reinitializes(s, 18, 3)]
+    assert changed == of_public_code[:-1] == [6, 12]  # there also after the last step
+
+
+@pytest.mark.parametrize('law', HEAD_INITS)
+def test_a_new_head(law):
+    head = jax.tree.map(np.asarray, draw_head(jax.random.key(0), 400, 300, law))
+    bound = torch_recipes.torch_linear_bound(400)
+    linear = torch.nn.Linear(400, 300)
+    if law == 'uniform':
+        for found, theirs in ((head['kernel'], linear.weight), (head['bias'], linear.bias)):
+            theirs = theirs.detach().numpy()
+            assert np.abs(found).max() <= bound and np.abs(theirs).max() <= bound
+            np.testing.assert_allclose(found.std(), theirs.std(), rtol=0.1)
+            np.testing.assert_allclose(found.std(), bound / np.sqrt(3), rtol=0.1)
+    else:
+        np.testing.assert_allclose(head['kernel'].std(), 0.01 * (law == 'normal'), rtol=0.02)
+        np.testing.assert_array_equal(head['bias'], 0)
 
 
 def test_seqtrain_similarity_is_the_earth_movers():

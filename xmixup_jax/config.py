@@ -16,8 +16,9 @@ from xmixup_jax.data.cache import CACHES
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
-from xmixup_jax.mixing import LABEL_SPACES
+from xmixup_jax.mixing import LABEL_SPACES, LAM_DRAWS
 from xmixup_jax.models import MODELS
+from xmixup_jax.models.base import BATCH_NORMS, HEAD_INITS
 from xmixup_jax.models.resnet import STEMS
 
 # These may differ between a run and its continuation: they do not change what is computed.
@@ -46,6 +47,7 @@ _FIXED_KEYS = (
     'model',
     'weights',
     'warm_head',
+    'head_init',
     'pretrain',
     'match',
     'batch_size',
@@ -56,9 +58,13 @@ _CHOICES = {
     'model.name': MODELS,
     'model.stem': STEMS,
     'model.normalization': ('', *NORMALIZATIONS),
-    'match.similarity': SIMILARITIES,
+    'batch_norm': BATCH_NORMS,
+    'head_init': HEAD_INITS,
+    'match.similarity': (*SIMILARITIES, 'predicted'),
     'match.assignment': ASSIGNMENTS,
     'xmixup.label_space': LABEL_SPACES,
+    'xmixup.source_head': ('random', 'pretrained'),
+    **{f'{name}.lam': LAM_DRAWS for name in ('xmixup', 'mixup', 'cutmix')},
     'data.cache': CACHES,
     'precision': ('float32', 'bfloat16'),
     'optimizer.schedule': ('step', 'cosine'),
@@ -77,14 +83,16 @@ _BOUNDS = (
         'steps accumulate_steps steps_per_dispatch batch_size eval_batch_size resize image_size '
         'log_every checkpoint_every keep_checkpoints model.width match.classes_per_target '
         'xmixup.alpha mixup.alpha cutmix.alpha smile.alpha lwf.temperature bituning.queue '
-        'bituning.temperature bituning.dim rifle.periods bss.k delta.images pretrain.steps '
+        'bituning.temperature bituning.dim rifle.periods bss.k delta.images smile.every '
+        'mars.distance mars.head_distance pretrain.steps '
         'pretrain.batch_size optimizer.learning_rate pretrain.optimizer.learning_rate',
         lambda value: 0 < value < math.inf,
         'positive',
     ),
     (
-        'num_threads seed pretrain.seed source.shots target.shots match.images_per_class '
-        'eval_every optimizer.warmup_steps pretrain.optimizer.warmup_steps optimizer.weight_decay '
+        'num_threads seed pretrain.seed reestimate source.shots target.shots '
+        'match.images_per_class eval_every optimizer.warmup_steps '
+        'pretrain.optimizer.warmup_steps optimizer.weight_decay '
         'pretrain.optimizer.weight_decay optimizer.head_multiplier '
         'pretrain.optimizer.head_multiplier max_bad_images ' + ' '.join(_COEFFICIENTS),
         lambda value: 0 <= value < 2**32,
@@ -94,7 +102,7 @@ _BOUNDS = (
         'crop_min_area optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
         'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor '
         'source.sample_rate target.sample_rate source.test_share target.test_share '
-        'stochnorm.p bituning.momentum smile.momentum',
+        'stochnorm.p cutmix.prob bituning.momentum smile.momentum',
         lambda value: 0 <= value <= 1,
         'from 0 to 1',
     ),
@@ -201,6 +209,16 @@ def validate(config: ConfigDict, num_devices: int) -> None:
             'config.warm_head=True: the head begins as a classifier of pre-trained features, but '
             "config.weights='' has none: give weights, or config.weights=source"
         )
+    if config.batch_norm != 'batch' and not config.weights:
+        raise ConfigError(
+            f'config.batch_norm={config.batch_norm} normalises by pre-trained statistics, but '
+            "config.weights='' has none: give weights, or config.batch_norm=batch"
+        )
+    if config.batch_norm == 'mixed' and not config.reestimate:
+        raise ConfigError(
+            'config.batch_norm=mixed needs config.reestimate > 0: its statistics for the test are '
+            'estimated after training'
+        )
     _validate_model(config)
     for key in ('source', 'target'):
         part = config[key]
@@ -248,10 +266,16 @@ def _validate_model(config: ConfigDict) -> None:
             f'config.model.width={model.width}, config.model.stem={model.stem!r}: only ResNets '
             f'have these options; {model.name} needs the defaults (64, imagenet)'
         )
-    if METHODS[config.method].norm and not known.has_batch_norm:
+    if not known.has_batch_norm and (METHODS[config.method].norm or config.batch_norm != 'batch'):
         raise ConfigError(
-            f'config.method={config.method} changes batch normalisation, which {model.name} has '
-            'not: choose another method or network'
+            f'config.method={config.method} with config.batch_norm={config.batch_norm} changes '
+            f'batch norm, but {model.name} has none: choose another method or network, and '
+            'config.batch_norm=batch'
+        )
+    if METHODS[config.method].norm and config.batch_norm != 'batch':
+        raise ConfigError(
+            f'config.method={config.method} has a batch norm of its own: use '
+            '--config.batch_norm=batch'
         )
 
 
@@ -267,8 +291,9 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
         derived[key] = copy.deepcopy(config.pretrain[key])
     derived.method = 'finetune'
     derived.weights = ''
+    derived.batch_norm, derived.head_init = 'batch', 'uniform'
     derived.target = copy.deepcopy(config.source)
-    for key in ('pretrain', 'match', 'warm_head', *METHODS):
+    for key in ('pretrain', 'match', 'warm_head', 'reestimate', *METHODS):
         if key in derived:
             del derived[key]
     derived.eval_every = 0

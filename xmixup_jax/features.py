@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.special import softmax
 
 from xmixup_jax.augment import evaluation_view
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.devices import replicate
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.evaluation import over_records
 from xmixup_jax.files import load_arrays, save_arrays
 from xmixup_jax.methods.base import Sizes
@@ -112,12 +114,56 @@ def class_means(
             save_arrays(unfinished, sums=sums, counts=counts, done=done)
             saved_at = time.monotonic()
     sums, counts = jax.device_get(totals)
+    _check_counts(counts, records)
+    return sums / counts[:, None]
+
+
+def predicted_similarity(
+    config: ConfigDict, backbone: Weights | None, target: Records, source_names: Sequence[str]
+) -> np.ndarray:
+    """Mean probability that the pre-trained head gives each source class on a target class.
+
+    No image of the source is read.
+
+    Args:
+      config: of the experiment.
+      backbone: weights with their own head.
+      target: labelled images.
+      source_names: K_s names; see `Weights.head_columns`.
+
+    Returns:
+      float64 [K_t, K_s].
+
+    Raises:
+      ConfigError: there are no weights.
+      DataError: no head, an unknown source class, or a target class without a readable image.
+    """
+    if backbone is None:
+        raise ConfigError(
+            "config.match.similarity=predicted needs a pre-trained head, but config.weights='' has "
+            'none: give weights, or use --config.match.similarity=cosine'
+        )
+    columns = backbone.head_columns(source_names)
+    config = config.copy_and_resolve_references()
+    config.method = 'finetune'  # the plain network
+    task, state = create_task(config, Sizes(len(backbone.head['bias'])))
+    params, batch_stats = backbone.fill(state.params, state.batch_stats, with_head=True)
+    state = replicate(replace(state, params=params, batch_stats=batch_stats))
+    outputs = outputs_of(task, config, state, target)
+    # float64: in several processes the records come in another order.
+    probabilities = softmax(outputs['logits'].astype(np.float64), axis=1)
+    one_hot = np.arange(len(target.class_names))[:, None] == outputs['label']
+    counts = one_hot.sum(axis=1, keepdims=True)
+    _check_counts(counts[:, 0], target)
+    return (one_hot / counts) @ probabilities[:, columns]
+
+
+def _check_counts(counts: np.ndarray, records: Records) -> None:
     if not counts.all():
         name = records.class_names[np.flatnonzero(counts == 0)[0]]
         raise DataError(
             f'class {name!r} of {records.name} has no readable image, so it cannot be matched'
         )
-    return sums / counts[:, None]
 
 
 def backbone_class_means(

@@ -72,6 +72,7 @@ def fit(
     test: Records | None,
     best: Best,
     checkpoints: Checkpoints,
+    tested_state: Callable[[step_lib.TrainState], step_lib.TrainState] = lambda state: state,
     tracker: Any = None,
 ) -> tuple[step_lib.TrainState, dict[str, float | None]]:
     """Trains from `start` up to config.steps.
@@ -84,6 +85,8 @@ def fit(
       test: records for tests on the way.
       best: gets what they find.
       checkpoints: of the run, in whose folder the logs are.
+      tested_state: what is tested, and kept as the best, of a state of the training; see
+        `reestimation.with_clean_statistics`.
       tracker: gets the rows of the log too, see `tracking.tracked`.
 
     Returns:
@@ -160,9 +163,10 @@ def fit(
                 continue
             values, row = fetched(*row), None
             if test_now and step < config.steps:  # the last one is the run's result
-                tested = evaluate(task, config, state, test).metrics
+                network = tested_state(state)
+                tested = evaluate(task, config, network, test).metrics
                 values |= {f'test_{key}': tested[key] for key in ('loss', 'top1')}
-                best.offer(state, tested)
+                best.offer(network, tested)
             log.write(step, values)
             if save:
                 check_state(state, schedule, checkpoints)

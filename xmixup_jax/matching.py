@@ -42,6 +42,8 @@ def match_classes(
 ) -> ClassMatch:
     """Gives each target class the source classes that resemble it.
 
+    For other similarities than those of class means, see `assign`.
+
     Args:
       target_means: [K_t, D] and source_means: [K_s, D], mean features of the classes.
       similarity: see `class_similarity`.

@@ -14,21 +14,36 @@ import optax
 
 PyTree = Any
 LABEL_SPACES = ('joint', 'separate', 'target')
+LAM_DRAWS = ('sample', 'batch')
 
 
-def sample_lam(keys: jax.Array, alpha: float, reflect: bool) -> jax.Array:
-    """Draws one mixing weight for each sample, lam ~ Beta(alpha, alpha).
+def sample_lam(keys: jax.Array, alpha: float, reflect: bool, per: str = 'sample') -> jax.Array:
+    """Draws mixing weights, lam ~ Beta(alpha, alpha).
 
     Args:
       keys: random keys, [B].
       alpha: concentration, > 0; small values put lam near 0 and 1.
       reflect: replace lam by max(lam, 1 - lam), so that the target image dominates.
+      per: 'sample', one weight for each sample; 'batch', the same one for the whole batch, under
+        the mapped axis 'batch'.
 
     Returns:
       lam, float32 [B], in [0, 1] ([0.5, 1] when reflected).
     """
     lam = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=jnp.float32))(keys)
+    if per == 'batch':
+        lam = of_first(lam)
     return jnp.maximum(lam, 1.0 - lam) if reflect else lam
+
+
+def of_first(x: jax.Array) -> jax.Array:
+    """The value of the whole batch's first record for all: [B, ...] to [B, ...].
+
+    The first record is the first device's under the mapped axis 'batch': what is drawn once for a
+    batch does not depend on the number of devices.
+    """
+    first = jax.lax.all_gather(x[0], 'batch')[0]
+    return jnp.broadcast_to(first, x.shape)
 
 
 def cross_domain_mixup(

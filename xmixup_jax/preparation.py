@@ -15,8 +15,13 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import Data, open_split
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
-from xmixup_jax.features import backbone_class_means, images_of, outputs_of
-from xmixup_jax.matching import ClassMatch, match_classes
+from xmixup_jax.features import (
+    backbone_class_means,
+    images_of,
+    outputs_of,
+    predicted_similarity,
+)
+from xmixup_jax.matching import ClassMatch, assign, class_similarity
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Setup, Sizes, with_linear_head
 from xmixup_jax.models.find_weights import find_weights
@@ -110,6 +115,9 @@ def begin(
         images=partial(images_of, config),
         outputs=lambda state, records: outputs_of(task, config, replicate(state), records),
         class_means=partial(backbone_class_means, config, backbone),
+        source_columns=lambda: backbone.head_columns(
+            [data.source.class_names[c] for c in match.selected]
+        ),
         source_test=source_test,
         train=train_on,
     )
@@ -131,12 +139,13 @@ def begin(
 
 
 def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> ClassMatch:
-    """Matches classes by their mean features in the pre-trained backbone."""
-    return match_classes(
-        backbone_class_means(config, backbone, data.target),
-        backbone_class_means(config, backbone, data.source),
-        config.match.similarity,
-        config.match.assignment,
-        config.match.classes_per_target,
-        config.seed,
-    )
+    """Matches classes by their mean features in the pre-trained backbone, or by its own head."""
+    options = config.match
+    if options.similarity == 'predicted':
+        similarity = predicted_similarity(config, backbone, data.target, data.source.class_names)
+    else:
+        target, source = (
+            backbone_class_means(config, backbone, part) for part in (data.target, data.source)
+        )
+        similarity = class_similarity(target, source, options.similarity)
+    return assign(similarity, options.assignment, options.classes_per_target, config.seed)

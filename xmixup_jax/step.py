@@ -20,7 +20,8 @@ from xmixup_jax import augment
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method, Sizes, View
-from xmixup_jax.models import BatchNorm, Outputs, create_model, forward
+from xmixup_jax.models import Outputs, create_model, forward
+from xmixup_jax.models.base import BATCH_NORMS, MOMENTUM
 
 PyTree = Any
 
@@ -68,6 +69,11 @@ class Task:
         return map_eval_step(partial(output_step, self))
 
     @cached_property
+    def moments_step(self) -> Callable[[TrainState, PyTree], PyTree]:
+        """The mapped `moments_step`."""
+        return map_eval_step(partial(moments_step, self))
+
+    @cached_property
     def input_step(self) -> Callable[[PyTree], PyTree]:
         """The mapped `input_step`."""
         return map_input_step(partial(input_step, self))
@@ -105,7 +111,7 @@ def _state(tx: optax.GradientTransformation, params: PyTree, batch_stats: PyTree
 def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree]:
     method = METHODS[config.method]
     num_logits = sizes.target + method.extra_logits(config, sizes)
-    norm = method.norm(config) if method.norm else BatchNorm
+    norm = method.norm(config) if method.norm else BATCH_NORMS[config.batch_norm]
     return create_model(
         config.model,
         num_logits,
@@ -114,6 +120,7 @@ def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree
         norm,
         config.precision,
         config.remat,
+        config.head_init,
     )
 
 
@@ -237,6 +244,8 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
             key=view.key,
             hook=method.hook and method.hook(view),
         )
+        if config.batch_norm == 'mixed':
+            batch_stats = state.batch_stats  # the pre-trained ones are a part of every mixture
         seen = view._replace(params=params, outputs=outputs)
         penalty = method.penalty(seen) if method.penalty else 0.0
         return method.loss(seen), penalty, (seen.logits, batch_stats)
@@ -331,6 +340,26 @@ def output_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
 def _evaluated(task: Task, state: TrainState, batch: PyTree) -> Outputs:
     images = augment.evaluation_view(task.config, batch['image'])
     return forward(task.graphdef, state.params, state.batch_stats, images, train=False)[0]
+
+
+def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
+    """Batch-norm statistics of one batch of clean training images: cropped and mirrored, not mixed.
+
+    Args:
+      task: static.
+      state: replicated.
+      batch: one device's share of `pairing.train_batches` of the target alone.
+
+    Returns:
+      the layers' means and variances over the whole batch, in the places of `state.batch_stats`.
+    """
+    _, images = _prepare_batch(task.config, Method(), batch, step=0)
+    _, moved = forward(task.graphdef, state.params, state.batch_stats, images['image'], train=True)
+    # The moving average reveals the batch's part of it.
+    moments = jax.tree.map(
+        lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), moved, state.batch_stats
+    )
+    return jax.lax.pmean(moments, 'batch')
 
 
 def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree) -> PyTree:

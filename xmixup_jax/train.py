@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from xmixup_jax.pool import fill_pool
 from xmixup_jax.preparation import begin, resume
 from xmixup_jax.processes import is_first, together
 from xmixup_jax.provenance import commit, record
+from xmixup_jax.reestimation import with_clean_statistics
 from xmixup_jax.report.run import write_report
 from xmixup_jax.step import Task
 from xmixup_jax.tracking import tracked
@@ -80,7 +82,11 @@ def train_and_evaluate(
         batches, pool, data = open_input(config, data, start.meta.match)
         best = Best(workdir, config, data.target.class_names)
         tracker = stack.enter_context(tracked(config, workdir))
-        state, speed = fit(config, start, batches, pool, data.test, best, checkpoints, tracker)
+        tested_state = partial(with_clean_statistics, start.task, config, target=data.target)
+        state, speed = fit(
+            config, start, batches, pool, data.test, best, checkpoints, tested_state, tracker
+        )
+        state = tested_state(state)
         if speed['images_per_second'] is None and (workdir / RESULT).exists():
             speed |= {key: read_json(workdir / RESULT)[key] for key in speed}  # nothing was trained
         tested = evaluate(start.task, config, state, data.test) if data.test else None

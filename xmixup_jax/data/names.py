@@ -16,6 +16,11 @@ def _words() -> dict[str, str]:
     return dict(line.split('\t') for line in text.splitlines())
 
 
+def imagenet_ids() -> tuple[str, ...]:
+    """The 1,000 WordNet ids in ascending order, which is that of ImageNet's class numbers."""
+    return tuple(sorted(_words()))
+
+
 def readable(class_names: Sequence[str]) -> list[str]:
     """The same names, with words in the place of WordNet ids.
 

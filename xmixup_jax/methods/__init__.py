@@ -12,7 +12,9 @@ from xmixup_jax.methods import (
     fsp,
     l2sp,
     lwf,
+    mars,
     mixup,
+    mmd,
     rifle,
     seqtrain,
     smile,
@@ -39,4 +41,6 @@ METHODS: dict[str, Method] = {
     'bituning': bituning.METHOD,
     'rifle': rifle.METHOD,
     'smile': smile.METHOD,
+    'mars': mars.METHOD,
+    'mmd': mmd.METHOD,
 }

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.models import Outputs
+from xmixup_jax.models.base import Hook
 from xmixup_jax.optimizer import HEAD, make_optimizer
 
 PyTree = Any
@@ -84,6 +85,8 @@ class Setup(NamedTuple):
     """Of the target's classes, if the method pairs."""
     network: Callable[..., Outputs]
     """(params, batch_stats, images, train=False, hook=None) to Outputs."""
+    source_columns: Callable[[], np.ndarray]
+    """The columns of `head` that stand for the selected source classes, int32 [K_s]."""
     images: Callable[[Any], tuple[np.ndarray, np.ndarray]]
     """Records to (centre crops float32 [N, H, W, 3], labels int32 [N])."""
     outputs: Callable[[Any, Any], dict[str, np.ndarray]]
@@ -152,9 +155,14 @@ class Method(NamedTuple):
     pairs: bool = False
     """Whether each target record comes with an auxiliary source record."""
 
+    changes_images: bool = False
+    """Whether training sees other images than clean crops of the target: mixed ones, or the
+    source's. The statistics of batch norm are then estimated anew before a test (see
+    `reestimation`)."""
+
     second_view: bool = False
 
-    hook: Callable[[View], Callable[[jax.Array, int], jax.Array] | None] | None = None
+    hook: Callable[[View], Hook | None] | None = None
     """(view) to what changes the feature maps within the network, the `hook` of `models.forward`;
     None where they stay."""
 

@@ -10,6 +10,10 @@ where contrast is the cross-entropy between the softmax over {current} + all key
 at a temperature, and the uniform distribution over the current one and the keys of class y. In
 the first the current one is the image's own key; in the second it is the query, scored like the
 keys by the classifier's column w_y (of length 1, no gradient).
+
+Order and coefficients are those of TLlib (`bi_tuning.py`), the authors' laboratory's library: the
+first contrast sees the queue before this batch's keys enter it, the second one after. TLlib's loss
+lacks the entropy of the uniform distribution, a constant.
 """
 
 from dataclasses import replace
@@ -19,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods.base import Method, Prepared, Setup, View, cross_entropy
 from xmixup_jax.optimizer import HEAD
 
@@ -82,7 +87,7 @@ def loss(view: View):
     own = normalize(columns)[labels]
     classified = contrast(
         jnp.sum(own * h, axis=1),
-        jnp.einsum('bd,kld->bkl', own, view.memory['h']),
+        jnp.einsum('bd,kld->bkl', own, enqueued(view)['h']),
         labels,
         config.temperature,
     )
@@ -100,19 +105,26 @@ def enqueue(memory, h, z, labels):
     num_classes, length = memory['h'].shape[:2]
     one_hot = jax.nn.one_hot(labels, num_classes, dtype=jnp.int32)
     rank = (jnp.cumsum(one_hot, axis=0) * one_hot).sum(axis=1) - 1
-    # More keys of a class than it has places: the first ones stay; beyond the end is dropped.
-    place = jnp.where(rank < length, (memory['next'][labels] + rank) % length, length)
+    counts = one_hot.sum(axis=0)
+    # More keys of a class than it has places: the last ones stay; beyond the end is dropped.
+    stays = rank >= counts[labels] - length
+    place = jnp.where(stays, (memory['next'][labels] + rank) % length, length)
     return memory | {
         'h': memory['h'].at[labels, place].set(h, mode='drop'),
         'z': memory['z'].at[labels, place].set(z, mode='drop'),
-        'next': (memory['next'] + jnp.minimum(one_hot.sum(axis=0), length)) % length,
+        'next': (memory['next'] + counts) % length,
     }
 
 
-def after_step(view: View, state):
+def enqueued(view: View):
+    """The memory with the keys of the whole batch, over all devices."""
     keys = view.taught | {'label': view.batch['label']}
     keys = jax.lax.all_gather(keys, 'batch', tiled=True)
-    memory = enqueue(state.memory, keys['h'], keys['z'], keys['label'])
+    return enqueue(view.memory, keys['h'], keys['z'], keys['label'])
+
+
+def after_step(view: View, state):
+    memory = enqueued(view)
     step_size = 1.0 - view.config.bituning.momentum
     params = optax.incremental_update(state.params, memory['params'], step_size)
     return replace(state, memory=memory | {'params': params})
@@ -120,6 +132,11 @@ def after_step(view: View, state):
 
 def prepare(setup: Setup) -> Prepared:
     config, state = setup.config.bituning, setup.state
+    if setup.config.head_init == 'zero':
+        raise ConfigError(
+            'config.head_init=zero: the projector of config.method=bituning, a part of the head, '
+            'cannot learn from zero: use --config.head_init=normal or uniform'
+        )
     rng = np.random.default_rng(setup.config.seed)
     width = len(state.params[HEAD]['kernel'])
 

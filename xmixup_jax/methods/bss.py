@@ -4,6 +4,8 @@ Chen, Wang, Fu, Long, Wang, "Catastrophic Forgetting Meets Negative Transfer: Ba
 Shrinkage for Safe Transfer Learning", NeurIPS 2019:
 
     penalty = eta * sum of the k smallest squared singular values of the batch's features [B, D].
+
+Value and coefficients are those of the authors' code (thuml/Batch-Spectral-Shrinkage).
 """
 
 import jax

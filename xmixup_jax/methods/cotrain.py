@@ -3,10 +3,12 @@
 Ge & Yu, "Borrowing Treasures from the Wealthy: Deep Transfer Learning through Selective Joint
 Fine-Tuning", CVPR 2017. One backbone, two heads, both batches backpropagated:
 
-    loss = CE(f_t(x_t), y_t) + weight * CE(f_s(x_s), y_s).
+    loss = target_weight * CE(f_t(x_t), y_t) + weight * CE(f_s(x_s), y_s).
 
-The source samples come from the matched classes (config.match), as many as target samples; the
-paper retrieves them image by image, by histograms of low-level filter responses.
+Both weights are 0.5, and a batch has as many source as target images, as in the public prototxt
+(ZYYSny/Selective-Joint-Fine-tuning). Two departures: the source images come from the matched
+classes (config.match), where the paper retrieves them one by one by histograms of low-level filter
+responses; and the source's head has the matched classes alone, where the paper's has all 1,000.
 """
 
 import jax.numpy as jnp
@@ -25,13 +27,15 @@ def loss(view: View):
     source_label = view.batch['source_label']
     source_logits = view.extra_logits[-len(source_label) :]
     source_loss = optax.softmax_cross_entropy_with_integer_labels(source_logits, source_label)
-    return cross_entropy(view) + view.config.cotrain.weight * source_loss.mean()
+    options = view.config.cotrain
+    return options.target_weight * cross_entropy(view) + options.weight * source_loss.mean()
 
 
 METHOD = Method(
     loss=loss,
-    defaults={'weight': 1.0},
+    defaults={'target_weight': 0.5, 'weight': 0.5},
     transform=transform,
     pairs=True,
+    changes_images=True,
     extra_logits=lambda config, sizes: sizes.source,
 )

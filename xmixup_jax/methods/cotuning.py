@@ -7,6 +7,10 @@ You, Kou, Long, Wang, "Co-Tuning for Transfer Learning", NeurIPS 2020:
 The category relationship p(y_s | y_t) is the paper's direct one: the mean over a target class of
 the pre-trained network's probabilities, calibrated by a temperature that is fitted to the
 source's held-out split (config.source.test_split).
+
+TLlib has the direct relationship too, without calibration (`temperature` = 1). The authors' script
+(thuml/CoTuning) divides ImageNet's logits by 1.131, inverts p(y_t | y_s) of a logistic regression,
+and trains the new head at ten times the rate (config.optimizer.head_multiplier=10).
 """
 
 import numpy as np

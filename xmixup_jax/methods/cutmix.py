@@ -2,6 +2,10 @@
 
 Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train Strong Classifiers with
 Localizable Features", ICCV 2019. The labels are weighted by area.
+
+As in the authors' code (clovaai/CutMix-PyTorch) a batch is changed with probability `prob` (0.5 for
+CIFAR, 1 for ImageNet), and one box is drawn for all of it; `lam` = 'sample' draws a box for each
+record. The partner is the record before in the shuffled batch; the authors permute the batch.
 """
 
 import jax
@@ -12,30 +16,42 @@ from xmixup_jax.methods import mixup
 from xmixup_jax.methods.base import Method
 
 
-def box_mask(key, lam, size):
-    """A box of relative area 1 - lam around a random centre, cut off at the border.
+def box_mask(lam, centre, size):
+    """A box of relative area 1 - lam around a centre, cut off at the border.
+
+    Args:
+      lam: scalar.
+      centre: int32 [2], row and column.
+      size: side of the image in px.
 
     Returns:
-      bool [size, size], True inside.
+      bool [size, size], True inside. The sides of the box are rounded down, and so are their
+      halves, as in the authors' code.
 
-    >>> mask = box_mask(jax.random.key(0), 0.75, 8)
-    >>> mask.shape, bool(0 < mask.mean() <= 0.25)
-    ((8, 8), True)
+    >>> mask = box_mask(0.75, jnp.array([4, 4]), 8)
+    >>> mask.shape, int(mask.sum())
+    ((8, 8), 16)
     """
-    side = size * jnp.sqrt(1.0 - lam)
-    centre = jax.random.uniform(key, (2,), maxval=size)
-    low = jnp.round(jnp.clip(centre - side / 2, 0, size))
-    high = jnp.round(jnp.clip(centre + side / 2, 0, size))
+    # The tiny term keeps sides that are whole numbers from being rounded down by float32.
+    side = jnp.floor(size * jnp.sqrt(1.0 - lam) + 1e-4).astype(jnp.int32)
+    low = jnp.clip(centre - side // 2, 0, size)
+    high = jnp.clip(centre + side // 2, 0, size)
     place = jnp.arange(size)[:, None]
     inside = (place >= low) & (place < high)
     return inside[:, None, 0] & inside[None, :, 1]
 
 
 def transform(config, keys, batch):
-    keys_lam, keys_box = jax.vmap(jax.random.split, out_axes=1)(keys)
-    lam = mixing.sample_lam(keys_lam, config.cutmix.alpha, reflect=False)
-    size = batch['image'].shape[1]
-    masks = jax.vmap(box_mask, (0, 0, None))(keys_box, lam, size)
+    options, size = config.cutmix, batch['image'].shape[1]
+    keys_lam, keys_centre, keys_cut = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(
+        keys
+    )
+    lam = mixing.sample_lam(keys_lam, options.alpha, reflect=False)
+    centre = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, size))(keys_centre)
+    if options.lam == 'batch':
+        lam, centre = mixing.of_first(lam), mixing.of_first(centre)
+    cut = mixing.of_first(jax.vmap(jax.random.uniform)(keys_cut)) < options.prob
+    masks = jax.vmap(box_mask, (0, 0, None))(lam, centre, size) & cut[:, None, None]
     other = mixing.neighbour(batch)
     return {
         'image': jnp.where(masks[..., None], other['image'], batch['image']),
@@ -45,4 +61,13 @@ def transform(config, keys, batch):
     }
 
 
-METHOD = Method(loss=mixup.loss, defaults={'alpha': 1.0}, transform=transform)
+METHOD = Method(
+    loss=mixup.loss,
+    defaults={
+        'alpha': 1.0,
+        'prob': 0.5,  # of changing a batch
+        'lam': 'batch',  # one box for each 'sample', or one for each 'batch'
+    },
+    transform=transform,
+    changes_images=True,
+)

@@ -1,22 +1,26 @@
 """DELTA: the reference network's feature maps, held on to channel by channel.
 
 Li, Xiong, Wang, Rao, Liu, Huan, "DELTA: Deep Learning Transfer using Feature Map with Attention
-for Convolutional Networks", ICLR 2019. With F_c the map of channel c, of C, at the end
-of a stage, h x w:
+for Convolutional Networks", ICLR 2019. With F_c the map of channel c, of C, that a stage's last
+convolution puts out (before its batch norm), h x w:
 
     penalty = alpha / 2 * sum over images, stages, channels of C * a_c * ||F_c - F0_c||^2 / (h w)
               + beta / 2 * ||w_head||^2
 
-The channel weights are a = softmax over the channels of the rise of the loss when that channel is
-zeroed, in the reference network under a linear classifier that was fitted to its features. The
-factor C / (h w) and the sum over the batch are those of the public PyTorch implementations,
-to which the coefficients belong.
+The channel weights are a = softmax(r / 5) over the channels, where r is the rise of the loss when
+that channel's filter is zeroed, in the reference network under a linear classifier of its
+features, standardised over the channels (mean 0, standard deviation 1).
+
+Maps, reductions and weights are those of the authors' code (lixingjian/DELTA). There the classifier
+is trained by SGD on random crops, and the rises are averaged over four batches of 32 random crops;
+here it is a logistic regression on centre crops, and `images` centre crops serve for the rises.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import softmax
 
 from xmixup_jax.methods import l2sp
 from xmixup_jax.methods.base import (
@@ -32,14 +36,14 @@ from xmixup_jax.methods.base import (
 
 
 def teach(view: View):
-    return reference_outputs(view).stages
+    return reference_outputs(view).convs
 
 
-def map_distance(stages, reference_stages, channel_weights):
+def map_distance(convs, reference_convs, channel_weights):
     """Mean over the batch of the sum over stages and channels of C a_c ||F_c - F0_c||^2 / (h w).
 
     Args:
-      stages, reference_stages: feature maps, [B, h, w, C] each.
+      convs, reference_convs: feature maps, [B, h, w, C] each.
       channel_weights: [C] each, a.
 
     >>> ones = jnp.ones((2, 4, 4, 3))
@@ -47,9 +51,7 @@ def map_distance(stages, reference_stages, channel_weights):
     3.0
     """
     total = 0.0
-    for maps, reference_maps, weights in zip(
-        stages, reference_stages, channel_weights, strict=True
-    ):
+    for maps, reference_maps, weights in zip(convs, reference_convs, channel_weights, strict=True):
         squares = jnp.square(maps - reference_maps).mean(axis=(0, 1, 2))
         total += len(weights) * jnp.sum(weights * squares)
     return total
@@ -58,9 +60,9 @@ def map_distance(stages, reference_stages, channel_weights):
 def penalty(view: View):
     config = view.config.delta
     weights = [view.constants['channels'][name] for name in sorted(view.constants['channels'])]
-    distance = map_distance(view.outputs.stages, view.taught, weights)
+    distance = map_distance(view.outputs.convs, view.taught, weights)
     return config.alpha / 2 * view.config.batch_size * distance + config.beta / 2 * l2sp.head_norm(
-        view.params
+        view.params, all_parameters=True
     )
 
 
@@ -77,14 +79,18 @@ def channel_weights(network, params, batch_stats, images, labels, classifier):
       a list of float32 [C], each a softmax.
     """
     kernel, bias = classifier
-    shapes = jax.eval_shape(lambda: network(params, batch_stats, images)).stages
-    ends = np.cumsum([stage.shape[-1] for stage in shapes])
+    shapes = jax.eval_shape(lambda: network(params, batch_stats, images)).convs
+    ends = np.cumsum([maps.shape[-1] for maps in shapes])
 
     # Everything large is an argument: constants would be folded, which takes long.
     @jax.jit
     def loss_without(c, params, batch_stats, images):
         scales = jnp.split(jnp.ones(ends[-1]).at[c].set(0, mode='drop'), ends[:-1])
-        outputs = network(params, batch_stats, images, hook=lambda x, stage: x * scales[stage])
+
+        def hook(x, stage, place):
+            return x * scales[stage] if place == 'conv' else x
+
+        outputs = network(params, batch_stats, images, hook=hook)
         logits = outputs.features @ kernel + bias
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -95,7 +101,19 @@ def channel_weights(network, params, batch_stats, images, labels, classifier):
         [loss_without(c, *arguments) for c in range(ends[-1] + 1)]
     )
     rises = np.array(zeroed) - none_zeroed
-    return [np.asarray(jax.nn.softmax(rise)) for rise in np.split(rises, ends[:-1])]
+    return [attention(rise) for rise in np.split(rises, ends[:-1])]
+
+
+def attention(rises: np.ndarray) -> np.ndarray:
+    """The channel weights, float32 [C], of the loss's rises [C].
+
+    >>> weights = attention(np.array([0.0, 1.0, 2.0]))
+    >>> float(np.round(weights[2] / weights[0], 4)), float(np.round(weights.sum(), 4))
+    (1.6322, 1.0)
+    """
+    spread = rises.std()
+    standardized = (rises - rises.mean()) / (spread if spread > 0 else 1.0)
+    return softmax(standardized / 5).astype(np.float32)
 
 
 def prepare(setup: Setup) -> Prepared:
@@ -117,7 +135,7 @@ METHOD = Method(
     defaults={
         'alpha': 0.01,
         'beta': 0.01,
-        'images': 64,  # of the target, from which the channel weights are computed
+        'images': 128,  # of the target, from which the channel weights are computed
     },
     prepare=prepare,
     optimizer=without_weight_decay,

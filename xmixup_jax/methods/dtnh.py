@@ -3,6 +3,7 @@
 Wan, Xiong, Li, Zhu, Huan, "Towards Making Deep Transfer Learning Never Hurt", ICDM 2019: the
 gradient of the L2-SP penalty is stripped of the component that opposes the gradient of the
 cross-entropy, so that the direction followed descends in the cross-entropy at least as steeply.
+There is no public code.
 """
 
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ def combine_gradients(loss_grads, penalty_grads):
 METHOD = Method(
     penalty=lambda view: l2sp.penalty(view, view.config.dtnh),
     combine=combine_gradients,
-    defaults={'alpha': 0.01, 'beta': 0.01},
+    defaults=l2sp.DEFAULTS,
     prepare=reference,
     optimizer=without_weight_decay,
 )

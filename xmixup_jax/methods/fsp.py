@@ -7,30 +7,50 @@ maps F [h, w, C] that enter it and the maps F' [h, w, C'] that leave it,
     G_ij = sum over positions of F_i F'_j / (h w),    penalty = weight * mean of (G - G0)^2
 
 summed over the second to the last stage. The larger map is average-pooled to the smaller one's
-size. The paper gives no coefficient for the sum with a cross-entropy; the mean over the matrix
-and the weight 50 are those of the benchmark of Tian, Krishnan, Isola (CRD, ICLR 2020).
+size, by adaptive windows as in RepDistiller (HobbitLong/RepDistiller, `FSP.py`), whose means over
+batch and matrix these are; it also counts the flow from the stem to the first stage.
+
+In paper and RepDistiller the distance is minimised alone, in a stage before the training on labels.
+A network that begins as its own reference has distance 0, so that this stage would do nothing;
+here the distance is a penalty beside the cross-entropy, and its weight is this project's choice.
 """
 
 import itertools
 
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 
-from xmixup_jax.methods import delta
-from xmixup_jax.methods.base import Method, View, reference
+from xmixup_jax.methods.base import Method, View, reference, reference_outputs
 
 
-def _halved(maps):
-    return nnx.avg_pool(maps, (2, 2), (2, 2), 'SAME', count_include_pad=False)
+def teach(view: View):
+    return reference_outputs(view).stages
+
+
+def _windows(size, pooled):
+    """The means over adaptive windows as a matrix [pooled, size]."""
+    place = np.arange(size)
+    starts = np.arange(pooled) * size // pooled
+    ends = -(-np.arange(1, pooled + 1) * size // pooled)
+    inside = (place >= starts[:, None]) & (place < ends[:, None])
+    return (inside / inside.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def adaptive_pool(maps, height, width):
+    """[B, h, w, C] to [B, height, width, C]: means over the windows floor(i h / height) to
+    ceil((i + 1) h / height), as PyTorch's `adaptive_avg_pool2d`.
+
+    >>> adaptive_pool(jnp.arange(3.0).reshape(1, 3, 1, 1), 2, 1).ravel().tolist()
+    [0.5, 1.5]
+    """
+    rows, columns = _windows(maps.shape[1], height), _windows(maps.shape[2], width)
+    return jnp.einsum('ph,qw,bhwc->bpqc', rows, columns, maps, precision='highest')
 
 
 def flow(before, after):
     """The Gram matrix [B, C, C'] between the maps [B, h, w, C] and [B, h', w', C'] of a stage."""
-    while before.shape[1] != after.shape[1]:
-        if before.shape[1] > after.shape[1]:
-            before = _halved(before)
-        else:  # maps that are not padded do not come down to exactly a half
-            after = _halved(after)
+    height, width = (min(before.shape[i], after.shape[i]) for i in (1, 2))
+    before, after = (adaptive_pool(maps, height, width) for maps in (before, after))
     return jnp.einsum('bhwi,bhwj->bij', before, after) / (after.shape[1] * after.shape[2])
 
 
@@ -55,4 +75,4 @@ def penalty(view: View):
     return view.config.fsp.weight * flow_distance(view.outputs.stages, view.taught)
 
 
-METHOD = Method(penalty=penalty, teach=delta.teach, defaults={'weight': 50.0}, prepare=reference)
+METHOD = Method(penalty=penalty, teach=teach, defaults={'weight': 50.0}, prepare=reference)

@@ -5,17 +5,26 @@ Networks", ICML 2018:
 
     penalty = alpha / 2 * ||w - w0||^2 + beta / 2 * ||w_head||^2
 
-over the backbone's and the head's parameters; it replaces weight decay.
+in place of weight decay. In the authors' code (holyseven/TransferLearningClassification, mode 1) w
+are the kernels alone: no bias, no scale or shift of batch norm. `all_parameters` = True takes
+them all, as TLlib and the DELTA authors' code do.
 """
 
+import jax
 import optax
 
 from xmixup_jax.methods.base import Method, View, reference, without_weight_decay
 from xmixup_jax.optimizer import HEAD
 
 
-def distance_to_start(params, start):
-    """||w - w0||^2 over all parameters but the head's, params['fc'].
+def _regularized(tree, all_parameters):
+    """The leaves that count, by their path."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return [leaf for path, leaf in leaves if all_parameters or path[-1].key == 'kernel']
+
+
+def distance_to_start(params, start, all_parameters=False):
+    """||w - w0||^2 over the kernels, or all parameters, but for the head's, params['fc'].
 
     >>> import numpy as np
     >>> start = {'conv': {'kernel': np.zeros(3)}, 'fc': {'kernel': np.zeros(2)}}
@@ -23,28 +32,33 @@ def distance_to_start(params, start):
     >>> float(distance_to_start(params, start)), float(head_norm(params))
     (3.0, 2.0)
     """
-
-    def backbone(tree):
-        return {name: leaf for name, leaf in tree.items() if name != HEAD}
-
-    difference = optax.tree.sub(backbone(params), backbone(start))
-    return optax.tree.norm(difference, squared=True)
-
-
-def head_norm(params):
-    """||w_head||^2."""
-    return optax.tree.norm(params[HEAD], squared=True)
+    now, then = (
+        _regularized({name: leaf for name, leaf in tree.items() if name != HEAD}, all_parameters)
+        for tree in (params, start)
+    )
+    return optax.tree.norm(optax.tree.sub(now, then), squared=True)
 
 
-def penalty(view: View, config):
-    """With the coefficients `alpha` and `beta` of `config`."""
-    backbone = distance_to_start(view.params, view.constants['params'])
-    return config.alpha / 2 * backbone + config.beta / 2 * head_norm(view.params)
+def head_norm(params, all_parameters=False):
+    """||w_head||^2 of the kernel, or of kernel and bias."""
+    return optax.tree.norm(_regularized(params[HEAD], all_parameters), squared=True)
 
 
+def penalty(view: View, options):
+    """With the coefficients `alpha` and `beta` of `options`."""
+    every = options.all_parameters
+    backbone = distance_to_start(view.params, view.constants['params'], every)
+    return options.alpha / 2 * backbone + options.beta / 2 * head_norm(view.params, every)
+
+
+DEFAULTS = {
+    'alpha': 0.01,
+    'beta': 0.01,
+    'all_parameters': False,  # biases, scales and shifts too, not the kernels alone
+}
 METHOD = Method(
     penalty=lambda view: penalty(view, view.config.l2sp),
-    defaults={'alpha': 0.01, 'beta': 0.01},
+    defaults=DEFAULTS,
     prepare=reference,
     optimizer=without_weight_decay,
 )

@@ -5,7 +5,9 @@ keeps the pre-trained one, and with the recorded outputs z0 of the pre-trained n
 
     loss = CE(z_t, y) + weight * CE(softmax(z_s / T), softmax(z0 / T)).
 
-The teacher sees the same crop as the network; the paper records its outputs once.
+Weight 1 and T = 2 are the paper's; TLlib has weight 4 and T = 3 without the factor T^2, and keeps
+the pre-trained head as it is. The teacher sees the same crop as the network; paper and TLlib
+record its outputs once, TLlib on one random crop of each image.
 """
 
 import jax

@@ -2,26 +2,30 @@
 
 Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018:
 images and labels are mixed with those of another record of the batch, lam ~ Beta(alpha, alpha).
+
+As in the authors' code (facebookresearch/mixup-cifar10) one lam is drawn for each batch; the
+paper's text leaves that open, and `lam` = 'sample' draws one for each record. The partner is the
+record before in the shuffled batch; the authors permute the batch.
 """
 
 from xmixup_jax import mixing
 from xmixup_jax.methods.base import Method, View
 
 
-def mix_with_neighbour(keys, batch, alpha):
+def mix_with_neighbour(keys, batch, alpha, lam, reflect=False):
     """The batch mixed with itself: 'image', 'label', 'other_label' and 'lam' [B]."""
-    lam = mixing.sample_lam(keys, alpha, reflect=False)
+    weights = mixing.sample_lam(keys, alpha, reflect, lam)
     other = mixing.neighbour(batch)
     return {
-        'image': mixing.mix_images(batch['image'], other['image'], lam),
+        'image': mixing.mix_images(batch['image'], other['image'], weights),
         'label': batch['label'],
         'other_label': other['label'],
-        'lam': lam,
+        'lam': weights,
     }
 
 
 def transform(config, keys, batch):
-    return mix_with_neighbour(keys, batch, config.mixup.alpha)
+    return mix_with_neighbour(keys, batch, config.mixup.alpha, config.mixup.lam)
 
 
 def loss(view: View):
@@ -31,4 +35,12 @@ def loss(view: View):
     ).mean()
 
 
-METHOD = Method(loss=loss, defaults={'alpha': 0.2}, transform=transform)
+METHOD = Method(
+    loss=loss,
+    defaults={
+        'alpha': 0.2,
+        'lam': 'batch',  # one lam for each 'sample', or one for each 'batch'
+    },
+    transform=transform,
+    changes_images=True,
+)

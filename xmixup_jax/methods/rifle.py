@@ -1,28 +1,32 @@
 """RIFLE: the head is drawn anew several times, so that the deep layers keep getting gradients.
 
 Li, Xiong, An, Xu, Dou, "RIFLE: Backpropagation in Depth for Deep Transfer Learning through
-Re-Initializing the Fully-connected LayEr", ICML 2020: the run is cut into equal
-periods; each begins with a new head, whose learning rate falls by a cosine within the period
-while the other layers follow the run's schedule.
+Re-Initializing the Fully-connected LayEr", ICML 2020: the run is cut into equal periods; each
+begins with a new head.
+
+As in the authors' script (lixingjian/RIFLE) the new head is drawn like the first one
+(config.head_init), momentum is kept, and the head's learning rate is the backbone's. They train
+with config.optimizer.schedule=cosine. `cyclic` = True is their option `fc_lr_util=cyclic`: the
+head's rate falls by a cosine within each period.
 """
 
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from xmixup_jax.methods.base import Method, View
+from xmixup_jax.models.base import draw_head
 from xmixup_jax.optimizer import HEAD, make_optimizer
 
 
 def period(config) -> int:
-    """Steps of a period; what is left over is added to the last one."""
+    """Steps of a period; the last one also has the steps that are left over."""
     return max(1, config.steps // config.rifle.periods)
 
 
-def head_schedule(config):
-    """Learning rate of the head by step."""
+def cyclic_schedule(config):
+    """Learning rate of the head by step, where it falls within each period."""
     length = period(config)
     peak = config.optimizer.learning_rate * config.optimizer.head_multiplier
     last_start = (config.rifle.periods - 1) * length
@@ -36,21 +40,26 @@ def head_schedule(config):
     return schedule
 
 
+def optimizer(config):
+    head_schedule = cyclic_schedule(config) if config.rifle.cyclic else None
+    return make_optimizer(config.optimizer, config.steps, head_schedule=head_schedule)
+
+
 def after_step(view: View, state):
     """Draws the head anew where a period ends, all but the last."""
     length, periods = period(view.config), view.config.rifle.periods
     ends = (state.step % length == 0) & (state.step < length * periods)
     fc = state.params[HEAD]
-    kernel = nnx.initializers.lecun_normal()(view.key, fc['kernel'].shape)
-    new = {'kernel': kernel, 'bias': jnp.zeros_like(fc['bias'])}
+    new = draw_head(view.key, *fc['kernel'].shape, view.config.head_init)
     fc = jax.tree.map(lambda drawn, kept: jnp.where(ends, drawn, kept), new, fc)
     return replace(state, params=state.params | {HEAD: fc})
 
 
 METHOD = Method(
-    defaults={'periods': 2},
+    defaults={
+        'periods': 2,
+        'cyclic': False,  # the head's rate falls by a cosine within each period
+    },
     after_step=after_step,
-    optimizer=lambda config: make_optimizer(
-        config.optimizer, config.steps, head_schedule=head_schedule(config)
-    ),
+    optimizer=optimizer,
 )

@@ -8,9 +8,12 @@ pre-trained head's probabilities p' of the unmixed images,
            + feature_weight * ||F(x~) - (lam F'(x_a) + (1 - lam) F'(x_b))|| / (h w)
            + source_weight * CE(softmax(z_s(x~)), lam p'(x_a) + (1 - lam) p'(x_b)),
 
-the norm over the whole batch. The teacher begins as the pre-trained network and follows the
-backbone by momentum; its head and its batch statistics stay. Form and coefficients are those of
-the authors' public code.
+the norm over the whole batch. The teacher begins as the pre-trained network. In every 10th
+iteration, the first included, its backbone moves a thousandth of the way to the student's as it
+was before the step; its head and its batch statistics stay. One lam >= 1/2 is drawn for a batch.
+
+Form and coefficients are those of the authors' code (lixingjian/SMILE). There the partner comes
+from a permutation of the batch; here it is the record before in the shuffled batch.
 """
 
 from dataclasses import replace
@@ -33,7 +36,7 @@ from xmixup_jax.optimizer import HEAD
 
 
 def transform(config, keys, batch):
-    mixed = mixup.mix_with_neighbour(keys, batch, config.smile.alpha)
+    mixed = mixup.mix_with_neighbour(keys, batch, config.smile.alpha, 'batch', reflect=True)
     return mixed | {'unmixed': batch['image']}
 
 
@@ -67,10 +70,13 @@ def loss(view: View):
 
 
 def after_step(view: View, state):
+    options, teacher = view.config.smile, state.memory['params']
+    due = (state.step - 1) % options.every == 0
+    # view.params are those before the step.
     followed = optax.incremental_update(
-        state.params, state.memory['params'], 1.0 - view.config.smile.momentum
+        view.params, teacher, jnp.where(due, 1.0 - options.momentum, 0.0)
     )
-    return replace(state, memory={'params': followed | {HEAD: state.memory['params'][HEAD]}})
+    return replace(state, memory={'params': followed | {HEAD: teacher[HEAD]}})
 
 
 def prepare(setup: Setup) -> Prepared:
@@ -81,8 +87,15 @@ def prepare(setup: Setup) -> Prepared:
 
 METHOD = Method(
     loss=loss,
-    defaults={'alpha': 0.2, 'feature_weight': 0.01, 'source_weight': 0.1, 'momentum': 0.999},
+    defaults={
+        'alpha': 0.2,
+        'feature_weight': 0.01,
+        'source_weight': 0.1,
+        'momentum': 0.999,
+        'every': 10,  # steps between two moves of the teacher
+    },
     transform=transform,
+    changes_images=True,
     teach=teach,
     after_step=after_step,
     extra_logits=pretrained_columns,

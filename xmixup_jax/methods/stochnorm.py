@@ -1,8 +1,10 @@
 """StochNorm: batch normalisation that draws its statistics, channel by channel.
 
-Kou, You, Long, Wang, "Stochastic Normalization", NeurIPS 2020: in training, each channel
-is normalised by the moving statistics with probability 1 - p and by the batch's with probability
-p. The moving ones begin as the pre-trained network's.
+Kou, You, Long, Wang, "Stochastic Normalization", NeurIPS 2020: in training, each channel is
+normalised by the moving statistics with probability 1 - p and by the batch's with probability p.
+The moving ones begin as the pre-trained network's. As in the authors' code (thuml/StochNorm) every
+channel's moving statistics follow the batch's, whatever is drawn, and the variance that they
+follow is the unbiased one.
 """
 
 from functools import partial
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmixup_jax.methods.base import Method
-from xmixup_jax.models.base import BatchNorm
+from xmixup_jax.models.base import MOMENTUM, BatchNorm
 
 
 class StochNorm(BatchNorm):
@@ -26,8 +28,12 @@ class StochNorm(BatchNorm):
     def __call__(self, x):
         if self.use_running_average:
             return super().__call__(x)
+        old = self.var[...]
         by_moving = super().__call__(x, use_running_average=True)
         by_batch = super().__call__(x, use_running_average=False)
+        count = x.size // x.shape[-1] * jax.lax.axis_size(self.axis_name)
+        step = self.var[...] - MOMENTUM * old  # (1 - MOMENTUM) times the biased variance
+        self.var[...] = MOMENTUM * old + step * count / (count - 1)
         chosen = jax.random.bernoulli(self.key, self.p, (x.shape[-1],))
         return jnp.where(chosen, by_batch, by_moving)
 

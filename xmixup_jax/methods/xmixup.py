@@ -1,22 +1,31 @@
 """XMixup: fine-tuning on target images mixed with images of matched source classes.
 
 Li, Xiong, An, Xu, Dou, "XMixup: Efficient Transfer Learning with Auxiliary Samples by
-Cross-domain Mixup", arXiv 2007.10252. One forward and one backward pass over as many images
-as plain fine-tuning:
+Cross-domain Mixup", arXiv 2007.10252. Each step makes one forward and one backward pass over the
+same number of images as plain fine-tuning:
 
     x = lam * x_t + (1 - lam) * x_s,   lam ~ Beta(alpha, alpha),
     loss = mean of `mixing.mixed_cross_entropy(f(x), y_t, y_s, lam)`.
 
 With `mix_at` = k > 0 the feature maps at the end of the k-th stage are mixed instead (Verma et
 al., "Manifold Mixup", ICML 2019): the stages before see both images, the others as many as plain
-fine-tuning.
+fine-tuning. There is no public code; the law of lam, the label space and the coefficients are
+this project's choices.
 """
 
 import jax.numpy as jnp
 
 from xmixup_jax import mixing
 from xmixup_jax.errors import ConfigError
-from xmixup_jax.methods.base import Method, View
+from xmixup_jax.methods.base import (
+    Method,
+    Prepared,
+    Setup,
+    View,
+    pretrained_columns,
+    unprepared,
+    with_pretrained_head,
+)
 
 
 def extra_logits(config, sizes):
@@ -25,8 +34,9 @@ def extra_logits(config, sizes):
 
 def transform(config, keys, batch):
     image, source_image = batch['image'], batch['source_image']
-    lam = mixing.sample_lam(keys, config.xmixup.alpha, config.xmixup.reflect)
-    if config.xmixup.mix_at:
+    options = config.xmixup
+    lam = mixing.sample_lam(keys, options.alpha, options.reflect, options.lam)
+    if options.mix_at:
         image = jnp.concatenate([image, source_image])
     else:
         image = mixing.mix_images(image, source_image, lam)
@@ -41,8 +51,8 @@ def transform(config, keys, batch):
 def hook(view: View):
     """Mixes the two halves of what comes out of stage `mix_at`."""
 
-    def mix(x, stage):
-        if stage + 1 != view.config.xmixup.mix_at:
+    def mix(x, stage, place):
+        if (stage + 1, place) != (view.config.xmixup.mix_at, 'end'):
             return x
         return mixing.mix_images(*jnp.split(x, 2), view.batch['lam'])
 
@@ -66,16 +76,31 @@ def loss(view: View):
     ).mean()
 
 
+def prepare(setup: Setup) -> Prepared:
+    options = setup.config.xmixup
+    if options.source_head == 'random' or options.label_space == 'target':
+        return unprepared(setup)
+    pretrained_columns(setup.config, setup.sizes)
+    columns = setup.source_columns()
+    head = {name: leaf[..., columns] for name, leaf in setup.head.items()}
+    return Prepared(with_pretrained_head(setup._replace(head=head)), {})
+
+
 METHOD = Method(
     loss=loss,
     defaults={
         'alpha': 0.2,  # lam ~ Beta(alpha, alpha); by the sweeps in benchmarks/RESULTS.md
+        'lam': 'sample',  # one lam for each 'sample', or one for each 'batch'
         'reflect': True,  # lam >= 1/2: the target image dominates
         'label_space': 'joint',  # 'joint', 'separate', 'target'
+        # The head's source columns begin 'random', or as those of the 'pretrained' head.
+        'source_head': 'random',
         'mix_at': 0,  # the stage after which feature maps are mixed; 0: the images
     },
     transform=transform,
     hook=hook,
     pairs=True,
+    changes_images=True,
     extra_logits=extra_logits,
+    prepare=prepare,
 )

@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from xmixup_jax.models import efficientnet_lite, inception, resnet, vit
-from xmixup_jax.models.base import BatchNorm, Outputs, at_least_float32
+from xmixup_jax.models.base import BatchNorm, Outputs, at_least_float32, draw_head
 
 __all__ = ['MODELS', 'Architecture', 'BatchNorm', 'Outputs', 'create_model', 'forward', 'module']
 
@@ -80,6 +80,7 @@ def create_model(
     norm: Callable[..., nnx.Module] = BatchNorm,
     precision: str = 'float32',
     remat: bool = False,
+    head_init: str = 'uniform',
 ) -> tuple[nnx.GraphDef, Params, Params]:
     """Makes a randomly initialised network.
 
@@ -92,12 +93,16 @@ def create_model(
       precision: dtype of convolutions and matrix products, and of what is between the layers. The
         head, normalisation, parameters and statistics are float32 in any case.
       remat: keep the blocks' inputs alone for the gradient, and compute the rest again.
+      head_init: the `law` of `draw_head`.
 
     Returns:
       (graphdef, params, batch_stats); the last two are nested dicts of float32 arrays. The head
       is params['fc'] for all networks.
     """
-    model = module(config, num_logits, image_size, norm, nnx.Rngs(seed))
+    rngs = nnx.Rngs(seed)
+    model = module(config, num_logits, image_size, norm, rngs)
+    head = draw_head(rngs.params(), model.fc.in_features, num_logits, head_init)
+    model.fc.kernel[...], model.fc.bias[...] = head['kernel'], head['bias']
     model.remat = remat
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, nnx.Conv | nnx.Linear) and layer is not model.fc:
@@ -114,8 +119,7 @@ def forward(
     Args:
       images: float32 [B, H, W, 3], normalised.
       key: for layers that are random in training.
-      hook: (x, stage) to what takes the place of x, [B, h, w, c] (of a ViT [B, n, c]), at the end
-        of each stage, counted from 0.
+      hook: changes feature maps within the network, see `base.Hook`.
 
     Returns:
       (outputs, batch_stats after this batch).

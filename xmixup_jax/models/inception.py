@@ -10,7 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, after_stage, at_least_float32, conv, run_block
+from xmixup_jax.models.base import Outputs, at_hook, at_least_float32, conv, run_block
 
 MIN_SIZE = 75
 
@@ -154,7 +154,7 @@ class InceptionV3(nnx.Module):
     """A stem of plain convolutions, then eleven Inception blocks."""
 
     def __init__(self, num_logits: int, norm: Callable[..., nnx.Module], rngs: nnx.Rngs):
-        norm = partial(norm, momentum=0.9, epsilon=1e-3, axis_name='batch')
+        norm = partial(norm, epsilon=1e-3)
         make = partial(BasicConv2d, norm=norm, rngs=rngs)
         self.Conv2d_1a_3x3 = make(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = make(32, 32, 3)
@@ -185,10 +185,13 @@ class InceptionV3(nnx.Module):
             (self.Mixed_7a, self.Mixed_7b, self.Mixed_7c),
         )
         stages: list = []
+        convs: list = []
         for part in parts:
             for layer in part:
                 x = run_block(layer, x, self.remat and isinstance(layer, nnx.Module))
-            x = after_stage(x, hook, len(stages))
+            x = at_hook(x, hook, len(stages), 'conv')
+            convs.append(x)
+            x = at_hook(x, hook, len(stages), 'end')
             stages.append(x)
         features = jnp.mean(at_least_float32(x), axis=(1, 2))
-        return Outputs(self.fc(features), features, tuple(stages))
+        return Outputs(self.fc(features), features, tuple(stages), tuple(convs))

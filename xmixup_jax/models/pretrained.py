@@ -6,6 +6,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from xmixup_jax.data.names import imagenet_ids, readable
 from xmixup_jax.errors import DataError, UserError, first_line
 from xmixup_jax.files import arrays_digest, json_array, read_json, whole_file
 from xmixup_jax.models import MODELS, create_model
@@ -127,6 +129,45 @@ class Weights:
         kernel = _from_torch(kernel).astype(np.float32)
         return {'kernel': kernel, 'bias': bias.astype(np.float32)}
 
+    def head_columns(self, class_names: Sequence[str]) -> np.ndarray:
+        """Finds the columns of the file's own head that stand for these classes.
+
+        Names are compared as they are, then as words: WordNet ids and their words are the same
+        class, whatever the case of the letters and with '_' for ' '.
+
+        Args:
+          class_names: K names, as of a source data set.
+
+        Returns:
+          int32 [K].
+
+        Raises:
+          DataError: the file has no head or does not say what its columns are, or a class has no
+            column.
+        """
+        if self.head is None:
+            raise DataError(f'weights {self.path} hold no head: give weights with their head')
+        known = _head_classes(self.path, len(self.head['bias']))
+        if known is None:
+            raise DataError(
+                f'weights {self.path} do not name the {len(self.head["bias"])} columns of their '
+                'head, which are not the 1,000 of ImageNet: use --config.match.similarity=cosine '
+                'and --config.xmixup.source_head=random'
+            )
+        # The exact names last: they win over another class's words.
+        columns = {_words(word): i for i, word in enumerate(readable(known))}
+        columns |= {name: i for i, name in enumerate(known)}
+        found = [columns.get(name, columns.get(_words(name))) for name in class_names]
+        missing = [name for name, i in zip(class_names, found, strict=True) if i is None]
+        if missing:
+            raise DataError(
+                f'{len(missing)} of {len(class_names)} source classes have no column in the head '
+                f'of {self.path} (for example {missing[0]!r}; it has, for example, {known[0]!r}): '
+                'name the class folders by WordNet id, or use --config.match.similarity=cosine and '
+                '--config.xmixup.source_head=random'
+            )
+        return np.array(found, np.int32)
+
     def fill(
         self, params: PyTree, batch_stats: PyTree, *, with_head: bool = False
     ) -> tuple[PyTree, PyTree]:
@@ -173,6 +214,18 @@ class Weights:
             return np.asarray(theirs[key], np.float32) if key in theirs else array
 
         return jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats)
+
+
+def _head_classes(path: Path, num_logits: int) -> tuple[str, ...] | None:
+    """The classes of the head's first columns; None where nothing names them."""
+    content = {} if path.suffix != '.safetensors' else read_metadata(path)
+    if 'class_names' in content:
+        return tuple(content['class_names'])
+    return imagenet_ids() if num_logits == len(imagenet_ids()) else None
+
+
+def _words(name: str) -> str:
+    return name.replace('_', ' ').casefold()
 
 
 class Network(NamedTuple):

@@ -10,7 +10,7 @@ from functools import partial
 from flax import nnx
 from jax import numpy as jnp
 
-from xmixup_jax.models.base import Outputs, after_stage, at_least_float32, conv, run_block
+from xmixup_jax.models.base import Outputs, at_hook, at_least_float32, conv, run_block
 
 # Blocks in each stage, and whether they are bottlenecks.
 DEPTHS = {
@@ -45,15 +45,18 @@ class Block(nnx.Module):
             )
         self.bottleneck = bottleneck
 
-    def __call__(self, x):
+    def __call__(self, x, hook=lambda x: x):
+        """Returns (the block's output, that of its last convolution as `hook` leaves it)."""
         y = nnx.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
+        y = self.conv2(y)
         if self.bottleneck:
-            y = self.bn3(self.conv3(nnx.relu(y)))
+            y = self.conv3(nnx.relu(self.bn2(y)))
+        last = hook(y)
+        y = (self.bn3 if self.bottleneck else self.bn2)(last)
         if hasattr(self, 'downsample'):
             projection, norm = self.downsample
             x = norm(projection(x))
-        return nnx.relu(x + y)
+        return nnx.relu(x + y), last
 
 
 class ResNet(nnx.Module):
@@ -72,8 +75,7 @@ class ResNet(nnx.Module):
         norm: Callable[..., nnx.Module],
         rngs: nnx.Rngs,
     ):
-        # axis_name: in training the statistics are those of the whole batch over all devices.
-        norm = partial(norm, momentum=0.9, epsilon=1e-5, axis_name='batch')
+        norm = partial(norm, epsilon=1e-5)
         depths, bottleneck = DEPTHS[name]
         kernel, stride, self.pooled = STEMS[stem]
         self.conv1 = conv(3, width, kernel, stride, rngs)
@@ -99,11 +101,16 @@ class ResNet(nnx.Module):
         x = nnx.relu(self.bn1(self.conv1(x)))
         if self.pooled:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        stages = []
+        stages, convs = [], []
         for i in range(self.stages):
-            for block in getattr(self, f'layer{i + 1}'):
-                x = run_block(block, x, self.remat)
-            x = after_stage(x, hook, i)
+            *blocks, last_block = getattr(self, f'layer{i + 1}')
+            for block in blocks:
+                x, _ = run_block(block, x, self.remat)
+            x, last = run_block(
+                last_block, x, self.remat, partial(at_hook, hook=hook, stage=i, place='conv')
+            )
+            x = at_hook(x, hook, i, 'end')
             stages.append(x)
+            convs.append(last)
         features = jnp.mean(at_least_float32(x), axis=(1, 2))
-        return Outputs(self.fc(features), features, tuple(stages))
+        return Outputs(self.fc(features), features, tuple(stages), tuple(convs))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, after_stage, run_block
+from xmixup_jax.models.base import Outputs, at_hook, run_block
 
 # Width and heads; both have 12 blocks.
 SIZES = {'vit_s16': (384, 6), 'vit_b16': (768, 12)}
@@ -91,13 +91,15 @@ class VisionTransformer(nnx.Module):
         token = jnp.broadcast_to(token, (batch, 1, channels))
         x = jnp.concatenate([token, x.reshape(batch, -1, channels)], axis=1) + positions
         stages: list = []
+        convs: list = []
         for i, block in enumerate(self.blocks, 1):
             x = run_block(block, x, self.remat)
             if i % (_DEPTH // _STAGES) == 0:
-                x = after_stage(x, hook, len(stages))
-                stages.append(x[:, 1:].reshape(-1, height, width, channels))
+                for place, kept in (('conv', convs), ('end', stages)):
+                    x = at_hook(x, hook, len(stages), place)
+                    kept.append(x[:, 1:].reshape(-1, height, width, channels))
         features = self.norm(x[:, 0])
-        return Outputs(self.fc(features), features, tuple(stages))
+        return Outputs(self.fc(features), features, tuple(stages), tuple(convs))
 
 
 def resize_positions(positions: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,0 +1,82 @@
+"""MARS: every layer stays within a maximal distance of its pre-trained weights.
+
+Gouk, Hospedales, Pontil, "Distance-Based Regularisation of Deep Networks for Fine-Tuning", ICLR
+2021 (MARS-PGM). After each step the weights of each output unit are moved back along the line to
+their start, until they are at most `distance` away in the 1-norm:
+
+    w <- w0 + (w - w0) / max(1, ||w - w0||_1 / distance)
+
+A unit is a column of the kernel [..., inputs, outputs]. The head's start is 0, its distance
+`head_distance`. The scale of batch norm counts divided by the standard deviation that it is applied
+with: scale / sqrt(var) stays within `distance` of its start. Biases and shifts are free.
+
+Form as in the authors' code (henrygouk/mars-finetuning), which tunes both distances for each data
+set between 1.65 and 33; 20 is PaddleTransfer's. The authors train by Adam without weight decay,
+PaddleTransfer by SGD with weight decay, as here.
+"""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+
+from xmixup_jax.methods.base import Method, View, reference
+from xmixup_jax.optimizer import HEAD
+
+EPSILON = 1e-6  # of the standard deviation, as in the authors' code
+
+
+def project(kernel, start, distance):
+    """Moves the columns of a kernel back to at most `distance` from those of its start.
+
+    Args:
+      kernel, start: [..., outputs].
+      distance: > 0, of the sums of absolute values over all axes but the last.
+
+    >>> kernel = jnp.array([[1.0, 4.0], [1.0, -4.0]])
+    >>> project(kernel, jnp.zeros((2, 2)), 4.0).tolist()
+    [[1.0, 2.0], [1.0, -2.0]]
+    """
+    difference = kernel - start
+    norms = jnp.abs(difference).sum(axis=tuple(range(kernel.ndim - 1)))
+    return start + difference / jnp.maximum(1.0, norms / distance)
+
+
+def project_scale(scale, start, var, start_var, distance):
+    """The same for batch norm's scale, relative to the standard deviation, [C] each."""
+    deviation, start_deviation = (jnp.sqrt(v + EPSILON) for v in (var, start_var))
+    origin = start / start_deviation
+    return (origin + jnp.clip(scale / deviation - origin, -distance, distance)) * deviation
+
+
+def _projected(params, start, stats, start_stats, distance):
+    """A nested dict of layers; the layers of `stats` are those with batch norm."""
+    result = {}
+    for name, leaf in params.items():
+        if isinstance(leaf, dict):
+            inner = stats.get(name, {}), start_stats.get(name, {})
+            result[name] = _projected(leaf, start[name], *inner, distance)
+        elif name == 'kernel':
+            result[name] = project(leaf, start[name], distance)
+        elif name == 'scale' and 'var' in stats:
+            variances = stats['var'], start_stats['var']
+            result[name] = project_scale(leaf, start[name], *variances, distance)
+        else:
+            result[name] = leaf
+    return result
+
+
+def after_step(view: View, state):
+    options, start = view.config.mars, view.constants
+    params = _projected(
+        state.params, start['params'], state.batch_stats, start['batch_stats'], options.distance
+    )
+    head = dict(state.params[HEAD])
+    head['kernel'] = project(head['kernel'], jnp.zeros_like(head['kernel']), options.head_distance)
+    return replace(state, params=params | {HEAD: head})
+
+
+METHOD = Method(
+    defaults={'distance': 20.0, 'head_distance': 20.0},
+    after_step=after_step,
+    prepare=reference,
+)

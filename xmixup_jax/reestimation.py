@@ -1,0 +1,98 @@
+"""Batch-norm statistics estimated anew, on clean images of the target, before a network is tested.
+
+The moving averages of a method that trains on mixed images describe mixed images: their variance
+is smaller than that of the images in a test. The population statistics of clean training crops
+take their place, as in Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576),
+section 3.
+"""
+
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax.data.pairing import train_batches
+from xmixup_jax.data.records import Records
+from xmixup_jax.data.sources import Data
+from xmixup_jax.devices import replicate, shard
+from xmixup_jax.methods import METHODS
+from xmixup_jax.step import Task, TrainState
+
+PyTree = Any
+
+
+def reestimates(config: ConfigDict) -> bool:
+    """Whether a network of this experiment gets new statistics before it is tested."""
+    if config.batch_norm == 'mixed':
+        return True
+    changed = METHODS[config.method].changes_images
+    return config.batch_norm == 'batch' and changed and config.reestimate > 0
+
+
+def with_clean_statistics(
+    task: Task, config: ConfigDict, state: TrainState, target: Records
+) -> TrainState:
+    """The state to test, to predict with and to save: `state` itself unless `reestimates`.
+
+    The first config.reestimate training batches of the run are seen again, cropped and mirrored
+    by the same seeds, but not mixed; a resumed run gets the same statistics.
+
+    Args:
+      task: of the run.
+      config: of the experiment.
+      state: replicated, as training left it.
+      target: the training records.
+
+    Returns:
+      the state with other `batch_stats`: the population's, and with config.batch_norm=mixed their
+      mean with the pre-trained ones.
+    """
+    if not reestimates(config) or not jax.tree.leaves(state.batch_stats):
+        return state
+    batches = train_batches(
+        Data(target, None, None),
+        None,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        resize=config.resize,
+        num_threads=config.num_threads,
+    )
+    moments = [
+        jax.device_get(task.moments_step(state, shard(batch)))
+        for batch in islice(iter(batches), config.reestimate)
+    ]
+    statistics = population(moments)
+    if config.batch_norm == 'mixed':
+        statistics = jax.tree.map(
+            lambda new, old: (new + np.asarray(old)) / 2, statistics, state.batch_stats
+        )
+    return replace(state, batch_stats=replicate(statistics))
+
+
+def population(moments: list[PyTree]) -> PyTree:
+    """Mean and variance of all values of a layer's channels, from those of equally large batches.
+
+    Args:
+      moments: of each batch, nested dicts whose innermost ones hold 'mean' and 'var', [C] each.
+
+    Returns:
+      the like, float32: mean = E[mean], var = E[var + mean^2] - E[mean]^2.
+
+    >>> parts = [{'bn1': {'mean': np.array([m]), 'var': np.array([1.0])}} for m in (0.0, 2.0)]
+    >>> population(parts)['bn1']['mean'].tolist(), population(parts)['bn1']['var'].tolist()
+    ([1.0], [2.0])
+    """
+
+    def of_layer(*layers):
+        means, variances = (
+            np.stack([np.asarray(layer[key], np.float64) for layer in layers])
+            for key in ('mean', 'var')
+        )
+        mean = means.mean(0)
+        var = np.maximum((variances + means**2).mean(0) - mean**2, 0)
+        return {'mean': mean.astype(np.float32), 'var': var.astype(np.float32)}
+
+    return jax.tree.map(of_layer, *moments, is_leaf=lambda node: 'var' in node)
