@@ -1,255 +1,364 @@
-"""The study's plan and tables; that a run of it works, on a network of two stages."""
+"""The study's plan, tables and figures; that a run of it works, on a network of two stages."""
 
-import jax
-import jax.numpy as jnp
+import math
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
-from scipy.special import log_softmax, softmax
 
-from benchmarks.study import plan, run, tables, tasks, variants
-from benchmarks.tune import GRIDS
-from configs import digits
-from tests.method_checks import K_0, LABELS, B, K, make_view, normal, outputs
-from xmixup_jax.config import validate
-from xmixup_jax.errors import UserError
+from benchmarks.study import figures, outcome, plan, run, tables, tasks
+from benchmarks.study.names import CONTROLS, NAMES, PROBE
+from benchmarks.study.plan import Case, Choice, Wanted
+from benchmarks.study.tasks import ALL, FEW
+from xmixup_jax import config as config_lib
+from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.methods import METHODS
 
-
-def make_images(data):
-    """A Tiny-ImageNet of empty files, and a Caltech-101 of none."""
-    every = [name for names in tasks.CATEGORIES.values() for name in names.split()]
-    for split, count in (('train', 150), ('validation', 10)):
-        for name in [*every, 'n09193705']:
-            folder = data / tasks.TINY_IMAGENET / split / name
-            folder.mkdir(parents=True)
-            for i in range(count if name in every[:2] else 1):
-                (folder / f'{split}{i}.JPEG').touch()
-    for split in ('train', 'test'):
-        (data / tasks.CALTECH / split).mkdir(parents=True)
-    return every
+DATA, CACHE = Path('data'), Path('cache')
 
 
-def test_no_class_of_a_target_is_in_the_source(tmp_path):
-    every = make_images(tmp_path / 'data')
-    assert len(set(every)) == len(every)
-    for _ in range(2):  # a second time nothing is left to do
-        tasks.link_images(tmp_path / 'data', tmp_path / 'images')
-    held_out = [name for group in tasks.GROUPS.values() for name in group]
-    assert len(set(held_out)) == len(held_out) == 59
-    for split in ('train', 'validation'):
-        folder = tmp_path / 'images' / 'rest_source' / split
-        assert {path.name for path in folder.iterdir()} == {*every, 'n09193705'} - {*held_out}
-    target = tmp_path / 'images' / 'animals_target'
-    first = tasks.GROUPS['animals'][0]
-    train, test = ({p.name for p in (target / s / first).iterdir()} for s in ('train', 'test'))
-    assert (len(train), len(test), len(train & test)) == (40, 120, 0)
-    assert all(path.exists() for path in (target / 'test' / first).iterdir())
-
-
-def row(part, task, name, seed, top1, **others):
-    values = {'sample_rate': plan.FEW, 'error': '', 'train_top1': 1.0, 'train_images': 10}
-    times = {'seconds': 10.0, 'first_step_seconds': 2.0}
-    return {'part': part, 'task': task, 'name': name, 'seed': seed, 'top1': top1} | (
-        values | times | others
+def row(name='finetune', task='food10', seed=0, top1=0.5, **others):
+    """A row of runs.csv, as `plan.read` returns it."""
+    values = {'scale': 'cpu', 'part': 'main', 'shots': FEW, 'option': '', 'batch_norm': 'batch'}
+    values |= {'learning_rate': 0.01, 'train_top1': 1.0, 'steps': 100, 'train_images': 60}
+    values |= {'test_images': 1000, 'seconds': 10.0, 'first_step_seconds': 2.0, 'device': '1 x cpu'}
+    return (
+        values | {'error': ''} | {'name': name, 'task': task, 'seed': seed, 'top1': top1} | others
     )
 
 
-def tuned_rows():
-    """The second value of each grid is the best."""
-    return [
-        row(part, task, plan.text({key: value}), 0, 0.5 + 0.1 * (i == 1))
-        for part in ('tune', 'large_tune')
-        for task in dict.fromkeys(plan.TUNED_ON.values())
-        for key, values in GRIDS.values()
-        for i, value in enumerate(values)
-    ]
+def cases_of(wanted):
+    """All groups in order; every run finds what those before it left, and later ones do better."""
+    found, groups = [], []
+    for phase in plan.phases(wanted):
+        for group in phase(list(found)):
+            groups.append(group)
+            found += [
+                row(**dict(zip(plan.KEY, case.key, strict=True)), top1=0.1 + len(found) / 1e5)
+                for case in group
+            ]
+    return groups
 
 
-@pytest.fixture
-def variant(monkeypatch):
-    """A configuration that knows the variants of XMixup."""
-    monkeypatch.setitem(METHODS, variants.NAME, variants.METHOD)
-    config = digits.get_config()
-    config.method = variants.NAME
-    return config
+@pytest.fixture(scope='module', params=['full', 'cpu'])
+def groups(request):
+    return cases_of(Wanted(request.param))
 
 
-def test_every_case_is_one_run_with_a_possible_configuration(tmp_path, variant):
-    found = tuned_rows()
-    seen = set()
-    for part, phases in plan.PARTS.items():
-        cases = [
-            case
-            for phase in phases
-            for group in phase(list(tasks.TASKS), [0, 1], found)
-            for case in group
-        ]
-        assert cases, part
-        for case in cases:
-            assert case.key not in seen
-            seen.add(case.key)
-            if case.seed == 0:
-                config = case.configuration(tmp_path)
-                validate(config, 1)
-                assert (config.target.test_split == 'rest') == (case.part in plan.HELD_OUT)
-                assert (config.model.name == 'resnet18') == (part == 'large')
-    for task in tasks.TASKS:
-        for method in GRIDS:
-            assert ('main', task, plan.FEW, method, 1) in seen
+def test_every_case_is_one_run_with_a_possible_configuration(groups):
+    keys, configurations = set(), set()
+    for case in (case for group in groups for case in group):
+        assert case.key not in keys
+        keys.add(case.key)
+        config = case.configuration(DATA, CACHE)
+        if case.seed == 0:
+            config_lib.validate(config, 1)
+        rest = case.part in ('tune', 'combine', 'lite2_tune')
+        assert config.target.test_split == ('rest' if rest else 'test')
+        held_out = case.shots == ALL and rest
+        assert (config.target.shots, config.target.sample_rate) == (
+            case.shots,
+            0.8 if held_out else 1.0,
+        )
+        assert (config.model.name == 'efficientnet_lite2') == case.part.startswith('lite2')
+        # No two names of a part stand for the same run.
+        same = (case.part, case.name == PROBE, config_lib.digest(config))
+        assert same not in configurations, case.key
+        configurations.add(same)
+    main = {(case.name, case.task, case.seed) for g in groups for case in g if case.part == 'main'}
+    of_scale = tasks.SCALES[groups[0][0].scale].tasks
+    assert {(name, task, 4) for name in NAMES for task in of_scale} <= main
 
 
-def test_chosen_coefficients_are_the_best_on_held_out_images():
-    chosen = plan.chosen('l2sp', 'food', tuned_rows())
-    assert chosen == {'method': 'l2sp', 'optimizer.learning_rate': 0.01, 'l2sp.alpha': 0.001}
-    found = tuned_rows()
-    for best in (row for row in found if row['top1'] == 0.6):
-        best |= {'top1': '', 'error': 'diverged'}
-    assert plan.chosen('l2sp', 'food', found)['l2sp.alpha'] == GRIDS['l2sp'][1][0]
+def test_every_method_has_a_name():
+    assert {entry.changes['method'] for entry in NAMES.values()} == set(METHODS)
+
+
+def test_runs_of_a_group_share_their_program(groups):
+    for group in groups:
+        values = [config_lib.experiment_values(c.configuration(DATA, CACHE)) for c in group]
+        assert all(each | {'seed': 0} == values[0] | {'seed': 0} for each in values)
+
+
+def test_a_study_that_is_cut_off_has_whole_rows(groups):
+    order = [(g[0].shots, g[0].name, g[0].part) for g in groups if g[0].part in ('tune', 'main')]
+    blocks = [each for i, each in enumerate(order) if i == 0 or each != order[i - 1]]
+    assert len(blocks) == len(set(blocks))  # none is taken up again
+    own = [(shots, name) for shots, name, part in blocks if part == 'main']
+    assert [name for shots, name in own if shots == FEW] == list(NAMES)
+    for shots, name, part in blocks:
+        if part == 'tune':
+            assert blocks[blocks.index((shots, name, part)) + 1] == (shots, name, 'main')
+
+
+def test_every_name_has_the_same_budget(groups):
+    runs = {}
+    for case in (case for group in groups for case in group if case.part == 'tune'):
+        assert case.seed == 0
+        runs.setdefault((case.shots, case.task, case.name), []).append(case.option)
+    full = groups[0][0].scale == 'full'
+    for (_, _, name), options in runs.items():
+        norms = 1 if name == 'stochnorm' else 2
+        expected = 5 * norms + (norms == 2) + 2 * bool(NAMES[name].coefficient)
+        assert len(options) == (expected if full else 3 * norms)
+
+
+def tuned(best, name='l2sp', scale='full', part='tune'):
+    """Rows of every option that may have been tried; `best` maps some to their top-1."""
+    norms, rates = ('batch', 'frozen', 'mixed'), (0.0003, 0.001, 0.003, 0.01, 0.03)
+    options = [f'optimizer.learning_rate={r} batch_norm={n}' for r in rates for n in norms]
+    options += [f'{o} l2sp.alpha={a}' for o in options for a in (0.001, 0.1)]
+    common = {'part': part, 'scale': scale}
+    return [row(name, option=o, top1=best.get(o, 0.2), **common) for o in options]
+
+
+def test_tuning_takes_the_best_on_held_out_images_stage_by_stage():
+    best = {
+        'optimizer.learning_rate=0.003 batch_norm=frozen': 0.4,
+        'optimizer.learning_rate=0.03 batch_norm=mixed': 0.9,  # at a rate that was not chosen
+        'optimizer.learning_rate=0.003 batch_norm=mixed': 0.5,
+        'optimizer.learning_rate=0.003 batch_norm=mixed l2sp.alpha=0.1': 0.6,
+        'optimizer.learning_rate=0.001 batch_norm=batch': 0.3,
+    }
+    found, choice = tuned(best), Choice('full', 'food10', FEW)
+    option = plan.chosen_option('l2sp', choice, found)
+    assert option == {
+        'optimizer.learning_rate': 0.003,
+        'batch_norm': 'mixed',
+        'l2sp.alpha': 0.1,
+    }
+    # Names that are ablations take over what their parent chose.
+    found = tuned(best, 'xmixup')
+    for name in ('xmixup', 'xmixup_raw', 'xmixup_least'):
+        option = plan.chosen_option(name, choice, found)
+        assert option == {'optimizer.learning_rate': 0.003, 'batch_norm': 'mixed'}
+    rates = {
+        norm: plan.with_norm('xmixup', norm, choice, found)['optimizer.learning_rate']
+        for norm in ('batch', 'frozen', 'mixed')
+    }
+    assert rates == {'batch': 0.001, 'frozen': 0.003, 'mixed': 0.003}
+
+
+def test_a_diverged_run_is_not_chosen():
+    wins = 'optimizer.learning_rate=0.001 batch_norm=frozen'
+    found = tuned({wins: 0.3}, 'finetune', 'cpu')
+    for each in found:
+        if each['top1'] != 0.3:
+            each |= {'error': 'diverged', 'top1': ''}
+    option = plan.chosen_option('finetune', Choice('cpu', 'food10', FEW), found)
+    assert plan.text(option) == wins
 
 
 def test_what_needs_tuning_says_so():
-    with pytest.raises(UserError, match=r'no run of animals with .*: begin with --parts=tune'):
-        plan.chosen('l2sp', 'food', [])
+    with pytest.raises(UserError, match=r'no run of l2sp on food10 .*--parts=tune --names=l2sp'):
+        plan.chosen_option('l2sp', Choice('cpu', 'food10', FEW), [])
+
+
+def test_missing_data_is_named(tmp_path):
+    (tmp_path / 'imagenet_multi_176' / 'train').mkdir(parents=True)
+    with pytest.raises(DataError, match=r'food10_176/train does not exist'):
+        tasks.check_data(tmp_path, ['food10'])
 
 
 @pytest.fixture
-def study():
+def rows():
     rng = np.random.default_rng(0)
-    rows = [
-        row('main', task, name, seed, rng.random(), seconds=10.0 if name == 'finetune' else 18.0)
-        for task in ('digits', 'food')
+    return [
+        row(name, task, seed, rng.integers(1000) / 1000, seconds=10 if name == 'finetune' else 18)
+        for task in ('scene15', 'food10')
         for name in ('finetune', 'xmixup', 'l2sp')
         for seed in range(5)
     ]
-    rows.append(row('main', 'food', 'mixup', 0, 0.0) | {'error': 'diverged'})
-    return tables.Study(rows)
 
 
-def test_mean_over_tasks_and_its_intervals(study):
-    found = tables.differences(study, 'xmixup')
-    table = np.array(
-        [
-            [
-                100 * (study.select('main')[i + 5]['top1'] - study.select('main')[i]['top1'])
-                for i in range(start, start + 5)
-            ]
-            for start in (0, 15)
-        ]
-    )
-    mean, seeds, others = tables.over_tasks(found)
+def points(rows, name, task, base='finetune'):
+    """Differences by seed in points."""
+    top1 = {(r['name'], r['task'], r['seed']): 100 * r['top1'] for r in rows}
+    return np.array([top1[name, task, s] - top1[base, task, s] for s in range(5)])
+
+
+def half(values):
+    interval = stats.ttest_1samp(values, 0).confidence_interval()
+    return (interval.high - interval.low) / 2
+
+
+def test_mean_over_tasks_and_its_intervals(rows):
+    study = outcome.Study(rows, 'cpu', FEW)
+    mean, seeds, others = outcome.over_tasks(outcome.differences(study, 'xmixup'))
+    table = np.array([points(rows, 'xmixup', task) for task in ('scene15', 'food10')])
     assert mean == pytest.approx(table.mean())
-    for half, values in ((seeds, table.mean(0)), (others, table.mean(1))):
-        interval = stats.ttest_1samp(values, 0).confidence_interval()
-        assert half == pytest.approx((interval.high - interval.low) / 2)
+    assert seeds == pytest.approx(half(table.mean(0)))
+    assert others == pytest.approx(half(table.mean(1)))
 
 
-def test_tables(study):
-    lines = tables.differences_table(study).splitlines()
-    names = [line.split('`')[1] for line in lines[2:]]
-    assert names == ['finetune', 'l2sp', 'xmixup']
-    assert lines[-1].endswith('2.00 × |')  # without compilation
-    assert sum(tables.ranks(study).values()) == pytest.approx(6)
-    top1 = [100 * r['top1'] for r in study.select('main')[:5]]
-    expected = f'| `finetune` | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} |'
-    assert tables.top1_table(study).splitlines()[2].startswith(expected)
+def test_differences_table(rows):
+    rows.append(row('mixup', seed=0, top1='', error='diverged'))
+    rows.append(row('mars', seed=0, top1=0.9))  # cut off
+    lines = tables.block('differences', rows).splitlines()
+    assert lines[0] == '*cpu scale, 6 images a class, seeds 0, 1, 2, 3, 4*'
+    # The order of priority; a name without all of its runs has no mean and no rank.
+    assert [line.split('`')[1] for line in lines[4:]] == ['finetune', 'xmixup', 'mars', 'l2sp']
+    found = lines[5].split('|')[1:-1]
+    table = [points(rows, 'xmixup', task) for task in ('scene15', 'food10')]
+    means = [values.mean() for values in (*table, np.concatenate(table))]
+    halves = [half(values) for values in (*table, np.mean(table, axis=0))]
+    for text, mean, width in zip(found[2:5], means, halves, strict=True):
+        assert text.strip(' *') == f'{mean:+.2f} ± {width:.2f}'
+        assert ('**' in text) == (abs(mean) > width)
+    assert found[-1].strip() == '2.00 ×'  # (18 - 2) / (10 - 2), without compilation
+    assert [text.strip() for text in lines[6].split('|')[4:8]][1:] == ['', '', '']
 
 
-def test_warm_table_compares_with_and_without_mixing(study):
-    warm = [row('main', 'food', 'xmixup_warm', s, 0.5 + 0.01 * s) for s in range(5)]
-    warm += [row('main', 'food', 'finetune_warm', s, 0.4) for s in range(4)]
-    last = tables.warm_table(tables.Study(study.rows + warm)).splitlines()[-1]
-    interval = stats.ttest_1samp([10, 11, 12, 13], 0).confidence_interval()
-    expected = f'**+11.50 ± {(interval.high - interval.low) / 2:.2f}**'
-    assert last == f'| `xmixup_warm` − `finetune_warm` |  | {expected} | {expected} |'
+def test_top1_table(rows):
+    top1 = [100 * r['top1'] for r in rows[:5]]
+    line = tables.block('top1', rows).splitlines()[4]
+    assert line.startswith(f'| `finetune` | {np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f} |')
 
 
-def test_large_table_compares_the_larger_network_alone(study):
-    found = [row('large', 'food', 'finetune', s, 0.3 + 0.01 * s) for s in range(3)]
-    found += [row('large', 'food', 'xmixup', s, 0.2) for s in range(3)]
-    found.append(row('large_tune', 'food', 'xmixup.alpha=0.1', 0, 0.9))
-    lines = tables.large_table(tables.Study(study.rows + found)).splitlines()
-    interval = stats.ttest_1samp([-10, -11, -12], 0).confidence_interval()
-    expected = f'**-11.00 ± {(interval.high - interval.low) / 2:.2f}**'
-    assert lines[2:] == [
-        '| `finetune` | 31.00 ± 1.00 |  |',
-        f'| `xmixup` | {expected} | {expected} |',
+def test_equal_numbers_of_right_answers_share_a_rank():
+    right = {'finetune': (110, 120, 130, 170, 190), 'xmixup': (190, 170, 110, 130, 120)}
+    right |= {'l2sp': (720, 0, 0, 0, 0), 'mars': (721, 0, 0, 0, 0), 'bss': (0, 0, 0, 0, 719)}
+    top1 = {name: [n / 1000 for n in each] for name, each in right.items()}
+    # Means of floating-point numbers are not equal where the counts are.
+    assert len({math.fsum(each) for each in (top1['finetune'], top1['xmixup'])}) == 1
+    assert len({np.mean(top1[name]) for name in ('finetune', 'xmixup', 'l2sp')}) > 1
+    found = [row(name, seed=s, top1=t) for name, each in top1.items() for s, t in enumerate(each)]
+    order = outcome.ranks(outcome.Study(found, 'cpu', FEW))
+    expected = stats.rankdata([-sum(right[name]) for name in right])
+    assert order == dict(zip(right, expected, strict=True))
+    assert order['finetune'] == order['xmixup'] == 3.0 - 0.5 * (sum(right['l2sp']) == 0) - 0.0 or 1
+
+
+def test_scales_and_numbers_of_images_are_never_mixed(rows):
+    others = [row(seed=s, top1=0.9, scale='full', shots=shots) for s in (0, 1) for shots in (6, 0)]
+    blocks = tables.block('top1', rows + others).split('\n\n')
+    assert blocks[::2] == [
+        '*full scale, 6 images a class, seeds 0, 1*',
+        '*full scale, all images, seeds 0, 1*',
+        '*cpu scale, 6 images a class, seeds 0, 1, 2, 3, 4*',
+    ]
+    assert blocks[1].splitlines()[2] == '| `finetune` | 90.00 ± 0.00 | 90.00 |'
+    assert blocks[5] == tables.block('top1', rows).split('\n\n')[1]
+
+
+def test_batch_norm_table_takes_rows_of_main_too():
+    found = [row(top1=0.5, batch_norm='frozen', learning_rate=0.001)]
+    found += [row(top1=0.4, part='batch_norm', option='batch_norm=batch')]
+    lines = tables.block('batch_norm', found).splitlines()[4:]
+    assert lines == [
+        '| `finetune` | batch | 40.00 (0.01) | 40.00 |',
+        '| `finetune` | frozen | 50.00 (0.001) | 50.00 |',
     ]
 
 
-def pairs(progress):
-    return {
-        'image': normal(B, 8, 8, 3),
-        'source_image': 5 + normal(B, 8, 8, 3, seed=1),
-        'label': jnp.asarray(LABELS),
-        'source_label': jnp.asarray(LABELS[::-1].copy()) % 2,
-        'progress': jnp.full(B, progress),
+def test_xmixup_table_compares_with_what_is_varied(rows):
+    rows += [row('xmixup_raw', task, s, 0.3) for task in ('scene15', 'food10') for s in range(5)]
+    (line,) = tables.block('xmixup', rows).splitlines()[4:]
+    values = points(rows, 'xmixup_raw', 'scene15', 'xmixup')
+    assert line.split('|')[1].strip() == '`xmixup_raw` − `xmixup`'
+    assert line.split('|')[2].strip(' *') == f'{values.mean():+.2f} ± {half(values):.2f}'
+
+
+@pytest.mark.parametrize(
+    ('gains', 'verdict'),
+    [((3, 4, 5), 'wins'), ((-3, -4, -5), 'loses'), ((-3, 0, 5), 'cannot be told')],
+)
+def test_controls_table_judges_by_the_interval(gains, verdict):
+    found = [row(seed=s) for s in range(3)]
+    found += [row('cotuning', seed=s, top1=0.5 + gain / 100) for s, gain in enumerate(gains)]
+    (line,) = tables.block('controls', found).splitlines()[4:]
+    cells = [text.strip() for text in line.split('|')[1:-1]]
+    text = f'{np.mean(gains):+.2f} ± {half(gains):.2f}'
+    assert cells[2].strip('*') == text
+    assert cells[1] == CONTROLS['cotuning']
+    won, lost = verdict == 'wins', verdict == 'loses'
+    assert cells[3:] == [f'{won:d} won, {lost:d} lost of 1', verdict]
+
+
+def test_tuned_table_shows_the_choice():
+    best = {'optimizer.learning_rate=0.001 batch_norm=frozen': 0.654}
+    found = tuned(best, 'finetune', 'cpu') + tuned({}, 'l2sp', 'cpu')[:2]  # l2sp: cut off
+    lines = tables.block('tuned', found).splitlines()
+    assert lines[4:] == ['| `finetune` | 0.001 frozen: 65.4 |']
+
+
+def test_combine_table_compares_with_a_warm_head():
+    found = [row(PROBE, seed=s, top1=0.6, part='combine') for s in range(3)]
+    base = {'part': 'combine', 'option': 'as tuned'}
+    found += [row('finetune_warm', seed=s, top1=0.5, **base) for s in range(3)]
+    found += [
+        row('xmixup_warm', seed=s, top1=0.5 + gain / 100, part='combine', option='alpha 1')
+        for s, gain in enumerate((1, 2, 3))
+    ]
+    lines = tables.block('combine', found).splitlines()[4:]
+    gain = f'**+10.00 ± {0:.2f}**'
+    assert lines == [
+        f'| `probe` |  | 60.00 ± 0.00 | 60.00 | {gain} |',
+        '| `finetune_warm` | as tuned | 50.00 ± 0.00 | 50.00 |  |',
+        f'| `xmixup_warm` | alpha 1 | 52.00 ± 1.00 | 52.00 | +2.00 ± {half([1, 2, 3]):.2f} |',
+    ]
+
+
+def test_page_and_figures_follow_from_the_rows_alone(rows, tmp_path):
+    rows += [row(seed=s, part='batch_norm', batch_norm='frozen') for s in range(2)]
+    for each in rows:
+        run.append(tmp_path / plan.RUNS, each)
+    assert plan.read(tmp_path / plan.RUNS)[0] == {
+        column: rows[0].get(column, '') for column in plan.COLUMNS
     }
+    page = Path(tables.__file__).with_name(tables.RESULTS).read_text()
+    outputs = []
+    for text in (page, 'x <!-- lite2 -->old<!-- end --> y'):
+        (tmp_path / tables.RESULTS).write_text(text)
+        tables.run(['tables', f'--results={tmp_path}'])
+        outputs.append([(tmp_path / f).read_bytes() for f in ('differences.svg', 'batch_norm.svg')])
+        written = (tmp_path / tables.RESULTS).read_text()
+        if text is page:
+            assert all(tables.block(name, rows) in written for name in tables.TABLES)
+    assert written == 'x <!-- lite2 -->\n\nNo runs yet.\n\n<!-- end --> y'
+    assert outputs[0] == outputs[1]
+    figures.write(tmp_path / 'none', [])  # without rows there are no figures
+    assert not (tmp_path / 'none').exists()
 
 
-def test_variant_mixes_a_part_of_the_images_in_a_part_of_the_steps(variant):
-    keys = jax.random.split(jax.random.key(0), B)
-    options = variant.xmixup_variant
-    options.until = 0.6
-    for progress, share, least in ((0.7, 1.0, 0), (0.5, 0.0, 0), (0.5, 1.0, B)):
-        options.share = share
-        batch = variants.transform(variant, keys, pairs(progress))
-        assert (batch['lam'] < 1).sum() == least
-        unmixed = jnp.isclose(batch['image'], pairs(0)['image']).all((1, 2, 3))
-        np.testing.assert_array_equal(unmixed, batch['lam'] == 1)
+@pytest.fixture
+def data(tmp_path):
+    """The image folders of the source and one task, of noise with a colour for each class."""
+    rng = np.random.default_rng(0)
+    for folder in ('food10_176/train', 'food10_176/test', 'imagenet_multi_176/train'):
+        for label in range(3):
+            path = tmp_path / 'data' / folder / f'n0000000{label}'
+            path.mkdir(parents=True)
+            for i in range(8):
+                image = rng.integers(100, size=(40, 40, 3), dtype=np.uint8)
+                image[..., label] += 100
+                Image.fromarray(image).save(path / f'{i}.png')
+    return tmp_path / 'data'
 
 
-def test_variant_pastes_a_box_of_the_source(variant):
-    variant.xmixup_variant.cut, variant.xmixup_variant.alpha = True, 1.0
-    keys = jax.random.split(jax.random.key(0), B)
-    batch = variants.transform(variant, keys, pairs(0.0))
-    own, source = (np.isclose(batch['image'], pairs(0)[k]) for k in ('image', 'source_image'))
-    assert (own ^ source).all()
-    np.testing.assert_allclose(own.mean((1, 2, 3)), batch['lam'], atol=1e-6)
-    assert source.sum() > 0
+def test_runs(data, tmp_path):
+    small = {'steps': 4, 'log_every': 2, 'model.name': 'resnet6', 'model.width': 4, 'weights': ''}
+    small |= {'resize': 36, 'image_size': 32}
 
+    def group(name, option='', seeds=(0, 1), **changes):
+        changes = small | NAMES[name].changes | changes
+        return [Case('cpu', 'main', 'food10', 6, name, option, seed, changes) for seed in seeds]
 
-def test_variant_losses(variant):
-    logits, lam = normal(B, K + K_0), np.random.default_rng(0).random(B).astype(np.float32)
-    batch = pairs(0.0) | {'lam': jnp.asarray(lam)}
-    view = make_view('finetune', outputs=outputs(logits), batch=batch)
-    plain = view.config.copy_and_resolve_references()
-    plain.xmixup.alpha = 0.2
-    as_xmixup = METHODS['xmixup'].loss(view._replace(config=plain))
-    assert variants.loss(view._replace(config=variant)) == pytest.approx(float(as_xmixup))
-
-    options, taught = variant.xmixup_variant, normal(B, K_0, seed=2)
-    options.weight = 0.5
-    target = -log_softmax(logits[:, :K], 1)[np.arange(B), LABELS]
-    # Distilled: cross-entropy of softened distributions.
-    options.source_label = 'distilled'
-    source = -(softmax(taught / 2, 1) * log_softmax(logits[:, K:] / 2, 1)).sum(1)
-    found = variants.loss(view._replace(config=variant, taught=taught))
-    assert found == pytest.approx(float((lam * target).mean() + 0.5 * source.mean()), rel=1e-5)
-    # Translated: the table's row for the target's part, the source's class for the other.
-    options.source_label = 'translated'
-    table = softmax(normal(K, K_0, seed=3), 1)
-    selected = np.array([1, 3])
-    soft = lam[:, None] * table[LABELS]
-    soft[np.arange(B), selected[np.asarray(batch['source_label'])]] += 1 - lam
-    source = -(soft * log_softmax(logits[:, K:], 1)).sum(1)
-    constants = {'relationship': jnp.asarray(table), 'selected': jnp.asarray(selected)}
-    found = variants.loss(view._replace(config=variant, constants=constants))
-    assert found == pytest.approx(float((lam * target).mean() + 0.5 * source.mean()), rel=1e-5)
-
-
-def test_a_run(tmp_path):
-    changes = {'method': 'finetune', 'steps': 4, 'log_every': 2, 'model.name': 'resnet6'}
-    changes |= {'pretrain.steps': 2, 'weights': ''}
-    cases = [plan.Case('main', 'digits', plan.FEW, 'finetune', seed, changes) for seed in (0, 1)]
-    made = run.make(cases, tmp_path)
-    run.append(tmp_path / plan.RUNS, plan.COLUMNS, [row for row, _ in made])
-    run.append(
-        tmp_path / plan.CURVES, plan.CURVE_COLUMNS, [row for _, curve in made for row in curve]
-    )
-    rows = plan.read(tmp_path / plan.RUNS)
-    assert [plan.key(row) for row in rows] == [case.key for case in cases]
-    assert [row['steps'] for row in rows] == [4, 4]
-    assert rows[0]['test_images'] == 1797 - 359
-    assert 0 < rows[0]['top1'] < 1
-    assert [float(row['step']) for row in plan.read(tmp_path / plan.CURVES)] == [2, 4] * 2
+    table = tmp_path / plan.RUNS
+    diverges = {'batch_norm': 'batch', 'optimizer.learning_rate': 1e30}
+    groups = [group(PROBE), group('xmixup', batch_norm='mixed')]
+    groups.append(group('finetune', 'fast', (0,), **diverges))
+    for each in groups:
+        run.make(each, data, tmp_path / 'work', table)
+    found = plan.read(table)
+    assert [plan.key(each) for each in found] == [case.key for group in groups for case in group]
+    probes, mixed, (failed,) = found[:2], found[2:4], found[4:]
+    assert [each['steps'] for each in found[:4]] == [0, 0, 4, 4]
+    assert all(each['train_images'] == 18 and each['test_images'] == 24 for each in probes + mixed)
+    assert [each['batch_norm'] for each in found] == ['frozen'] * 2 + ['mixed'] * 2 + ['batch']
+    assert all(0 <= each['top1'] <= 1 and each['device'] for each in probes + mixed)
+    assert 'loss' in failed['error']
+    assert failed['top1'] == ''
+    assert not any((tmp_path / 'work' / 'runs').rglob('*.csv'))  # runs.csv has what is needed

@@ -1,1 +1,1 @@
-"""The study: six transfer tasks, every method, several seeds. See RESULTS.md beside this file."""
+"""The study: six real targets, an ImageNet-trained network, every method. See RESULTS.md here."""

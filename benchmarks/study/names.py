@@ -1,0 +1,124 @@
+"""The names under which the study compares: a method, and the options that belong to the name."""
+
+from typing import Any, NamedTuple
+
+Changes = dict[str, Any]
+"""Of a configuration, by dotted key."""
+
+PROBE = 'probe'
+BATCH_NORMS = ('batch', 'frozen')
+
+
+class Name(NamedTuple):
+    """What is run under a name."""
+
+    changes: Changes
+    coefficient: tuple[str, tuple] | None = None
+    """The method's main coefficient and the values to choose from, the published one first."""
+    tuned_as: str = ''
+    """Takes the learning rate, batch norm and coefficient that this other name chose: an
+    ablation changes one thing."""
+    batch_norms: tuple[str, ...] = BATCH_NORMS
+
+
+def _xmixup(tuned_as: str = '', **options) -> Name:
+    """XMixup, with options under the last part of their keys."""
+    keys = {'warm_head': 'warm_head', 'reestimate': 'reestimate'}
+    keys |= {key: f'match.{key}' for key in ('assignment', 'similarity', 'classes_per_target')}
+    keys |= {key: f'xmixup.{key}' for key in ('alpha', 'source_head')}
+    base = {'method': 'xmixup', 'xmixup.alpha': 0.2, 'xmixup.source_head': 'random'}
+    return Name(base | {keys[key]: value for key, value in options.items()}, tuned_as=tuned_as)
+
+
+def _method(method: str, key: str, *values, **others) -> Name:
+    """A method and its main coefficient."""
+    changes = {'method': method} | others.pop('changes', {})
+    return Name(changes, (f'{method}.{key}', values), **others)
+
+
+NAMES = {
+    # Logistic regression on frozen features: `probe.py`. Not tuned.
+    PROBE: Name({'method': 'finetune', 'batch_norm': 'frozen'}),
+    'finetune': Name({'method': 'finetune'}),
+    'xmixup': _xmixup(),
+    'finetune_warm': Name({'method': 'finetune', 'warm_head': True}),
+    'xmixup_warm': _xmixup(warm_head=True),
+    'xmixup_alpha1': _xmixup(alpha=1.0),
+    'mixup': _method('mixup', 'alpha', 0.2, 0.5, 1.0),
+    'cotuning': _method(
+        'cotuning',
+        'weight',
+        2.3,
+        0.7,
+        0.2,
+        changes={'cotuning.temperature': 1.0},  # the source has no test split to fit it to
+    ),
+    'bituning': _method('bituning', 'weight', 1.0, 0.3, 0.1),
+    'delta': _method('delta', 'alpha', 0.01, 0.001, 0.1),
+    'bss': _method('bss', 'eta', 0.001, 0.0001, 0.01),
+    'mars': _method('mars', 'distance', 20.0, 5.0, 1.0),
+    'l2sp': _method('l2sp', 'alpha', 0.01, 0.001, 0.1),
+    'xmixup_source': _xmixup('xmixup', source_head='pretrained'),
+    'xmixup_warm_source': _xmixup('xmixup_warm', warm_head=True, source_head='pretrained'),
+    'xmixup_raw': _xmixup('xmixup', reestimate=0),
+    'xmixup_random': _xmixup('xmixup', assignment='random'),
+    'xmixup_least': _xmixup('xmixup', assignment='least'),
+    'xmixup_predicted': _xmixup('xmixup', similarity='predicted'),
+    'cotrain': _method('cotrain', 'weight', 0.5, 0.2, 0.05),
+    'seqtrain': _method('seqtrain', 'steps', 0, 100, 1200),
+    'stochnorm': _method('stochnorm', 'p', 0.5, 0.25, 0.75, batch_norms=('batch',)),
+    'lwf': _method('lwf', 'weight', 1.0, 0.3, 4.0),
+    'smile': _method('smile', 'feature_weight', 0.01, 0.001, 0.1),
+    'rifle': _method('rifle', 'periods', 2, 3, 4),
+    'fsp': _method('fsp', 'weight', 50.0, 5.0, 0.5),
+    'dtnh': _method('dtnh', 'alpha', 0.01, 0.001, 0.1),
+    'mmd': _method('mmd', 'weight', 0.1, 0.01, 1.0),
+    'cutmix': _method('cutmix', 'alpha', 1.0, 0.5, 0.2),
+}
+"""In order of priority: a study that is cut off has the first ones."""
+
+NORM_NAMES = ('finetune', 'xmixup', 'finetune_warm', 'xmixup_warm')
+"""Each choice of batch norm is run with these; EfficientNet-Lite2 as well."""
+
+COMPARED = {
+    'xmixup_alpha1': 'xmixup',
+    'xmixup_source': 'xmixup',
+    'xmixup_warm': 'finetune_warm',
+    'xmixup_warm_source': 'xmixup_warm',
+    'xmixup_raw': 'xmixup',
+    'xmixup_random': 'xmixup',
+    'xmixup_least': 'xmixup',
+    'xmixup_predicted': 'xmixup',
+}
+"""Variants of XMixup, and what each is compared with."""
+
+CONTROLS = {
+    'cotuning': 'CUB-200, 15 %: +6.4',
+    'bituning': 'CUB-200, 15 %: +4.6',
+    'delta': 'CUB-200, 15 %: +3.6',
+    'stochnorm': 'CUB-200, 15 %: +3.6',
+    'lwf': 'CUB-200, 15 %: +5.5',
+    'bss': 'CUB-200, 15 %: +2.2',
+    'mars': 'DTD, all images: +7.3',
+    'l2sp': 'DTD, all images: +3.3',
+}
+"""Known winners, and their published gain over fine-tuning in points (ResNet-50). CUB-200-2011 with
+15 % of the images: README of TLlib; DTD: README of PaddleTransfer, the paper's own laboratory."""
+
+_THREE = {'match.classes_per_target': 3, 'match.assignment': 'nearest'}
+COMBINATIONS: dict[str, dict[str, Changes]] = {
+    'finetune_warm': {'as tuned': {}},
+    'xmixup_warm': {
+        'as tuned': {},
+        'alpha 1': {'xmixup.alpha': 1.0},
+        'source head': {'xmixup.source_head': 'pretrained'},
+        'alpha 1, source head': {'xmixup.alpha': 1.0, 'xmixup.source_head': 'pretrained'},
+        '3 classes': _THREE,
+        '3 classes, alpha 1, source head': _THREE
+        | {'xmixup.alpha': 1.0, 'xmixup.source_head': 'pretrained'},
+        'label of the target alone': {'xmixup.label_space': 'target'},
+        'two heads': {'xmixup.label_space': 'separate'},
+    },
+}
+"""What might be the best network with few images: changes of a name with frozen statistics, at its
+best learning rate with these."""

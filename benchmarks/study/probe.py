@@ -1,0 +1,60 @@
+"""The linear probe: logistic regression on the frozen features of centre crops."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax.data.sources import Data
+from xmixup_jax.devices import replicate
+from xmixup_jax.features import outputs_of
+from xmixup_jax.methods.base import Sizes, linear_classifier
+from xmixup_jax.provenance import commit
+from xmixup_jax.step import create_task
+from xmixup_jax.train import backbone_weights
+
+
+def probe(config: ConfigDict, data: Data) -> dict[str, Any]:
+    """Fits and tests the probe.
+
+    Args:
+      config: of a run of `finetune`; gives the network, its weights and the crops.
+      data: the records of the run.
+
+    Returns:
+      the entries of a run's result that a probe has, and 'train_top1'. 'seconds' does not include
+      the test, and 'first_step_seconds' of it were spent compiling.
+    """
+    begun = time.perf_counter()
+    task, state = create_task(config, Sizes(len(data.target.class_names)))
+    weights = backbone_weights(config)
+    if weights is not None:
+        params, batch_stats = weights.fill(state.params, state.batch_stats)
+        state = replace(state, params=params, batch_stats=batch_stats)
+    state = replicate(state)
+    compiling = time.perf_counter()
+    outputs_of(task, config, state, data.target.select(np.arange(1)))
+    compiled = time.perf_counter()
+    train = outputs_of(task, config, state, data.target)
+    kernel, bias = linear_classifier(train['features'], train['label'])
+    seconds = time.perf_counter() - begun
+    test = outputs_of(task, config, state, data.test)
+
+    def top1(outputs: dict[str, np.ndarray]) -> float:
+        predicted = (outputs['features'] @ kernel + bias).argmax(axis=1)
+        return float(np.mean(predicted == outputs['label']))
+
+    return {
+        'top1': top1(test),
+        'train_top1': top1(train),
+        'steps': 0,
+        'seconds': round(seconds, 2),
+        'first_step_seconds': round(compiled - compiling, 3),
+        'train_images': len(data.target),
+        'test_images': len(test['label']),
+        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'commit': commit(),
+    }
