@@ -23,6 +23,16 @@ from xmixup_jax.train import train_and_evaluate
 
 CLASSES = 7
 SIZES = {'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}
+# The modules whose outputs the public code of DELTA compares; of EfficientNet-Lite the like.
+LAST_CONVOLUTIONS = {
+    'resnet18': [f'layer{i}.1.conv2' for i in (1, 2, 3, 4)],
+    'resnet50': ['layer1.2.conv3', 'layer2.3.conv3', 'layer3.5.conv3', 'layer4.2.conv3'],
+    'resnet101': ['layer1.2.conv3', 'layer2.3.conv3', 'layer3.22.conv3', 'layer4.2.conv3'],
+    'efficientnet_lite0': [
+        *('blocks.0.0.conv_pw', 'blocks.1.1.conv_pwl', 'blocks.2.1.conv_pwl'),
+        *('blocks.4.2.conv_pwl', 'blocks.6.0.conv_pwl'),
+    ],
+}
 
 
 def make(name, image_size=64, num_logits=CLASSES):
@@ -71,9 +81,15 @@ def test_logits_features_and_gradient_are_the_peers(name, tmp_path):
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, labels)
         return losses.mean(), outputs
 
+    maps = []
+    for key in LAST_CONVOLUTIONS.get(name, ()):
+        module = network.get_submodule(key)
+        module.register_forward_hook(lambda module, inputs, output: maps.append(output))
     _, outputs = jax.jit(loss)(params, batch_stats, images)
     with torch.no_grad():
         close(outputs.logits, network(pixels), 1e-4)
+    for ours, theirs in zip(outputs.convs, maps, strict=bool(maps)):
+        close(ours, theirs.permute(0, 2, 3, 1), 1e-4)
     head = params['fc']
     close(outputs.features @ head['kernel'] + head['bias'], outputs.logits, 1e-4)
     if name not in (*STAGES, 'resnet18'):  # others have the same layers, and compile for long
@@ -111,21 +127,25 @@ def test_stages_and_their_hooks(name):
     def outputs(hook=None):
         return forward(graphdef, params, batch_stats, images, train=False, hook=hook)[0]
 
-    maps = jax.eval_shape(outputs).stages
+    shapes = jax.eval_shape(outputs)
+    maps = shapes.stages
+    # The last convolution of each stage has the stage's own shape in these networks.
+    assert [m.shape for m in shapes.convs] == [m.shape for m in maps]
     assert [(m.shape[1], m.shape[3]) for m in maps] == STAGES[name]
     assert all(m.shape[1] == m.shape[2] for m in maps)
     # The flow between any two of them can be computed (FSP).
     pairs = itertools.pairwise(maps)
     assert all(jax.eval_shape(flow, *pair).shape[0] == 2 for pair in pairs)
-    # A hook is called at the end of each, and may halve the batch there.
+    # A hook is called at the last convolution and at the end of each, where it may halve the batch.
     called = []
 
-    def hook(x, stage):
-        called.append((stage, x.shape[-1]))
-        return x[:1] if stage == len(maps) - 2 else x
+    def hook(x, stage, place):
+        called.append((stage, place, x.shape[-1]))
+        return x[:1] if (stage, place) == (len(maps) - 2, 'end') else x
 
     assert jax.eval_shape(lambda: outputs(hook)).logits.shape == (1, CLASSES)
-    assert called == [(i, m.shape[3]) for i, m in enumerate(maps)]
+    places = itertools.product(enumerate(maps), ('conv', 'end'))
+    assert called == [(i, place, m.shape[3]) for (i, m), place in places]
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2, 3]))

@@ -154,10 +154,14 @@ class Weights:
                 'head, which are not the 1,000 of ImageNet: use --config.match.similarity=cosine '
                 'and --config.xmixup.source_head=random'
             )
-        # The exact names last: they win over another class's words.
-        columns = {_words(word): i for i, word in enumerate(readable(known))}
+        words = readable(known)
+        folded = [_folded(word) for word in words]
+        # Later ones win: an exact name over a word, a word over one in other letters ('Cardigan' is
+        # a dog, 'cardigan' a garment).
+        columns = {word: i for i, word in enumerate(folded) if folded.count(word) == 1}
+        columns |= {word: i for i, word in enumerate(words)}
         columns |= {name: i for i, name in enumerate(known)}
-        found = [columns.get(name, columns.get(_words(name))) for name in class_names]
+        found = [columns.get(name, columns.get(_folded(name))) for name in class_names]
         missing = [name for name, i in zip(class_names, found, strict=True) if i is None]
         if missing:
             raise DataError(
@@ -224,7 +228,7 @@ def _head_classes(path: Path, num_logits: int) -> tuple[str, ...] | None:
     return imagenet_ids() if num_logits == len(imagenet_ids()) else None
 
 
-def _words(name: str) -> str:
+def _folded(name: str) -> str:
     return name.replace('_', ' ').casefold()
 
 
