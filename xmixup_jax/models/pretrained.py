@@ -156,12 +156,10 @@ class Weights:
             )
         words = readable(known)
         folded = [_folded(word) for word in words]
-        # Later ones win: an exact name over a word, a word over one in other letters ('Cardigan' is
-        # a dog, 'cardigan' a garment).
-        columns = {word: i for i, word in enumerate(folded) if folded.count(word) == 1}
-        columns |= {word: i for i, word in enumerate(words)}
-        columns |= {name: i for i, name in enumerate(known)}
-        found = [columns.get(name, columns.get(_folded(name))) for name in class_names]
+        exact = {name: i for names in (words, known) for i, name in enumerate(names)}
+        # Only where it is one class: 'Cardigan' is a dog, 'cardigan' a garment.
+        similar = {word: i for i, word in enumerate(folded) if folded.count(word) == 1}
+        found = [exact.get(name, similar.get(_folded(name))) for name in class_names]
         missing = [name for name, i in zip(class_names, found, strict=True) if i is None]
         if missing:
             raise DataError(
