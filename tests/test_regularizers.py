@@ -239,7 +239,7 @@ def test_mmd_penalty(rows, size):
 
 
 def test_mmd_of_equal_features_is_finite():
-    value, grad = jax.value_and_grad(mmd.discrepancy)(jnp.ones((6, 3)))
+    value, grad = jax.value_and_grad(mmd.maximum_mean_discrepancy)(jnp.ones((6, 3)))
     assert value == 0 and np.isfinite(grad).all()
 
 
@@ -290,7 +290,7 @@ def test_mars_projects_every_layer_after_a_step():
 @given(st.integers(0, 100), st.floats(0.5, 50, width=32))
 def test_mars_never_exceeds_the_distance_and_leaves_what_is_within(seed, distance):
     start, kernel = normal(3, 3, 2, 4, seed=1), 2 * normal(3, 3, 2, 4, seed=seed)
-    found = np.asarray(mars.project(kernel, start, distance))
+    found = np.asarray(mars.mars_projection(kernel, start, distance))
     norms = [np.abs(x - start).sum(axis=(0, 1, 2)) for x in (kernel, found)]
     assert (norms[1] <= distance * (1 + 1e-5)).all()
     within = norms[0] <= distance * (1 - 1e-5)

@@ -13,6 +13,8 @@ from xmixup_jax.methods.dtnh import combine_gradients
 from xmixup_jax.methods.fsp import flow_distance
 from xmixup_jax.methods.l2sp import distance_to_start, head_norm
 from xmixup_jax.methods.lwf import distillation
+from xmixup_jax.methods.mars import mars_projection
+from xmixup_jax.methods.mmd import maximum_mean_discrepancy
 from xmixup_jax.mixing import mixed_cross_entropy, two_label_cross_entropy
 
 __all__ = (
@@ -26,6 +28,8 @@ __all__ = (
     'flow_distance',
     'head_norm',
     'map_distance',
+    'mars_projection',
+    'maximum_mean_discrepancy',
     'mixed_cross_entropy',
     'relationship',
     'two_label_cross_entropy',

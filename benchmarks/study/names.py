@@ -19,15 +19,17 @@ class Name(NamedTuple):
     """Takes the learning rate, batch norm and coefficient that this other name chose: an
     ablation changes one thing."""
     batch_norms: tuple[str, ...] = BATCH_NORMS
+    """To choose from. An ablation that has but one compares with the other name's runs with it."""
 
 
-def _xmixup(tuned_as: str = '', **options) -> Name:
+def _xmixup(tuned_as: str = '', batch_norms: tuple[str, ...] = BATCH_NORMS, **options) -> Name:
     """XMixup, with options under the last part of their keys."""
     keys = {'warm_head': 'warm_head', 'reestimate': 'reestimate'}
     keys |= {key: f'match.{key}' for key in ('assignment', 'similarity', 'classes_per_target')}
     keys |= {key: f'xmixup.{key}' for key in ('alpha', 'source_head')}
     base = {'method': 'xmixup', 'xmixup.alpha': 0.2, 'xmixup.source_head': 'random'}
-    return Name(base | {keys[key]: value for key, value in options.items()}, tuned_as=tuned_as)
+    changes = base | {keys[key]: value for key, value in options.items()}
+    return Name(changes, tuned_as=tuned_as, batch_norms=batch_norms)
 
 
 def _method(method: str, key: str, *values, **others) -> Name:
@@ -60,7 +62,8 @@ NAMES = {
     'l2sp': _method('l2sp', 'alpha', 0.01, 0.001, 0.1),
     'xmixup_source': _xmixup('xmixup', source_head='pretrained'),
     'xmixup_warm_source': _xmixup('xmixup_warm', warm_head=True, source_head='pretrained'),
-    'xmixup_raw': _xmixup('xmixup', reestimate=0),
+    # Other choices of batch norm have nothing to re-estimate, or need to.
+    'xmixup_raw': _xmixup('xmixup', ('batch',), reestimate=0),
     'xmixup_random': _xmixup('xmixup', assignment='random'),
     'xmixup_least': _xmixup('xmixup', assignment='least'),
     'xmixup_predicted': _xmixup('xmixup', similarity='predicted'),

@@ -7,20 +7,24 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.study import tasks
-from benchmarks.study.names import NAMES
-from benchmarks.study.plan import Row, images
+from benchmarks.study.names import COMPARED, NAMES
+from benchmarks.study.plan import Row, by_key, images
 from xmixup_jax.tables import BASELINE, time_ratio, training_seconds
 
 Seeds = dict[int, float]
 
 
 class Study:
-    """The rows of one scale and one number of images a class; `rows` without failed runs."""
+    """The rows of one scale and one number of images a class.
+
+    `rows` are those of runs that did not fail, `found` all of them.
+    """
 
     def __init__(self, rows: list[Row], scale: str, shots: int):
         self.scale, self.shots = scale, shots
-        self.every_row = [row for row in rows if (row['scale'], row['shots']) == (scale, shots)]
-        self.rows = [row for row in self.every_row if not row['error']]
+        rows = [row for row in rows if (row['scale'], row['shots']) == (scale, shots)]
+        self.found = by_key(rows)
+        self.rows = [row for row in rows if not row['error']]
 
     def select(self, *parts: str, **values: Any) -> list[Row]:
         """The rows of these parts that have these values in their columns."""
@@ -90,15 +94,33 @@ def difference(top1: Seeds, base: Seeds) -> Seeds:
     return {seed: top1[seed] - base[seed] for seed in sorted(top1.keys() & base.keys())}
 
 
-def differences(
-    study: Study, name: str, part: str = 'main', base: str = BASELINE
-) -> dict[str, Seeds]:
-    """Differences to `base` by task, for the tasks that have both."""
+def differences(study: Study, name: str, part: str = 'main') -> dict[str, Seeds]:
+    """Differences to fine-tuning by task, for the tasks that have both."""
     found = {
-        task: difference(study.top1(task, name, part), study.top1(task, base, part))
+        task: difference(study.top1(task, name, part), study.top1(task, BASELINE, part))
         for task in study.tasks(part)
     }
     return {task: seeds for task, seeds in found.items() if seeds}
+
+
+def compared(study: Study, name: str) -> dict[str, tuple[Seeds, Seeds]]:
+    """Top-1 of a variant of XMixup and of what it is compared with, by task, where both have runs.
+
+    A name with one choice of batch norm is compared with the other's runs with that choice.
+    """
+    base, norms = COMPARED[name], NAMES[name].batch_norms
+    found = {}
+    for task in study.tasks():
+        runs = study.select('main', 'batch_norm', task=task, name=base)
+        runs = [
+            row
+            for row in runs
+            if (row['batch_norm'] in norms if len(norms) == 1 else not row['option'])
+        ]
+        top1, base_top1 = study.top1(task, name), percent(runs)
+        if top1.keys() & base_top1.keys():
+            found[task] = top1, base_top1
+    return found
 
 
 def over_tasks(by_task: dict[str, Seeds]) -> tuple[float, float, float]:

@@ -53,6 +53,8 @@ LITE2_TASKS = ('cub100', 'scene15')
 LITE2_NAMES = (PROBE, *NORM_NAMES)
 
 Row = dict[str, Any]
+Found = dict[tuple, Row]
+"""The rows of runs.csv by `key`."""
 
 
 class Case(NamedTuple):
@@ -88,8 +90,8 @@ class Case(NamedTuple):
 
 Group = list[Case]
 """Cases that share their compiled steps: they differ in the seed alone, see `step.make_task`."""
-Phase = Callable[[list[Row]], Iterator[Group]]
-"""From the rows of runs.csv to the groups that can run now."""
+Phase = Callable[[Found], Iterator[Group]]
+"""From what has been run to the groups that can run now."""
 
 
 class Wanted(NamedTuple):
@@ -128,22 +130,22 @@ class Choice(NamedTuple):
         key = (self.scale, self.part, self.task, self.shots, name, text(option), 0)
         return [Case(*key, changes)]
 
-    def top1(self, name: str, option: Changes, found: list[Row]) -> float:
+    def top1(self, name: str, option: Changes, found: Found) -> float:
         """Held-out top-1 with an option; -inf if the run diverged.
 
         Raises:
           UserError: there is no such row.
         """
-        wanted = (self.scale, self.part, self.tuned_on, self.shots, name, text(option))
-        for row in found:
-            if key(row)[:-1] == wanted:
-                return -math.inf if row['error'] else row['top1']
+        wanted = (self.scale, self.part, self.tuned_on, self.shots, name, text(option), 0)
+        if wanted in found:
+            row = found[wanted]
+            return -math.inf if row['error'] else row['top1']
         raise UserError(
             f'{RUNS} has no run of {name} on {self.tuned_on} ({images(self.shots)}, '
             f'{self.scale}) with {text(option)}: begin with --parts={self.part} --names={name}'
         )
 
-    def best(self, name: str, options: list[Changes], found: list[Row]) -> Changes:
+    def best(self, name: str, options: list[Changes], found: Found) -> Changes:
         """The option with the highest held-out top-1; the first of several."""
         return max(options, key=lambda option: self.top1(name, option, found))
 
@@ -163,6 +165,10 @@ def read(path: Path) -> list[Row]:
 def key(row: Row) -> tuple:
     """The key of a row's case."""
     return tuple(row[column] for column in KEY)
+
+
+def by_key(rows: list[Row]) -> Found:
+    return {key(row): row for row in rows}
 
 
 def text(changes: Changes) -> str:
@@ -213,7 +219,7 @@ def _tuning(name: str, scale: str, choices: list[Choice]) -> Iterator[Phase]:
         return
     for stage in range(len(stages(name, scale))):
 
-        def phase(found: list[Row], stage: int = stage) -> Iterator[Group]:
+        def phase(found: Found, stage: int = stage) -> Iterator[Group]:
             for choice in (each for each in choices if each.tuned_on == each.task):
                 best: Changes = {}
                 for options in stages(name, scale)[:stage]:
@@ -232,7 +238,7 @@ def stages(name: str, scale: str) -> list[Callable[[Changes], list[Changes]]]:
     norm at the chosen rate; then the main coefficient. All but the first list their argument too.
     """
     size, (_, coefficient, _, norms) = SCALES[scale], NAMES[name]
-    rates = [_rate(rate, norm) for norm in norms for rate in size.learning_rates]
+    rates = [_rate(rate, norm) for norm in norms for rate in size.learning_rates[norm]]
     found: list[Callable[[Changes], list[Changes]]] = [lambda best: rates]
     if size.tunes_further and len(norms) > 1:
         found.append(lambda best: [best, best | {'batch_norm': 'mixed'}])
@@ -246,25 +252,28 @@ def _rate(rate: float, norm: str) -> Changes:
     return {'optimizer.learning_rate': rate, 'batch_norm': norm}
 
 
-def chosen_option(name: str, choice: Choice, found: list[Row]) -> Changes:
+def chosen_option(name: str, choice: Choice, found: Found) -> Changes:
     """What tuning chose for a name.
 
     Raises:
       UserError: it has not been tuned yet.
     """
-    name = NAMES[name].tuned_as or name
+    entry = NAMES[name]
+    if entry.tuned_as and len(entry.batch_norms) == 1:
+        return with_norm(entry.tuned_as, entry.batch_norms[0], choice, found)
+    name = entry.tuned_as or name
     best: Changes = {}
     for options in stages(name, choice.scale) if name != PROBE else ():
         best = choice.best(name, options(best), found)
     return best
 
 
-def with_norm(name: str, norm: str, choice: Choice, found: list[Row]) -> Changes:
+def with_norm(name: str, norm: str, choice: Choice, found: Found) -> Changes:
     """The best option with this choice of batch norm: `mixed` has the chosen learning rate."""
     best = chosen_option(name, choice, found)
     if norm in (best['batch_norm'], 'mixed'):
         return best | {'batch_norm': norm}
-    rates = [_rate(rate, norm) for rate in SCALES[choice.scale].learning_rates]
+    rates = [_rate(rate, norm) for rate in SCALES[choice.scale].learning_rates[norm]]
     return choice.best(name, rates, found)
 
 
@@ -273,14 +282,14 @@ def _group(part, choice: Choice, name, option: str, seeds: list[int], changes: C
     return [Case(*key, seed, changes) for seed in seeds]
 
 
-def _main(part, name, choices: list[Choice], seeds: list[int], found: list[Row]) -> Iterator[Group]:
+def _main(part, name, choices: list[Choice], seeds: list[int], found: Found) -> Iterator[Group]:
     """A name as tuned, tested on the test images."""
     for choice in choices:
         changes = _fixed(name) | chosen_option(name, choice, found)
         yield _group(part, choice, name, '', seeds, changes)
 
 
-def _batch_norm(name, choices: list[Choice], seeds: list[int], found: list[Row]) -> Iterator[Group]:
+def _batch_norm(name, choices: list[Choice], seeds: list[int], found: Found) -> Iterator[Group]:
     """A name with the choices of batch norm that `main` does not have, each at its own rate."""
     for choice in choices:
         chosen = chosen_option(name, choice, found)
@@ -292,7 +301,7 @@ def _batch_norm(name, choices: list[Choice], seeds: list[int], found: list[Row])
                 yield _group('batch_norm', choice, name, label, seeds, changes)
 
 
-def _combine(choices: list[Choice], seeds: list[int], found: list[Row]) -> Iterator[Group]:
+def _combine(choices: list[Choice], seeds: list[int], found: Found) -> Iterator[Group]:
     """Combinations for the best network with few images, on images that are held out."""
     for choice in choices:
         yield _group('combine', choice, PROBE, '', seeds, _fixed(PROBE))

@@ -19,6 +19,7 @@ from benchmarks.study.names import COMBINATIONS, COMPARED, CONTROLS, NAMES, NORM
 from benchmarks.study.outcome import (
     Seeds,
     Study,
+    compared,
     difference,
     differences,
     over_tasks,
@@ -140,7 +141,7 @@ def tuned_table(study: Study) -> str:
         for task in names if name != PROBE and not entry.tuned_as else ():
             choice = Choice(study.scale, task, study.shots)
             try:
-                option = plan.chosen_option(name, choice, study.every_row)
+                option = plan.chosen_option(name, choice, study.found)
             except UserError:  # its tuning has not finished
                 line.append('')
                 continue
@@ -148,7 +149,7 @@ def tuned_table(study: Study) -> str:
                 f'{value:g}' if isinstance(value, int | float) else value
                 for value in option.values()
             )
-            line.append(f'{words}: {100 * choice.top1(name, option, study.every_row):.1f}')
+            line.append(f'{words}: {100 * choice.top1(name, option, study.found):.1f}')
         if any(line):
             coefficient = f', `{entry.coefficient[0]}`' if entry.coefficient else ''
             rows.append([f'`{name}`{coefficient}', *line])
@@ -178,13 +179,14 @@ def xmixup_table(study: Study) -> str:
     """Each variant of XMixup, to what it varies."""
     names, rows = study.tasks(), []
     for name, base in COMPARED.items():
-        found = differences(study, name, base=base)
+        found = compared(study, name)
         if found:
             cells = [
-                cell(*paired_difference(study.top1(task, name), study.top1(task, base)), sign=True)
+                cell(*paired_difference(*found[task]), sign=True) if task in found else ''
                 for task in names
             ]
-            rows.append([f'`{name}` − `{base}`', *cells, _mean(found, names, sign=True)])
+            gains = {task: difference(*tops) for task, tops in found.items()}
+            rows.append([f'`{name}` − `{base}`', *cells, _mean(gains, names, sign=True)])
     return table(['', *names, 'mean'], rows)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import ml_collections
 
+from benchmarks.study.names import BATCH_NORMS
 from configs import default, folder
 from xmixup_jax.errors import DataError
 
@@ -35,8 +36,8 @@ class Scale(NamedTuple):
     """Number of seeds by images a class, FEW or ALL."""
     steps: dict[int, tuple[int, int]]
     """Steps of the small and of the large tasks, by images a class."""
-    learning_rates: tuple[float, ...]
-    """To choose from; the first wins a draw."""
+    learning_rates: dict[str, tuple[float, ...]]
+    """To choose from, by batch norm; the first wins a draw."""
     tunes_further: bool
     """Whether `mixed` batch norm and the main coefficient are tuned too."""
     tuned_on: str = ''
@@ -52,7 +53,7 @@ SCALES = {
         tasks=TASKS,
         seeds={FEW: 5, ALL: 3},
         steps={FEW: (300, 600), ALL: (1000, 1600)},
-        learning_rates=(0.01, 0.003, 0.001, 0.0003, 0.03),
+        learning_rates=dict.fromkeys(BATCH_NORMS, (0.01, 0.003, 0.001, 0.0003, 0.03)),
         tunes_further=True,
     ),
     # As much as two CPU cores can do in hours.
@@ -64,7 +65,8 @@ SCALES = {
         tasks=('flowers17', 'scene15', 'food10'),
         seeds={FEW: 5},
         steps={FEW: (100, 100)},
-        learning_rates=(0.01, 0.003, 0.001),
+        # Frozen statistics need smaller rates.
+        learning_rates={'batch': (0.01, 0.03), 'frozen': (0.003, 0.001)},
         tunes_further=False,
         tuned_on='scene15',
     ),

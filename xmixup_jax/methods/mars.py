@@ -25,7 +25,7 @@ from xmixup_jax.optimizer import HEAD
 EPSILON = 1e-6  # of the standard deviation, as in the authors' code
 
 
-def project(kernel, start, distance):
+def mars_projection(kernel, start, distance):
     """Moves the columns of a kernel back to at most `distance` from those of its start.
 
     Args:
@@ -33,7 +33,7 @@ def project(kernel, start, distance):
       distance: > 0, of the sums of absolute values over all axes but the last.
 
     >>> kernel = jnp.array([[1.0, 4.0], [1.0, -4.0]])
-    >>> project(kernel, jnp.zeros((2, 2)), 4.0).tolist()
+    >>> mars_projection(kernel, jnp.zeros((2, 2)), 4.0).tolist()
     [[1.0, 2.0], [1.0, -2.0]]
     """
     difference = kernel - start
@@ -56,7 +56,7 @@ def _projected(params, start, stats, start_stats, distance):
             inner = stats.get(name, {}), start_stats.get(name, {})
             result[name] = _projected(leaf, start[name], *inner, distance)
         elif name == 'kernel':
-            result[name] = project(leaf, start[name], distance)
+            result[name] = mars_projection(leaf, start[name], distance)
         elif name == 'scale' and 'var' in stats:
             variances = stats['var'], start_stats['var']
             result[name] = project_scale(leaf, start[name], *variances, distance)
@@ -71,7 +71,9 @@ def after_step(view: View, state):
         state.params, start['params'], state.batch_stats, start['batch_stats'], options.distance
     )
     head = dict(state.params[HEAD])
-    head['kernel'] = project(head['kernel'], jnp.zeros_like(head['kernel']), options.head_distance)
+    head['kernel'] = mars_projection(
+        head['kernel'], jnp.zeros_like(head['kernel']), options.head_distance
+    )
     return replace(state, params=params | {HEAD: head})
 
 

@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from xmixup_jax.methods.base import Method, View
 
 
-def discrepancy(features):
+def maximum_mean_discrepancy(features):
     """The squared maximum mean discrepancy between the halves of [B, D], without an odd last row.
 
-    >>> float(discrepancy(jnp.ones((4, 3))))
+    >>> float(maximum_mean_discrepancy(jnp.ones((4, 3))))
     0.0
     """
     half = len(features) // 2
@@ -37,7 +37,7 @@ def discrepancy(features):
 
 def penalty(view: View):
     features = jax.lax.all_gather(view.outputs.features, 'batch', tiled=True)
-    return view.config.mmd.weight * discrepancy(features)
+    return view.config.mmd.weight * maximum_mean_discrepancy(features)
 
 
 METHOD = Method(penalty=penalty, defaults={'weight': 0.1})
