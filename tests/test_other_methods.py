@@ -220,10 +220,10 @@ def test_rifle_head_rate(cyclic):
 def test_rifle_adds_the_steps_left_over_to_the_last_period():
     config = digits.get_config()
     config.steps, config.rifle.periods = 20, 3  # periods of 6, 6 and 8 steps
-    config.optimizer.learning_rate, config.optimizer.head_multiplier = 0.1, 2.0
+    config.optimizer.head_multiplier = 2.0
     rates = [float(rifle.cyclic_schedule(config)(step)) for step in range(20)]
     within = np.concatenate([np.arange(6) / 6, np.arange(6) / 6, np.arange(8) / 8])
-    np.testing.assert_allclose(rates, 0.1 * (1 + np.cos(np.pi * within)), rtol=1e-5)
+    np.testing.assert_allclose(rates, 1 + np.cos(np.pi * within), rtol=1e-5)
 
 
 @pytest.mark.parametrize('law', HEAD_INITS)

@@ -127,6 +127,19 @@ def test_optimizer_is_pytorchs_sgd(config):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), params, expected)
 
 
+def test_learning_rates_share_a_compiled_step_and_keep_their_own_rate(config):
+    config.update({'method': 'finetune', 'flip': True})
+    states, moves = [], []
+    for rate in (0.02, 0.005):
+        config.optimizer.learning_rate = rate
+        task, state = step_lib.create_task(config, SIZES)
+        states.append((task, state))
+        ((after, _),) = one_and_many_devices(task, {}, state, [random_batch(16)], counts=(1,))
+        moves.append(jax.tree.map(lambda a, b: a - np.asarray(b), after.params, state.params))
+    assert states[0][0] is states[1][0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 4 * b, rtol=1e-2, atol=1e-6), *moves)
+
+
 def test_schedules(config):
     optimizer = config.optimizer
     optimizer.warmup_steps = 10

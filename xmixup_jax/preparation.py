@@ -26,6 +26,7 @@ from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Setup, Sizes, with_linear_head
 from xmixup_jax.models.find_weights import find_weights
 from xmixup_jax.models.pretrained import Weights
+from xmixup_jax.optimizer import set_peak
 
 PyTree = Any
 
@@ -52,6 +53,9 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
     if restored is None:
         return None
     state, meta = restored
+    # The learning rate may be another one, with config.allow_changes.
+    peak = replicate(np.float32(config.optimizer.learning_rate))
+    state = replace(state, opt_state=set_peak(state.opt_state, peak))
     return Start(task, state, replicate(checkpoints.restore_constants(meta)), meta)
 
 
@@ -125,7 +129,7 @@ def begin(
         setup = setup._replace(state=with_linear_head(setup))
     state, constants = method.prepare(setup)
     # The optimiser begins with what the preparatory phase made of the parameters.
-    state = replace(state, opt_state=task.tx.init(state.params))
+    state = step_lib.with_peak(replace(state, opt_state=task.tx.init(state.params)), config)
     meta = Meta(
         config=config.to_dict(),
         iterator=None,

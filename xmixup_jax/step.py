@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method, Sizes, View
 from xmixup_jax.models import Outputs, create_model, forward
 from xmixup_jax.models.base import BATCH_NORMS, MOMENTUM
+from xmixup_jax.optimizer import set_peak
 
 PyTree = Any
 
@@ -82,16 +84,24 @@ class Task:
 def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
     """Builds network and optimiser for these numbers of classes, and a run's first state."""
     task = make_task(config, sizes)
-    return task, _state(task.tx, *_create_model(config, sizes)[1:])
+    state = _state(task.tx, *_create_model(config, sizes)[1:])
+    return task, with_peak(state, config)
+
+
+def with_peak(state: TrainState, config: ConfigDict) -> TrainState:
+    """The state with this configuration's learning rate, which its `Task` does not know."""
+    peak = np.float32(config.optimizer.learning_rate)
+    return replace(state, opt_state=set_peak(state.opt_state, peak))
 
 
 def make_task(config: ConfigDict, sizes: Sizes) -> Task:
     """The static side alone.
 
-    Runs of one process that differ in nothing but their seed share it, and with it the compiled
-    steps.
+    Runs of one process that differ in nothing but their seed and learning rate share it, and with
+    it the compiled steps.
     """
-    values = experiment_values(config) | {'seed': 0, 'remat': config.remat}
+    same = {'seed': 0, 'optimizer.learning_rate': 1.0}
+    values = experiment_values(config) | same | {'remat': config.remat}
     return _shared_task(json.dumps(values, sort_keys=True), sizes)
 
 

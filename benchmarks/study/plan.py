@@ -1,6 +1,7 @@
 """What the study consists of: its runs, phase by phase, and the table that they are kept in."""
 
 import csv
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -89,7 +90,8 @@ class Case(NamedTuple):
 
 
 Group = list[Case]
-"""Cases that share their compiled steps: they differ in the seed alone, see `step.make_task`."""
+"""Cases that share their compiled steps: they differ in seed and learning rate alone, see
+`step.make_task`."""
 Phase = Callable[[Found], Iterator[Group]]
 """From what has been run to the groups that can run now."""
 
@@ -122,7 +124,7 @@ class Choice(NamedTuple):
     @property
     def tuned_on(self) -> str:
         """The task whose held-out images choose for this one."""
-        return SCALES[self.scale].tuned_on or self.task
+        return SCALES[self.scale].tuned_on.get(self.task, self.task)
 
     def group(self, name: str, option: Changes) -> Group:
         """A tuning run."""
@@ -224,9 +226,10 @@ def _tuning(name: str, scale: str, choices: list[Choice]) -> Iterator[Phase]:
                 best: Changes = {}
                 for options in stages(name, scale)[:stage]:
                     best = choice.best(name, options(best), found)
-                for option in stages(name, scale)[stage](best):
-                    if option != best:  # which an earlier stage has run
-                        yield choice.group(name, option)
+                # The best one so far has been run by an earlier stage.
+                options = [each for each in stages(name, scale)[stage](best) if each != best]
+                for _, same in itertools.groupby(options, _program):
+                    yield [case for option in same for case in choice.group(name, option)]
 
         yield phase
 
@@ -246,6 +249,11 @@ def stages(name: str, scale: str) -> list[Callable[[Changes], list[Changes]]]:
         key, values = coefficient
         found.append(lambda best: [best, *(best | {key: value} for value in values[1:])])
     return found
+
+
+def _program(option: Changes) -> Changes:
+    """The part of an option that a compiled step depends on."""
+    return {key: value for key, value in option.items() if key != 'optimizer.learning_rate'}
 
 
 def _rate(rate: float, norm: str) -> Changes:

@@ -164,9 +164,9 @@ _opened: Opened = {}  # data sets, with their decoded images, of this process's 
 def make(group: Group, data: Path, workdir: Path, table: Path) -> None:
     """Makes runs one after the other and adds a row to runs.csv for each.
 
-    The group shares its compiled steps, since its runs differ in nothing but the seed
-    (`step.make_task`). Another learning rate or batch norm is another program. A name's run in
-    `main` has the program of its tuning run, which it finds in the compilation cache of `workdir`.
+    The group shares its compiled steps, since its runs differ in nothing but seed and learning rate
+    (`step.make_task`). Another choice of batch norm is another program. A name's run in `main` has
+    the program of its tuning run, which it finds in the compilation cache of `workdir`.
     """
     for case in group:
         append(table, _make(case, data, workdir))

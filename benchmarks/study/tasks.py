@@ -40,8 +40,9 @@ class Scale(NamedTuple):
     """To choose from, by batch norm; the first wins a draw."""
     tunes_further: bool
     """Whether `mixed` batch norm and the main coefficient are tuned too."""
-    tuned_on: str = ''
-    """The one task whose held-out images choose for all; '': each task chooses for itself."""
+    tuned_on: dict[str, str]
+    """The task whose held-out images choose for another one. A task that is not here chooses for
+    itself."""
 
 
 SCALES = {
@@ -55,6 +56,8 @@ SCALES = {
         steps={FEW: (300, 600), ALL: (1000, 1600)},
         learning_rates=dict.fromkeys(BATCH_NORMS, (0.01, 0.003, 0.001, 0.0003, 0.03)),
         tunes_further=True,
+        tuned_on={'grocery81': 'cub100'}
+        | dict.fromkeys(('sports22', 'flowers17', 'food10'), 'scene15'),
     ),
     # As much as two CPU cores can do in hours.
     'cpu': Scale(
@@ -68,7 +71,7 @@ SCALES = {
         # Frozen statistics need smaller rates.
         learning_rates={'batch': (0.01, 0.03), 'frozen': (0.003, 0.001)},
         tunes_further=False,
-        tuned_on='scene15',
+        tuned_on=dict.fromkeys(('flowers17', 'food10'), 'scene15'),
     ),
 }
 

@@ -26,9 +26,10 @@ def period(config) -> int:
 
 
 def cyclic_schedule(config):
-    """Learning rate of the head by step, where it falls within each period."""
+    """Learning rate of the head by step, as a multiple of the backbone's first, where it falls
+    within each period."""
     length = period(config)
-    peak = config.optimizer.learning_rate * config.optimizer.head_multiplier
+    peak = config.optimizer.head_multiplier
     last_start = (config.rifle.periods - 1) * length
     last_length = max(1, config.steps - last_start)
 
