@@ -33,16 +33,18 @@ GRIDS = {
     'bss': ('bss.eta', (0.001, 0.0001, 0.01)),
     'dtnh': ('dtnh.alpha', (0.01, 0.001, 0.1)),
     'seqtrain': ('seqtrain.steps', (600, 300, 150)),
-    'cotrain': ('cotrain.weight', (1.0, 0.3, 0.1)),
+    'cotrain': ('cotrain.weight', (0.5, 0.2, 0.05)),
     'xmixup': ('xmixup.alpha', (0.2, 0.1, 0.5)),
-    'mixup': ('mixup.alpha', (0.2, 0.1, 0.5)),
+    'mixup': ('mixup.alpha', (0.2, 0.5, 1.0)),
     'cutmix': ('cutmix.alpha', (1.0, 0.5, 0.2)),
-    'lwf': ('lwf.weight', (1.0, 0.3, 0.1)),
+    'lwf': ('lwf.weight', (1.0, 0.3, 4.0)),
     'stochnorm': ('stochnorm.p', (0.5, 0.25, 0.75)),
     'cotuning': ('cotuning.weight', (2.3, 0.7, 0.2)),
     'bituning': ('bituning.weight', (1.0, 0.3, 0.1)),
     'rifle': ('rifle.periods', (2, 3, 4)),
     'smile': ('smile.feature_weight', (0.01, 0.001, 0.1)),
+    'mars': ('mars.distance', (20.0, 5.0, 1.0)),
+    'mmd': ('mmd.weight', (0.1, 0.01, 1.0)),
 }
 
 

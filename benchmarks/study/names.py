@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from benchmarks.tune import GRIDS
+
 Changes = dict[str, Any]
 """Of a configuration, by dotted key."""
 
@@ -32,10 +34,11 @@ def _xmixup(tuned_as: str = '', batch_norms: tuple[str, ...] = BATCH_NORMS, **op
     return Name(changes, tuned_as=tuned_as, batch_norms=batch_norms)
 
 
-def _method(method: str, key: str, *values, **others) -> Name:
-    """A method and its main coefficient."""
+def _method(method: str, values: tuple = (), **others) -> Name:
+    """A method with its coefficient of `benchmarks.tune`, and other values than there."""
+    key, usual = GRIDS[method]
     changes = {'method': method} | others.pop('changes', {})
-    return Name(changes, (f'{method}.{key}', values), **others)
+    return Name(changes, (key, values or usual), **others)
 
 
 NAMES = {
@@ -46,20 +49,14 @@ NAMES = {
     'finetune_warm': Name({'method': 'finetune', 'warm_head': True}),
     'xmixup_warm': _xmixup(warm_head=True),
     'xmixup_alpha1': _xmixup(alpha=1.0),
-    'mixup': _method('mixup', 'alpha', 0.2, 0.5, 1.0),
-    'cotuning': _method(
-        'cotuning',
-        'weight',
-        2.3,
-        0.7,
-        0.2,
-        changes={'cotuning.temperature': 1.0},  # the source has no test split to fit it to
-    ),
-    'bituning': _method('bituning', 'weight', 1.0, 0.3, 0.1),
-    'delta': _method('delta', 'alpha', 0.01, 0.001, 0.1),
-    'bss': _method('bss', 'eta', 0.001, 0.0001, 0.01),
-    'mars': _method('mars', 'distance', 20.0, 5.0, 1.0),
-    'l2sp': _method('l2sp', 'alpha', 0.01, 0.001, 0.1),
+    'mixup': _method('mixup'),
+    # The source has no test split to fit the temperature to.
+    'cotuning': _method('cotuning', changes={'cotuning.temperature': 1.0}),
+    'bituning': _method('bituning'),
+    'delta': _method('delta'),
+    'bss': _method('bss'),
+    'mars': _method('mars'),
+    'l2sp': _method('l2sp'),
     'xmixup_source': _xmixup('xmixup', source_head='pretrained'),
     'xmixup_warm_source': _xmixup('xmixup_warm', warm_head=True, source_head='pretrained'),
     # Other choices of batch norm have nothing to re-estimate, or need to.
@@ -67,16 +64,16 @@ NAMES = {
     'xmixup_random': _xmixup('xmixup', assignment='random'),
     'xmixup_least': _xmixup('xmixup', assignment='least'),
     'xmixup_predicted': _xmixup('xmixup', similarity='predicted'),
-    'cotrain': _method('cotrain', 'weight', 0.5, 0.2, 0.05),
-    'seqtrain': _method('seqtrain', 'steps', 0, 100, 1200),
-    'stochnorm': _method('stochnorm', 'p', 0.5, 0.25, 0.75, batch_norms=('batch',)),
-    'lwf': _method('lwf', 'weight', 1.0, 0.3, 4.0),
-    'smile': _method('smile', 'feature_weight', 0.01, 0.001, 0.1),
-    'rifle': _method('rifle', 'periods', 2, 3, 4),
-    'fsp': _method('fsp', 'weight', 50.0, 5.0, 0.5),
-    'dtnh': _method('dtnh', 'alpha', 0.01, 0.001, 0.1),
-    'mmd': _method('mmd', 'weight', 0.1, 0.01, 1.0),
-    'cutmix': _method('cutmix', 'alpha', 1.0, 0.5, 0.2),
+    'cotrain': _method('cotrain'),
+    'seqtrain': _method('seqtrain', (0, 100, 1200)),  # 0: as many as on the target
+    'stochnorm': _method('stochnorm', batch_norms=('batch',)),
+    'lwf': _method('lwf'),
+    'smile': _method('smile'),
+    'rifle': _method('rifle'),
+    'fsp': _method('fsp'),
+    'dtnh': _method('dtnh'),
+    'mmd': _method('mmd'),
+    'cutmix': _method('cutmix'),
 }
 """In order of priority: a study that is cut off has the first ones."""
 
