@@ -28,7 +28,7 @@ def test_every_experiment_is_valid_and_says_how_to_run_it(file):
 def pretrain_config_complete(config):
     """The derived run with the sections that it does not need put back, for `validate`."""
     derived = pretrain_config(config).unlock()
-    for key in ('pretrain', 'match', 'warm_head', *METHODS):
+    for key in ('pretrain', 'match', 'warm_head', 'reestimate', *METHODS):
         if key in config:
             derived[key] = config[key]
     derived.target.test_split = derived.target.test_split or 'train'
@@ -146,7 +146,8 @@ def test_flatten_has_dotted_keys():
         (['model.name=vit_s16', 'image_size=100'], 'at least 16 px, a multiple of 16'),
         (['model.name=inception_v3', 'image_size=64'], 'at least 75 px'),
         (['model.name=efficientnet_lite0', 'model.stem=cifar'], 'only ResNets have these'),
-        (['model.name=vit_b16', 'method=stochnorm'], 'which vit_b16 has not'),
+        (['model.name=vit_b16', 'method=stochnorm'], 'but vit_b16 has none'),
+        (['model.name=vit_b16', 'batch_norm=frozen'], 'but vit_b16 has none'),
         (['model.normalization=none'], 'must be one of '),
         (['target.test_share=1.5'], 'config.target.test_share=1.5: must be from 0 to 1'),
         (['max_bad_images=-1'], 'config.max_bad_images=-1: must be from 0 to'),
