@@ -106,7 +106,9 @@ def test_methods_that_continue_a_head_need_one(config, tmp_path, name):
         train_and_evaluate(config, tmp_path)
 
 
-@pytest.mark.parametrize('name', ['bss', 'dtnh', 'mixup', 'stochnorm', 'bituning', 'smile'])
+@pytest.mark.parametrize(
+    'name', ['bss', 'dtnh', 'mixup', 'cutmix', 'stochnorm', 'bituning', 'smile', 'mars', 'mmd']
+)
 def test_one_and_eight_devices_give_the_same_update(config, name):
     """The methods that look at the whole batch at once, or draw once for all of it."""
     config.method = name

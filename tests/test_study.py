@@ -2,18 +2,22 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import stats
 
-from benchmarks.study import figures, outcome, plan, run, tables, tasks
+from benchmarks.study import figures, outcome, plan, probe, run, statistics, tables, tasks
 from benchmarks.study.names import CONTROLS, NAMES, PROBE
 from benchmarks.study.plan import Case, Choice, Wanted
 from benchmarks.study.tasks import ALL, FEW
 from xmixup_jax import config as config_lib
+from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.methods import METHODS
+from xmixup_jax.reestimation import with_clean_statistics
+from xmixup_jax.train import open_data
 
 DATA, CACHE = Path('data'), Path('cache')
 
@@ -327,6 +331,23 @@ def test_tuned_table_shows_the_choice():
     ]
 
 
+def test_statistics_table(tmp_path):
+    path = tmp_path / statistics.FILE
+    assert tables.statistics_block(path) == 'No runs yet.'
+    rows = ['scale,task,seed,statistics,top1']
+    for kind, values in ((statistics.PRETRAINED, (0.7, 0.8)), ('"xmixup, alpha 1"', (0.5, 0.5))):
+        rows += [f'cpu,scene15,{seed},{kind},{top1}' for seed, top1 in enumerate(values)]
+    path.write_text('\n'.join(rows) + '\n')
+    assert tables.statistics_block(path).splitlines() == [
+        '*cpu scale, seeds 0, 1*',
+        '',
+        '| top-1 of a linear probe, % | scene15 | mean |',
+        '| --- | ---: | ---: |',
+        '| pre-trained | 75.00 ± 7.07 | 75.00 |',
+        '| xmixup, alpha 1 | 50.00 ± 0.00 | 50.00 |',
+    ]
+
+
 def test_combine_table_compares_with_a_warm_head():
     found = [row(PROBE, seed=s, top1=0.6, part='combine') for s in range(3)]
     base = {'part': 'combine', 'option': 'as tuned'}
@@ -381,12 +402,31 @@ def data(tmp_path):
     return tmp_path / 'data'
 
 
-def test_runs(data, tmp_path):
-    small = {'steps': 4, 'log_every': 2, 'model.name': 'resnet6', 'model.width': 4, 'weights': ''}
-    small |= {'resize': 36, 'image_size': 32}
+SMALL = {'steps': 4, 'log_every': 2, 'model.name': 'resnet6', 'model.width': 4, 'weights': ''}
+SMALL |= {'resize': 36, 'image_size': 32}
 
+
+def test_statistics_of_other_images(data, tmp_path):
+    """The target's are those that re-estimation finds for a run, on other crops."""
+    changes = SMALL | {'method': 'xmixup', 'reestimate': statistics.BATCHES}
+    case = Case('cpu', 'main', 'food10', 6, 'xmixup', '', 0, changes)
+    config = case.configuration(data, tmp_path)
+    records = open_data(config)
+    task, state = probe.pretrained(config)
+    found = statistics.statistics_of(config, records, task, state)
+    assert {*statistics.IMAGES, statistics.PRETRAINED} < found.keys()
+    expected = with_clean_statistics(task, config, replicate(state), records.target).batch_stats
+    ratios = jax.tree.map(lambda a, b: np.median(a / np.asarray(b)), found['target'], expected)
+    np.testing.assert_allclose(jax.tree.leaves(ratios), 1, atol=0.05)
+    mixed, clean = (found[kind]['bn1']['var'] for kind in ('xmixup, alpha 1', 'target'))
+    assert (mixed < 0.95 * clean).all()  # the mean of two images varies less
+    half = found['mean of pre-trained and target']['bn1']['var']
+    np.testing.assert_allclose(half, (1 + found['target']['bn1']['var']) / 2, rtol=1e-5)
+
+
+def test_runs(data, tmp_path):
     def group(name, option='', seeds=(0, 1), **changes):
-        changes = small | NAMES[name].changes | changes
+        changes = SMALL | NAMES[name].changes | changes
         return [Case('cpu', 'main', 'food10', 6, name, option, seed, changes) for seed in seeds]
 
     table = tmp_path / plan.RUNS

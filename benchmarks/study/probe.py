@@ -13,7 +13,7 @@ from xmixup_jax.devices import replicate
 from xmixup_jax.features import outputs_of
 from xmixup_jax.methods.base import Sizes, linear_classifier
 from xmixup_jax.provenance import commit
-from xmixup_jax.step import create_task
+from xmixup_jax.step import Task, TrainState, create_task
 from xmixup_jax.train import backbone_weights
 
 
@@ -29,18 +29,44 @@ def probe(config: ConfigDict, data: Data) -> dict[str, Any]:
       the test, and 'first_step_seconds' of it were spent compiling.
     """
     begun = time.perf_counter()
-    task, state = create_task(config, Sizes(len(data.target.class_names)))
-    weights = backbone_weights(config)
-    if weights is not None:
-        params, batch_stats = weights.fill(state.params, state.batch_stats)
-        state = replace(state, params=params, batch_stats=batch_stats)
+    task, state = pretrained(config)
     state = replicate(state)
     compiling = time.perf_counter()
     outputs_of(task, config, state, data.target.select(np.arange(1)))
     compiled = time.perf_counter()
+    found = fit(task, config, state, data)
+    return found | {
+        'steps': 0,
+        'seconds': round(found['fitted'] - begun, 2),
+        'first_step_seconds': round(compiled - compiling, 3),
+        'train_images': len(data.target),
+        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'commit': commit(),
+    }
+
+
+def pretrained(config: ConfigDict) -> tuple[Task, TrainState]:
+    """The pre-trained network as a plain one, on the host."""
+    config = config.copy_and_resolve_references()
+    config.method = 'finetune'
+    weights = backbone_weights(config)
+    task, state = create_task(config, Sizes(1))  # whose head is not used
+    if weights is not None:
+        params, batch_stats = weights.fill(state.params, state.batch_stats)
+        state = replace(state, params=params, batch_stats=batch_stats)
+    return task, state
+
+
+def fit(task: Task, config: ConfigDict, state: TrainState, data: Data) -> dict[str, Any]:
+    """Fits a logistic regression to a network's features of the training images, and tests it.
+
+    Returns:
+      'top1', 'train_top1', 'test_images', and 'fitted', the time at which the test began.
+    """
+    state = replicate(state)
     train = outputs_of(task, config, state, data.target)
     kernel, bias = linear_classifier(train['features'], train['label'])
-    seconds = time.perf_counter() - begun
+    fitted = time.perf_counter()
     test = outputs_of(task, config, state, data.test)
 
     def top1(outputs: dict[str, np.ndarray]) -> float:
@@ -50,11 +76,6 @@ def probe(config: ConfigDict, data: Data) -> dict[str, Any]:
     return {
         'top1': top1(test),
         'train_top1': top1(train),
-        'steps': 0,
-        'seconds': round(seconds, 2),
-        'first_step_seconds': round(compiled - compiling, 3),
-        'train_images': len(data.target),
         'test_images': len(test['label']),
-        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-        'commit': commit(),
+        'fitted': fitted,
     }

@@ -7,6 +7,7 @@ table for each scale and each number of images a class that has runs.
 """
 
 import argparse
+import csv
 import re
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.study import figures, plan
+from benchmarks.study import figures, plan, statistics
 from benchmarks.study.names import COMBINATIONS, COMPARED, CONTROLS, NAMES, NORM_NAMES, PROBE
 from benchmarks.study.outcome import (
     Seeds,
@@ -252,6 +253,29 @@ TABLES: dict[str, tuple[Callable[[Study], str], tuple[str, ...]]] = {
 """Name of a block to the function that makes its table, and the parts whose rows it reads."""
 
 
+def statistics_block(path: Path) -> str:
+    """Top-1 of a linear probe by the statistics of batch norm, from `statistics.FILE`."""
+    if not path.exists():
+        return 'No runs yet.'
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    blocks = []
+    for scale in dict.fromkeys(row['scale'] for row in rows):
+        found: dict[str, dict[str, Seeds]] = {}
+        for row in (row for row in rows if row['scale'] == scale):
+            by_task = found.setdefault(row['statistics'], {})
+            by_task.setdefault(row['task'], {})[int(row['seed'])] = 100 * float(row['top1'])
+        names = list(found[statistics.PRETRAINED])
+        lines = [
+            [kind, *(spread(tops[task]) for task in names), _mean(tops, names)]
+            for kind, tops in found.items()
+        ]
+        seeds = ', '.join(map(str, found[statistics.PRETRAINED][names[0]]))
+        header = ['top-1 of a linear probe, %', *names, 'mean']
+        blocks.append(f'*{scale} scale, seeds {seeds}*\n\n{table(header, lines)}')
+    return '\n\n'.join(blocks)
+
+
 def block(name: str, rows: list[Row]) -> str:
     """The tables of a block, each under its title."""
     make, parts = TABLES[name]
@@ -270,8 +294,10 @@ def run(argv: list[str]) -> None:
     page = folder / RESULTS
     if page.exists():
         text = page.read_text()
-        for name in TABLES:
-            new = f'<!-- {name} -->\n\n{block(name, rows)}\n\n<!-- end -->'
+        blocks = {name: block(name, rows) for name in TABLES}
+        blocks['statistics'] = statistics_block(folder / statistics.FILE)
+        for name, content in blocks.items():
+            new = f'<!-- {name} -->\n\n{content}\n\n<!-- end -->'
             text = re.sub(f'<!-- {name} -->.*?<!-- end -->', lambda _, n=new: n, text, flags=re.S)
         with whole_file(page) as partial:
             partial.write_text(text)
