@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from benchmarks.study import tasks
-from benchmarks.study.names import COMBINATIONS, NAMES, NORM_NAMES, PROBE, Changes
+from benchmarks.study.names import BATCH_NORMS, COMBINATIONS, NAMES, NORM_NAMES, PROBE, Changes
 from benchmarks.study.tasks import ALL, FEW, LITE0, LITE2, SCALES
 from xmixup_jax.errors import UserError
 
@@ -301,7 +301,8 @@ def _batch_norm(name, choices: list[Choice], seeds: list[int], found: Found) -> 
     """A name with the choices of batch norm that `main` does not have, each at its own rate."""
     for choice in choices:
         chosen = chosen_option(name, choice, found)
-        for norm in ('batch', 'frozen', 'mixed'):
+        further = ('mixed',) if SCALES[choice.scale].tunes_further else ()
+        for norm in (*BATCH_NORMS, *further):
             option = with_norm(name, norm, choice, found)
             if option != chosen:
                 changes = _fixed(name) | option
