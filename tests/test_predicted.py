@@ -8,6 +8,7 @@ import scipy.special
 from safetensors.numpy import load_file, save_file
 
 from xmixup_jax import step as step_lib
+from xmixup_jax.config import validate
 from xmixup_jax.data.names import imagenet_ids, readable
 from xmixup_jax.data.sources import Data
 from xmixup_jax.errors import ConfigError, DataError
@@ -84,10 +85,21 @@ def test_what_has_no_column_is_one_clear_error(config, tmp_path):
         Weights(tmp_path / 'no.safetensors', config.model.name).head_columns(['cat'])
 
 
-def test_predicted_without_weights_is_refused(config, records):
+def test_predicted_without_weights_is_refused(config):
     config.match.similarity = 'predicted'
     with pytest.raises(ConfigError, match='needs a pre-trained head'):
-        find_match(config, None, Data(records[0], None, records[2]))
+        validate(config, 1)
+    config.method = 'finetune'  # which matches nothing
+    validate(config, 1)
+
+
+def test_the_report_says_how_classes_were_matched(config, records, tmp_path):
+    backbone = weights_of(config, tmp_path / 'w.safetensors', 10, records[2].class_names)
+    config.update({'method': 'xmixup', 'weights': str(backbone.path), 'report': True})
+    config.match.similarity = 'predicted'
+    train_and_evaluate(config, tmp_path / 'run')
+    page = ' '.join((tmp_path / 'run' / 'report.html').read_text().split())
+    assert 'the mean probability that the pre-trained head gives the source class' in page
 
 
 @pytest.mark.parametrize('warm', [False, True])

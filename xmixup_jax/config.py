@@ -60,7 +60,7 @@ _CHOICES = {
     'model.normalization': ('', *NORMALIZATIONS),
     'batch_norm': BATCH_NORMS,
     'head_init': HEAD_INITS,
-    'match.similarity': (*SIMILARITIES, 'predicted'),
+    'match.similarity': SIMILARITIES,
     'match.assignment': ASSIGNMENTS,
     'xmixup.label_space': LABEL_SPACES,
     'xmixup.source_head': ('random', 'pretrained'),
@@ -208,6 +208,12 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         raise ConfigError(
             'config.warm_head=True: the head begins as a classifier of pre-trained features, but '
             "config.weights='' has none: give weights, or config.weights=source"
+        )
+    predicted = METHODS[config.method].pairs and config.match.similarity == 'predicted'
+    if predicted and not config.weights:
+        raise ConfigError(
+            "config.match.similarity=predicted needs a pre-trained head, but config.weights='' has "
+            'none: give weights, or use --config.match.similarity=cosine'
         )
     if config.batch_norm != 'batch' and not config.weights:
         raise ConfigError(

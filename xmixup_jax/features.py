@@ -19,7 +19,7 @@ from xmixup_jax.augment import evaluation_view
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.devices import replicate
-from xmixup_jax.errors import ConfigError, DataError
+from xmixup_jax.errors import DataError
 from xmixup_jax.evaluation import over_records
 from xmixup_jax.files import load_arrays, save_arrays
 from xmixup_jax.methods.base import Sizes
@@ -119,7 +119,7 @@ def class_means(
 
 
 def predicted_similarity(
-    config: ConfigDict, backbone: Weights | None, target: Records, source_names: Sequence[str]
+    config: ConfigDict, backbone: Weights, target: Records, source_names: Sequence[str]
 ) -> np.ndarray:
     """Mean probability that the pre-trained head gives each source class on a target class.
 
@@ -135,14 +135,8 @@ def predicted_similarity(
       float64 [K_t, K_s].
 
     Raises:
-      ConfigError: there are no weights.
       DataError: no head, an unknown source class, or a target class without a readable image.
     """
-    if backbone is None:
-        raise ConfigError(
-            "config.match.similarity=predicted needs a pre-trained head, but config.weights='' has "
-            'none: give weights, or use --config.match.similarity=cosine'
-        )
     columns = backbone.head_columns(source_names)
     config = config.copy_and_resolve_references()
     config.method = 'finetune'  # the plain network

@@ -12,7 +12,8 @@ from scipy.spatial.distance import cdist
 
 from xmixup_jax.errors import ConfigError
 
-SIMILARITIES = ('cosine', 'euclidean', 'emd')
+# The first three are those of `class_similarity`; 'predicted' is `features.predicted_similarity`.
+SIMILARITIES = ('cosine', 'euclidean', 'emd', 'predicted')
 ASSIGNMENTS = ('optimal', 'greedy', 'nearest', 'random', 'least')
 ONE_TO_ONE = ('optimal', 'greedy', 'least')
 EMD_GAMMA = 0.01

@@ -27,9 +27,10 @@ from xmixup_jax.workdir import ENVIRONMENT, METRICS, REPORT
 _PAIRS, _INPUTS, _MISTAKEN, _MISTAKES = 200, 12, 6, 8  # shown at most
 _IMAGES = 2  # of each class in the match
 _SIMILARITY = {
-    'cosine': 'the cosine',
-    'euclidean': 'minus the distance',
-    'emd': "the earth mover's similarity",
+    'cosine': 'the cosine of their mean features in the pre-trained network',
+    'euclidean': 'minus the distance of their mean features in the pre-trained network',
+    'emd': "the earth mover's similarity of their mean features in the pre-trained network",
+    'predicted': 'the mean probability that the pre-trained head gives the source class',
 }
 
 
