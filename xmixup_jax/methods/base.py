@@ -156,9 +156,9 @@ class Method(NamedTuple):
     """Whether each target record comes with an auxiliary source record."""
 
     changes_images: bool = False
-    """Whether training sees other images than clean crops of the target: mixed ones, or the
-    source's. The statistics of batch norm are then estimated anew before a test (see
-    `reestimation`)."""
+    """Whether training sees images that are not clean crops of the target (mixed ones, or the
+    source's). The statistics of batch norm are then estimated anew before a test; see
+    `reestimation`."""
 
     second_view: bool = False
 
