@@ -26,6 +26,7 @@ def start(config, workdir, processes, devices, slurm=False, **values):
         'weights': '',
         'model.width': 4,
         'steps': STEPS,
+        'optimizer.learning_rate': 0.01,  # so that rounding grows slowly
         'log_every': 1,
         'checkpoint_every': 5,
         'report': False,

@@ -44,6 +44,7 @@ def test_run_from_source_training_to_result(config, tmp_path):
     config.pretrain.steps = 40
     config.model.update({'name': 'resnet10', 'width': 8})
     config.eval_every = 3
+    config.optimizer.learning_rate = 0.1  # of six steps
     result = train_and_evaluate(config, tmp_path)
     assert json.loads((tmp_path / 'result.json').read_text()) == result
     assert (result['method'], result['seed'], result['steps']) == ('xmixup', 0, 6)
