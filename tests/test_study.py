@@ -326,8 +326,8 @@ def test_tuned_table_shows_the_choice():
     found = tuned(best, 'finetune') + tuned(best) + tuned(best, 'bss')[:2]  # bss: cut off
     lines = tables.block('tuned', found).splitlines()
     assert lines[4:] == [
-        '| `finetune` | 0.001 frozen: 65.4 |',
-        '| `l2sp`, `l2sp.alpha` | 0.001 frozen 0.1: 70.0 |',
+        '| `finetune` | 0.01 batch: 20.0 · **0.001 frozen: 65.4** |',
+        '| `l2sp`, `l2sp.alpha` | 0.01 batch: 20.0 · **0.001 frozen 0.1: 70.0** |',
     ]
 
 

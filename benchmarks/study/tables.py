@@ -135,26 +135,36 @@ def batch_norm_table(study: Study) -> str:
 
 
 def tuned_table(study: Study) -> str:
-    """What tuning chose by name and task, with its top-1 on held-out images."""
+    """The best option with each choice of batch norm by name and task, and its top-1 on held-out
+    images; bold is what tuning chose."""
     names, rows = study.tasks('tune'), []
     for name, entry in NAMES.items():
         line = []
         for task in names if name != PROBE and not entry.tuned_as else ():
-            choice = Choice(study.scale, task, study.shots)
             try:
-                option = plan.chosen_option(name, choice, study.found)
+                line.append(_tuned(name, Choice(study.scale, task, study.shots), study))
             except UserError:  # its tuning has not finished
                 line.append('')
-                continue
-            words = ' '.join(
-                f'{value:g}' if isinstance(value, int | float) else value
-                for value in option.values()
-            )
-            line.append(f'{words}: {100 * choice.top1(name, option, study.found):.1f}')
         if any(line):
             coefficient = f', `{entry.coefficient[0]}`' if entry.coefficient else ''
             rows.append([f'`{name}`{coefficient}', *line])
     return table(['learning rate, batch norm, coefficient: top-1', *names], rows)
+
+
+def _tuned(name: str, choice: Choice, study: Study) -> str:
+    chosen = plan.chosen_option(name, choice, study.found)
+    options = [
+        plan.with_norm(name, norm, choice, study.found)
+        for norm in dict.fromkeys((*NAMES[name].batch_norms, chosen['batch_norm']))
+    ]
+    cells = []
+    for option in options:
+        words = ' '.join(
+            f'{value:g}' if isinstance(value, int | float) else value for value in option.values()
+        )
+        text = f'{words}: {100 * choice.top1(name, option, study.found):.1f}'
+        cells.append(f'**{text}**' if option == chosen else text)
+    return ' · '.join(cells)
 
 
 def fit_table(study: Study) -> str:
