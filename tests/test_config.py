@@ -31,6 +31,7 @@ def pretrain_config_complete(config):
     for key in ('pretrain', 'match', 'warm_head', 'reestimate', *METHODS):
         if key in config:
             derived[key] = config[key]
+    derived.warm_head = False  # there are no pre-trained features yet
     derived.target.test_split = derived.target.test_split or 'train'
     return derived
 
