@@ -90,5 +90,6 @@ def _batch_norm(found: list[Study]) -> Figure | None:
         axes.set(title=study.title('main', 'batch_norm'), ylabel='top-1, %')
         axes.grid(axis='y', alpha=0.3)
         bars = [matplotlib.patches.Patch(color=colour) for colour in NORM_COLOURS.values()]
-        axes.legend(bars, NORM_COLOURS, title='batch norm', fontsize=8)
+        axes.set_ylim(0, 100)  # room for the legend
+        axes.legend(bars, NORM_COLOURS, title='batch norm', fontsize=8, ncols=3, loc='upper left')
     return figure
