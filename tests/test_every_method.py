@@ -92,8 +92,10 @@ def test_a_warm_head_begins_as_logistic_regression(config, records, weights, tmp
     images, labels = images_of(config, records[0])
     outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
     fitted = LogisticRegression(max_iter=1000).fit(np.asarray(outputs.features), labels)
-    np.testing.assert_allclose(head['fc.weight'][:10], fitted.coef_, atol=2e-3)
-    np.testing.assert_allclose(head['fc.bias'][:10], fitted.intercept_, atol=2e-3)
+    # Where the solver stops depends on rounding: 0.0033 of 5.77 apart on one kind of processor.
+    close = {'atol': 2e-3, 'rtol': 1e-3}
+    np.testing.assert_allclose(head['fc.weight'][:10], fitted.coef_, **close)
+    np.testing.assert_allclose(head['fc.bias'][:10], fitted.intercept_, **close)
     pretrained = load_file(weights)['fc.weight'][: len(head['fc.weight']) - 10]
     np.testing.assert_allclose(head['fc.weight'][10:], pretrained, atol=1e-6)
     assert len(pretrained) == (10 if name == 'lwf' else 0)

@@ -101,6 +101,7 @@ def configuration(
     config.steps = size.steps[shots][task in LARGE_TASKS]
     config.batch_size = 32
     # The study chooses the defaults, so it must not depend on them.
+    config.batch_norm = 'batch'
     config.warm_head = False
     config.head_init = 'uniform'
     config.reestimate = 40
