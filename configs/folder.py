@@ -9,10 +9,10 @@ source should be a part of ImageNet, or photographs like it. To go without one, 
 --config.method=finetune. On a GPU take a larger network, for example
 --config.model.name=resnet50 --config.weights=timm/resnet50.tv_in1k
 
-Three defaults here follow the study (benchmarks/study/RESULTS.md, 6 images a class): batch norm keeps
-the pre-trained statistics, the head begins as a linear classifier, and the learning rate is 0.003.
-With them plain fine-tuning was as good as XMixup there, and it needs no source. With many images a
-class, which the study has not reached, try --config.batch_norm=batch and a rate of 0.01, too.
+Three defaults here follow the study (benchmarks/study/RESULTS.md, 6 images a class): batch norm
+keeps the pre-trained statistics, the head begins as a linear classifier, and the learning rate is
+0.003. With them plain fine-tuning was as good as XMixup there, and it needs no source. With many
+images a class, which the study has not reached, try --config.batch_norm=batch and a rate of 0.01.
 """
 
 from configs import default
