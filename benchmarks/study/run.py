@@ -91,7 +91,7 @@ def _some(flag: str, given: str, known: tuple[str, ...]) -> tuple[str, ...]:
     chosen = tuple(given.split(','))
     unknown = [each for each in chosen if each not in known]
     if unknown:
-        raise ConfigError(f'--{flag}: {unknown[0]} is none of {", ".join(known)}')
+        raise ConfigError(f'--{flag}: {unknown[0]} is not one of {", ".join(known)}')
     return chosen
 
 
