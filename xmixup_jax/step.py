@@ -22,7 +22,7 @@ from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method, Sizes, View
 from xmixup_jax.models import Outputs, create_model, forward
-from xmixup_jax.models.base import BATCH_NORMS, MOMENTUM
+from xmixup_jax.models.base import BATCH_NORMS, batch_part
 from xmixup_jax.optimizer import set_peak
 
 PyTree = Any
@@ -365,11 +365,7 @@ def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     """
     _, images = _prepare_batch(task.config, Method(), batch, step=0)
     _, moved = forward(task.graphdef, state.params, state.batch_stats, images['image'], train=True)
-    # The moving average reveals the batch's part of it.
-    moments = jax.tree.map(
-        lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), moved, state.batch_stats
-    )
-    return jax.lax.pmean(moments, 'batch')
+    return jax.lax.pmean(batch_part(moved, state.batch_stats), 'batch')
 
 
 def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree) -> PyTree:

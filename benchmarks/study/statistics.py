@@ -29,7 +29,7 @@ from xmixup_jax.data.sources import Data
 from xmixup_jax.files import whole_file
 from xmixup_jax.main import ended, setup
 from xmixup_jax.models import forward
-from xmixup_jax.models.base import MOMENTUM
+from xmixup_jax.models.base import batch_part
 from xmixup_jax.preparation import find_match
 from xmixup_jax.reestimation import population
 from xmixup_jax.step import Task, TrainState
@@ -74,9 +74,7 @@ def statistics_of(config: ConfigDict, data: Data, task: Task, state: TrainState)
     def moments_of(params, batch_stats, images):
         def one_device(images):
             moved = forward(task.graphdef, params, batch_stats, images, train=True)[1]
-            return jax.tree.map(
-                lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), moved, batch_stats
-            )
+            return batch_part(moved, batch_stats)
 
         found = jax.vmap(one_device, axis_name='batch')(images[None])
         return jax.tree.map(lambda x: x[0], found)

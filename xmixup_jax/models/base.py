@@ -82,6 +82,11 @@ class MixedBatchNorm(BatchNorm):
         return y
 
 
+def batch_part(moved, stored):
+    """The batch's statistics, from the moving ones after and before it; trees of arrays."""
+    return jax.tree.map(lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), moved, stored)
+
+
 BATCH_NORMS = {'batch': BatchNorm, 'frozen': FrozenBatchNorm, 'mixed': MixedBatchNorm}
 HEAD_INITS = ('uniform', 'normal', 'zero')
 
