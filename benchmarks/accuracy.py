@@ -13,14 +13,16 @@ import sys
 import numpy as np
 from sklearn.metrics import top_k_accuracy_score
 
-from xmixup_jax.data.sources import open_split
+from xmixup_jax.cli.flags import read_command
+from xmixup_jax.cli.program import run_and_exit
+from xmixup_jax.compute.features import outputs_of
+from xmixup_jax.compute.step import TrainState, create_task
+from xmixup_jax.data.selection import open_split
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
-from xmixup_jax.features import outputs_of
-from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.step import TrainState, create_task
-from xmixup_jax.train import backbone_weights, check_inputs
+from xmixup_jax.run.inputs import check_inputs
+from xmixup_jax.run.train import backbone_weights
 
 
 def run(argv: list[str]) -> None:
@@ -46,4 +48,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

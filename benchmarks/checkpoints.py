@@ -23,9 +23,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from benchmarks import synthetic
-from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.cli.flags import read_command
+from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.devices import shard_steps
-from xmixup_jax.main import ended, read_command
+from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.trees import network_digest, tree_digest
 
 
@@ -94,4 +95,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

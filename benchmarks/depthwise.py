@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xmixup_jax.models.depthwise import grouped_conv, sum_of_shifts
+from xmixup_jax.models.cpu import grouped_conv, sum_of_shifts
 
 # Side of the map, channels, side of the kernel, stride.
 LAYERS = (

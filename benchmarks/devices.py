@@ -28,10 +28,11 @@ import portpicker
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import synthetic
-from xmixup_jax import cost
-from xmixup_jax import step as step_lib
+from xmixup_jax.cli.flags import read_command
+from xmixup_jax.cli.program import run_and_exit
+from xmixup_jax.compute import cost
+from xmixup_jax.compute import step as step_lib
 from xmixup_jax.devices import global_arrays, replicate, shard_steps
-from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first
 
@@ -158,4 +159,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

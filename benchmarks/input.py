@@ -31,13 +31,14 @@ import jax
 import numpy as np
 
 from benchmarks import synthetic
-from xmixup_jax import loop
+from xmixup_jax.cli.flags import read_command
+from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.data.pairing import usable_cores
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate
-from xmixup_jax.main import ended, read_command
 from xmixup_jax.matching import ClassMatch
-from xmixup_jax.train import open_input
+from xmixup_jax.run import loop
+from xmixup_jax.run.inputs import open_input
 
 CLASSES = 100
 SECONDS = 6.0
@@ -156,4 +157,4 @@ def step_rates(config, start, iterator, pool) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

@@ -27,9 +27,10 @@ from pathlib import Path
 import jax
 
 from benchmarks import synthetic
-from xmixup_jax.cost import BATCHES, only_used
+from xmixup_jax.cli.flags import read_command
+from xmixup_jax.cli.program import run_and_exit
+from xmixup_jax.compute.cost import BATCHES, only_used
 from xmixup_jax.devices import shard_steps
-from xmixup_jax.main import ended, read_command
 
 
 def run(argv: list[str]) -> None:
@@ -107,4 +108,4 @@ def origins(program: str) -> dict[str, tuple[str, str]]:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

@@ -103,7 +103,7 @@ def main() -> None:
     results = {'images': args.images, 'cores': cores}
     # The class features of source and target are the same images': they are read once.
     results['prepare'] = measured(
-        [*python, 'xmixup_jax.prepare', *flags, f'--workdir={workdir}/prepare']
+        [*python, 'xmixup_jax', 'prepare', *flags, f'--workdir={workdir}/prepare']
     )
     results['epoch'] = measured(
         [*python, 'xmixup_jax.main', *flags, '--config.method=finetune', f'--workdir={workdir}/run']

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.synthetic import seconds_of
-from xmixup_jax.models.small_maps import matrix_product
+from xmixup_jax.models.cpu import matrix_product
 
 # Side of the input, channels, filters, kernel, stride; batch 32.
 SHAPES = (

@@ -9,7 +9,7 @@ the allocator's arenas that fill.
   --minutes      how long
   --workdir=DIR  of the run (default: a temporary folder)
   --output       a CSV file of all samples
-  --config...    as for xmixup_jax.main
+  --config...    as for xmixup_jax.cli.train
 """
 
 import argparse
@@ -24,9 +24,9 @@ import numpy as np
 import psutil
 
 from benchmarks.synthetic import write_table
+from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.errors import Interrupted, UserError
-from xmixup_jax.main import ended
-from xmixup_jax.workdir import METRICS
+from xmixup_jax.run.workdir import METRICS
 
 _SECONDS = 10
 
@@ -45,7 +45,7 @@ def sample(process: psutil.Process, workdir: Path, begun: float) -> dict[str, fl
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='soak', add_help=False)  # `ended` gives help
+    parser = argparse.ArgumentParser(prog='soak', add_help=False)  # `run_and_exit` gives help
     parser.add_argument('--minutes', type=float, default=35.0)
     parser.add_argument('--workdir', type=Path)
     parser.add_argument('--output', type=Path)
@@ -77,4 +77,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

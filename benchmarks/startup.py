@@ -19,11 +19,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from benchmarks import synthetic
+from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.data.cache import used_records
 from xmixup_jax.data.pairing import train_batches
-from xmixup_jax.data.sources import Data
-from xmixup_jax.data.tfds_source import split_labels
-from xmixup_jax.main import ended
+from xmixup_jax.data.selection import Data
+from xmixup_jax.data.sources.tfds import split_labels
 from xmixup_jax.matching import ClassMatch
 
 CLASSES, MATCHED = 1000, 100
@@ -89,4 +89,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

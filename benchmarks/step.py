@@ -25,12 +25,13 @@ from typing import Any
 import jax
 
 from benchmarks import synthetic
-from xmixup_jax import cost
+from xmixup_jax.cli.flags import read_command
+from xmixup_jax.cli.program import run_and_exit
+from xmixup_jax.compute import cost
+from xmixup_jax.compute.step import train_steps
 from xmixup_jax.devices import shard_steps
-from xmixup_jax.main import ended, read_command
 from xmixup_jax.methods import METHODS
-from xmixup_jax.preparation import Start
-from xmixup_jax.step import train_steps
+from xmixup_jax.run.start import Start
 
 PyTree = Any
 
@@ -93,4 +94,4 @@ def step_gflop(start: Start, batches: PyTree) -> float:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

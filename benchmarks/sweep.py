@@ -17,10 +17,11 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from xmixup_jax import config as config_lib
+from xmixup_jax.cli.flags import parse_flags
+from xmixup_jax.cli.program import setup
+from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
-from xmixup_jax.main import setup
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.train import train_and_evaluate
 
 
 def main(argv: list[str]) -> None:
@@ -41,11 +42,9 @@ def main(argv: list[str]) -> None:
     for values, seed in tqdm(list(itertools.product(grid, seeds)), unit='run', disable=None):
         chosen = dict(zip(keys, values, strict=True))
         overrides = [f'--config.{key}={value}' for key, value in chosen.items()]
-        config, _ = config_lib.parse_flags(
-            ['sweep', *config_args, *overrides, f'--config.seed={seed}']
-        )
-        config_lib.validate(config, jax.device_count())
-        setup(config)
+        config, _ = parse_flags(['sweep', *config_args, *overrides, f'--config.seed={seed}'])
+        validate(config, jax.device_count())
+        setup(config.cache_dir)
         name = '-'.join(f'{key.split(".")[-1]}={value}' for key, value in chosen.items())
         result = train_and_evaluate(config, args.workdir / (name or 'run') / f'seed{seed}')
         rows.append(

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.models import create_model
-from xmixup_jax.models.pretrained import Weights, save_weights
-from xmixup_jax.preparation import Start, begin
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.start import Start, begin
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.weights.pretrained import Weights, save_weights
 
 PRETRAINED_CLASSES = 1000
 

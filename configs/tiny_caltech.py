@@ -9,13 +9,13 @@ classes), Caltech-101 with `train` and `test` (101 classes). `target.shots` imag
 trained on.
 """
 
-from configs import default
+from xmixup_jax import defaults
 
 
 def get_config():
-    config = default.get_config()
-    config.source = default.dataset('folder:data/tiny_imagenet', 'train', 'validation')
-    config.target = default.dataset('folder:data/caltech101_64', 'train', 'test')
+    config = defaults.get_config()
+    config.source = defaults.dataset('folder:data/tiny_imagenet', 'train', 'validation')
+    config.target = defaults.dataset('folder:data/caltech101_64', 'train', 'test')
     config.target.shots = 10
     config.resize = 72
     config.image_size = 64
@@ -24,9 +24,9 @@ def get_config():
     config.model.stem = 'tiny'
     config.pretrain.steps = 6000
     config.pretrain.batch_size = 128
-    config.pretrain.optimizer = default.optimizer(0.1, 'cosine')
+    config.pretrain.optimizer = defaults.optimizer(0.1, 'cosine')
     config.pretrain.optimizer.warmup_steps = 200
     config.steps = 1500
     config.batch_size = 32
-    config.optimizer = default.optimizer(0.03)
+    config.optimizer = defaults.optimizer(0.03)
     return config

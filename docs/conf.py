@@ -8,12 +8,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sphinx.util import logging
 
 from xmixup_jax import __version__
-from xmixup_jax.cli import COMMANDS, help_text
+from xmixup_jax.cli.program import COMMANDS, help_text, module_of
 
 # What the commands print with --help, for the page about them.
 help_folder = Path(__file__).with_name('_help')
 help_folder.mkdir(exist_ok=True)
-for name, module in {'xmixup': 'xmixup_jax.cli', **COMMANDS}.items():
+for name, module in {name: module_of(name) for name in ('program', *COMMANDS)}.items():
     (help_folder / f'{name}.txt').write_text(help_text(module) + '\n')
 
 project = 'xmixup-jax'

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from configs import digits
-from xmixup_jax.data.sources import train_and_test, train_records
+from xmixup_jax.data.selection import train_and_test, train_records
 from xmixup_jax.models import MODELS, resnet
 
 # Two stages of one block: half as many layers to compile as in the smallest of the program's own.

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from torch_networks import torchvision
 
-from xmixup_jax.augment import (
+from xmixup_jax.compute.augment import (
     center_crop,
     normalize,
     random_crop_flip,

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch_networks import peer
 
 from xmixup_jax.methods.fsp import flow
-from xmixup_jax.models import MODELS, create_model, depthwise, forward, vit
-from xmixup_jax.models.pretrained import Weights, torch_tensors
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.models import MODELS, cpu, create_model, forward, vit
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.weights.pretrained import Weights, torch_tensors
 
 CLASSES = 7
 SIZES = {'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}
@@ -154,8 +154,8 @@ def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, height, width, 4)).astype(np.float32)
     kernel = rng.normal(size=(side, side, 1, 4)).astype(np.float32)
-    ours, pullback = jax.vjp(lambda *xs: depthwise.sum_of_shifts(*xs, stride), x, kernel)
-    expected, pullback_2 = jax.vjp(lambda *xs: depthwise.grouped_conv(*xs, stride), x, kernel)
+    ours, pullback = jax.vjp(lambda *xs: cpu.sum_of_shifts(*xs, stride), x, kernel)
+    expected, pullback_2 = jax.vjp(lambda *xs: cpu.grouped_conv(*xs, stride), x, kernel)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
     grad = rng.normal(size=ours.shape).astype(np.float32)
     for mine, theirs in zip(pullback(grad), pullback_2(grad), strict=True):

@@ -15,9 +15,9 @@ from test_data import make_folder
 
 from xmixup_jax.data.decode import decode
 from xmixup_jax.data.pairing import eval_batches
-from xmixup_jax.data.sources import open_split, train_and_test
+from xmixup_jax.data.selection import open_split, train_and_test
 from xmixup_jax.errors import DataError
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.train import train_and_evaluate
 
 SIDE = 48
 RNG = np.random.default_rng(0)

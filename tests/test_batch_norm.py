@@ -16,18 +16,18 @@ from safetensors.numpy import load_file
 
 from tests import torch_recipes
 from tests.method_checks import CLOSE, B, D, check, nchw, normal, on_batch_axis
-from xmixup_jax import step as step_lib
-from xmixup_jax.augment import normalize
+from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.augment import normalize
+from xmixup_jax.compute.reestimation import population, reestimates, with_clean_statistics
 from xmixup_jax.config import validate
 from xmixup_jax.data.pairing import train_batches
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.base import BATCH_NORMS, MOMENTUM
-from xmixup_jax.models.pretrained import save_weights
-from xmixup_jax.reestimation import population, reestimates, with_clean_statistics
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.weights.pretrained import save_weights
 
 STORED = normal(D), np.abs(normal(D, seed=1)) + 0.5
 

@@ -17,11 +17,12 @@ import pytest
 from scipy.io import savemat
 
 from configs import aircraft, cars, cub, indoor67
-from xmixup_jax.data import builders, tfds_source
+from xmixup_jax.data import builders
 from xmixup_jax.data.decode import decode
-from xmixup_jax.data.sources import open_split, train_and_test
+from xmixup_jax.data.selection import open_split, train_and_test
+from xmixup_jax.data.sources import tfds as tfds_source
 from xmixup_jax.errors import DataError
-from xmixup_jax.train import check_inputs
+from xmixup_jax.run.inputs import check_inputs
 
 
 def jpeg(value):

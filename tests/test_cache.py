@@ -10,16 +10,16 @@ import psutil
 import pytest
 from test_data import MATCH
 
-from xmixup_jax import step as step_lib
+from xmixup_jax.compute import step as step_lib
 from xmixup_jax.data import cache as cache_lib
 from xmixup_jax.data.cache import DiskCache, choose, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.pool import fill_pool
+from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import shard
 from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ClassMatch
-from xmixup_jax.pool import fill_pool
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.train import train_and_evaluate
 
 FEW = ClassMatch(np.full((10, 1), 3, np.int32), np.ones((10, 1), np.float32))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from xmixup_jax import match
-from xmixup_jax.cli import COMMANDS
+from xmixup_jax.cli import match
+from xmixup_jax.cli.program import COMMANDS
 from xmixup_jax.errors import ConfigError
 
 COMMAND = Path(sys.executable).with_name('xmixup')
@@ -56,7 +56,10 @@ def test_a_command_that_there_is_not():
 
 def test_whoever_reads_the_output_may_stop(tmp_path):
     """`| head` is no error to be told of."""
-    code = 'from xmixup_jax import main; main.ended(lambda argv: print("x" * 10**6), ["x"])'
+    code = (
+        'from xmixup_jax.cli.program import run_and_exit; '
+        'run_and_exit(lambda argv: print("x" * 10**6), ["x"])'
+    )
     for command in (f'{COMMAND} train --help', f"{sys.executable} -c '{code}'"):
         done = subprocess.run(
             ['bash', '-c', f'{command} | head -c 1'],
@@ -108,7 +111,8 @@ def test_without_a_terminal(config, records, tmp_path):
 
 
 def test_match_without_training(config, records, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr('xmixup_jax.main.setup', lambda config: None)  # of the whole process
+    # Its settings are the whole process's.
+    monkeypatch.setattr('xmixup_jax.cli.flags.setup', lambda cache_dir: None)
     match.run(['match', *flags(config, tmp_path, '--config.eval_batch_size=1024')])
     lines = capsys.readouterr().out.splitlines()
     rows = json.loads((tmp_path / 'match.json').read_text())

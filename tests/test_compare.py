@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from xmixup_jax import compare, tables
-from xmixup_jax.cost import StepCost
+from xmixup_jax.cli import compare
+from xmixup_jax.compute.cost import StepCost
 from xmixup_jax.errors import ConfigError, UserError
+from xmixup_jax.report import tables
 
 
 def arguments(config, workdir, *flags):
@@ -105,11 +106,11 @@ def test_paired_difference_against_scipy():
 )
 def test_costs_that_cannot_be_read_are_measured_again(text, tmp_path, monkeypatch):
     costs = {'finetune': StepCost(2.0, 10.0, 1.0, 50.0)}
-    monkeypatch.setattr(compare.cost, 'measure', lambda configs, workdirs: costs)
+    monkeypatch.setattr(compare, 'measure', lambda configs, workdirs: costs)
     (tmp_path / 'step_costs.json').write_text(text)
     runs = [compare.Run(None, tmp_path / 'run', {'method': 'finetune'})]
     assert compare.step_costs(runs, [], tmp_path) == costs
-    monkeypatch.setattr(compare.cost, 'measure', None)
+    monkeypatch.setattr(compare, 'measure', None)
     assert compare.step_costs(runs, [], tmp_path) == costs
 
 

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch_networks import peer
 
 from benchmarks import kernels
-from xmixup_jax import step as step_lib
-from xmixup_jax.cost import gflop
+from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.cost import gflop
 from xmixup_jax.models import create_model, forward
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from configs import default
+from xmixup_jax import defaults
 from xmixup_jax.data.decode import decode
 from xmixup_jax.data.pairing import eval_batches, train_batches
-from xmixup_jax.data.sources import (
+from xmixup_jax.data.selection import (
     Data,
     draw_positions,
     open_split,
@@ -197,7 +197,7 @@ def make_folder(root, files):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(np.full((9, 12, 3), len(name), np.uint8)))
-    return default.dataset(f'folder:{root}', 'train', 'test')
+    return defaults.dataset(f'folder:{root}', 'train', 'test')
 
 
 def test_image_folder(tmp_path, config):

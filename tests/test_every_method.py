@@ -14,16 +14,17 @@ from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 
 from tests.test_step import one_and_many_devices, random_batch
-from xmixup_jax import step as step_lib
-from xmixup_jax.checkpoint import Checkpoints
-from xmixup_jax.config import parse_flags, validate
+from xmixup_jax.cli.flags import parse_flags
+from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.features import images_of
+from xmixup_jax.config import validate
 from xmixup_jax.errors import ConfigError
-from xmixup_jax.features import images_of
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import forward
-from xmixup_jax.models.pretrained import save_weights
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.weights.pretrained import save_weights
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import ctypes
 import psutil
 import pytest
 
-from xmixup_jax.memory import give_back_memory
+from xmixup_jax.run.memory import give_back_memory
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='not glibc')

@@ -30,6 +30,7 @@ from tests.method_checks import (
     on_batch_axis,
     outputs,
 )
+from xmixup_jax.compute.step import TrainState
 from xmixup_jax.matching import class_similarity, domain_similarity
 from xmixup_jax.methods import (
     METHODS,
@@ -40,7 +41,6 @@ from xmixup_jax.methods import (
 )
 from xmixup_jax.methods.stochnorm import StochNorm
 from xmixup_jax.models.base import HEAD_INITS, draw_head
-from xmixup_jax.step import TrainState
 
 
 def test_finetune():

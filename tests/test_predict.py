@@ -12,13 +12,14 @@ from PIL import Image
 from scipy.special import softmax
 
 import xmixup_jax
-from xmixup_jax import main, predict, trained
-from xmixup_jax import step as step_lib
+from xmixup_jax import predictor as trained
+from xmixup_jax.cli import predict, program
+from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
-from xmixup_jax.evaluation import evaluate
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.models.pretrained import save_weights
+from xmixup_jax.weights.pretrained import save_weights
 
 SIZES = Sizes(10, 10)  # with the columns of ten source classes, which predictions leave out
 
@@ -152,7 +153,7 @@ def test_faults_of_the_command(workdir, picture, tmp_path, capsys, monkeypatch):
     def fail(message, code):
         raise SystemExit(code, message)
 
-    monkeypatch.setattr(main, 'fail', fail)
+    monkeypatch.setattr(program, 'fail', fail)
     monkeypatch.setattr(predict, 'setup', lambda config: None)
     cv2.imwrite(str(tmp_path / 'good.png'), picture)
     (tmp_path / 'bad.png').write_bytes((tmp_path / 'good.png').read_bytes()[:99])
@@ -160,7 +161,7 @@ def test_faults_of_the_command(workdir, picture, tmp_path, capsys, monkeypatch):
 
     def outcome(*arguments):
         with pytest.raises(SystemExit) as end:
-            main.ended(predict.run, ['predict', *map(str, arguments)])
+            program.run_and_exit(predict.run, ['predict', *map(str, arguments)])
         return end.value.args
 
     good, bad = tmp_path / 'good.png', tmp_path / 'bad.png'

@@ -7,17 +7,17 @@ import pytest
 import scipy.special
 from safetensors.numpy import load_file, save_file
 
-from xmixup_jax import step as step_lib
+from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.features import images_of
 from xmixup_jax.config import validate
 from xmixup_jax.data.names import imagenet_ids, readable
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import ConfigError, DataError
-from xmixup_jax.features import images_of
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import forward
-from xmixup_jax.models.pretrained import Weights, save_weights
-from xmixup_jax.preparation import find_match
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.start import find_match
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.weights.pretrained import Weights, save_weights
 
 
 def weights_of(config, path, classes, names=None):

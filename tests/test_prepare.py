@@ -1,4 +1,4 @@
-"""`python -m xmixup_jax.prepare`: everything slow in advance, and nothing twice."""
+"""`python -m xmixup_jax.cli.prepare`: everything slow in advance, and nothing twice."""
 
 import json
 import subprocess
@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from xmixup_jax import features
-from xmixup_jax.data import tfds_source
-from xmixup_jax.data.sources import open_split
-from xmixup_jax.models.pretrained import Weights, save_weights
-from xmixup_jax.step import Sizes, create_task
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.compute import features
+from xmixup_jax.compute.step import Sizes, create_task
+from xmixup_jax.data.selection import open_split
+from xmixup_jax.data.sources import tfds as tfds_source
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.weights.pretrained import Weights, save_weights
 
 
 def test_prepare_leaves_nothing_slow_to_the_run(config, tmp_path):
@@ -21,7 +21,7 @@ def test_prepare_leaves_nothing_slow_to_the_run(config, tmp_path):
     values = {'pretrain.steps': 3, 'model.width': 4, 'num_threads': 1} | folders
     overrides = [f'--config.{key}={value}' for key, value in values.items()]
     command = [
-        sys.executable, '-m', 'xmixup_jax.prepare', '--config=configs/digits.py', *overrides,
+        sys.executable, '-m', 'xmixup_jax', 'prepare', '--config=configs/digits.py', *overrides,
         f'--workdir={tmp_path / "run"}',
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests import torch_recipes
 from tests.method_checks import CLOSE, LABELS, B, D, K, check, make_view, nchw, normal, outputs
+from xmixup_jax.compute.step import TrainState
 from xmixup_jax.errors import DataError
 from xmixup_jax.methods import (
     METHODS,
@@ -24,7 +25,6 @@ from xmixup_jax.methods import (
     mmd,
 )
 from xmixup_jax.methods.base import Sizes, linear_classifier, with_linear_head
-from xmixup_jax.step import TrainState
 
 
 @pytest.mark.parametrize('name', ['l2sp', 'dtnh'])

@@ -14,12 +14,12 @@ from playwright.sync_api import sync_playwright
 from scipy import stats
 from scipy.special import softmax
 
-from xmixup_jax.augment import denormalize, normalize
+from xmixup_jax.compute.augment import denormalize, normalize
 from xmixup_jax.data import names
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.report import comparison
 from xmixup_jax.report.scores import reliability
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.train import train_and_evaluate
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 EVIL = ('<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "'&amp;", '$x$', 'n02123045')

@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
-from xmixup_jax import main
+from xmixup_jax.cli import program
 from xmixup_jax.errors import ConfigError, DataError, UserError
-from xmixup_jax.train import train_and_evaluate
-from xmixup_jax.workdir import locked
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.run.workdir import locked
 
 
 def rows(workdir):
@@ -189,12 +189,12 @@ def test_too_little_device_memory_ends_in_one_line(monkeypatch):
     def fail(message, code):
         raise SystemExit(code, message)
 
-    monkeypatch.setattr(main, 'fail', fail)
+    monkeypatch.setattr(program, 'fail', fail)
 
-    def program(argv):
+    def broken(argv):
         raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory on 9 bytes.\n..')
 
     with pytest.raises(SystemExit) as info:
-        main.ended(program, ['main'])
+        program.run_and_exit(broken, ['main'])
     code, message = info.value.args
     assert code == 1 and 'lower config.batch_size' in message and '\n' not in message

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from xmixup_jax.models.base import conv
-from xmixup_jax.models.small_maps import matrix_product
+from xmixup_jax.models.cpu import matrix_product
 
 
 @pytest.mark.parametrize('side', [1, 2, 3, 5])

@@ -6,10 +6,10 @@ import optax
 import pytest
 import scipy.special
 
-from xmixup_jax import step as step_lib
+from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.evaluation import evaluate
+from xmixup_jax.compute.features import class_means
 from xmixup_jax.devices import replicate, shard_steps
-from xmixup_jax.evaluation import evaluate
-from xmixup_jax.features import class_means
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import forward
 from xmixup_jax.optimizer import make_optimizer, make_schedule
@@ -84,7 +84,7 @@ def test_evaluation_is_exact_for_a_partly_filled_batch(config, records):
     metrics = tested.metrics
     np.testing.assert_array_equal(tested.index, np.arange(77))
 
-    from xmixup_jax.augment import evaluation_view
+    from xmixup_jax.compute.augment import evaluation_view
     from xmixup_jax.data.decode import decode
 
     images = np.stack([decode(test.read(test.index[i]), config.resize, '') for i in range(77)])

@@ -13,11 +13,11 @@ from benchmarks.study.names import CONTROLS, NAMES, PROBE
 from benchmarks.study.plan import Case, Choice, Wanted
 from benchmarks.study.tasks import ALL, FEW
 from xmixup_jax import config as config_lib
+from xmixup_jax.compute.reestimation import with_clean_statistics
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.methods import METHODS
-from xmixup_jax.reestimation import with_clean_statistics
-from xmixup_jax.train import open_data
+from xmixup_jax.run.inputs import open_data
 
 DATA, CACHE = Path('data'), Path('cache')
 

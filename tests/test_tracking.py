@@ -10,8 +10,8 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from xmixup_jax.errors import Interrupted, UserError
-from xmixup_jax.loop import AgreedStop
-from xmixup_jax.train import train_and_evaluate
+from xmixup_jax.run.loop import AgreedStop
+from xmixup_jax.run.train import train_and_evaluate
 
 
 def records(path):

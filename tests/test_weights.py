@@ -19,15 +19,16 @@ from safetensors.numpy import load_file, save_file
 from test_backbones import make
 from torch_networks import peer
 
-from xmixup_jax import export as export_lib
-from xmixup_jax.augment import normalize
+from xmixup_jax.cli import export as export_lib
+from xmixup_jax.compute.augment import normalize
 from xmixup_jax.errors import DataError
-from xmixup_jax.models import create_model, find_weights, forward
+from xmixup_jax.models import create_model, forward
 from xmixup_jax.models.efficientnet_lite import timm_key
-from xmixup_jax.models.pretrained import Weights, save_weights, torch_tensors
-from xmixup_jax.models.torch_file import TorchFileError, read_torch_file
-from xmixup_jax.train import train_and_evaluate
-from xmixup_jax.trained import load
+from xmixup_jax.predictor import load
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.weights import find as find_weights
+from xmixup_jax.weights.pretrained import Weights, save_weights, torch_tensors
+from xmixup_jax.weights.torch_file import TorchFileError, read_torch_file
 
 SMALL = ConfigDict({'name': 'resnet10', 'width': 4, 'stem': 'cifar', 'normalization': ''})
 
@@ -338,7 +339,7 @@ def test_every_export_comes_back_to_the_same_logits(config, tmp_path):
 
 
 def test_export_faults(tmp_path):
-    command = [sys.executable, '-m', 'xmixup_jax.export', f'--workdir={tmp_path}']
+    command = [sys.executable, '-m', 'xmixup_jax', 'export', f'--workdir={tmp_path}']
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert 'holds no finished run (model.safetensors is missing)' in done.stderr

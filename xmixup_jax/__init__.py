@@ -7,8 +7,8 @@ __version__ = '0.1.0'
 # What is useful by itself, and where it is: imported when it is first asked for.
 _HOMES = {
     'cross_domain_mixup': 'mixing',
-    'load': 'trained',
-    'load_weights': 'models.pretrained',
+    'load': 'predictor',
+    'load_weights': 'weights.pretrained',
     'losses': '',
     'match_classes': 'matching',
     'mixed_cross_entropy': 'mixing',
@@ -23,3 +23,7 @@ def __getattr__(name: str):
     if not _HOMES[name]:
         return importlib.import_module(f'{__name__}.{name}')
     return getattr(importlib.import_module(f'{__name__}.{_HOMES[name]}'), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,17 +1,14 @@
-"""Reading, checking and comparing configurations."""
+"""Checking and comparing configurations; `defaults` has their schema."""
 
 import copy
-import difflib
 import hashlib
 import json
 import math
-from pathlib import Path
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from xmixup_jax.augment import NORMALIZATIONS
+from xmixup_jax.compute.augment import NORMALIZATIONS
 from xmixup_jax.data.cache import CACHES
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
@@ -107,61 +104,6 @@ _BOUNDS = (
         'from 0 to 1',
     ),
 )
-
-
-def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
-    """Reads `--config=FILE`, `--config.KEY=VALUE` and `--workdir=DIR`.
-
-    Args:
-      argv: the program's name and its arguments.
-
-    Returns:
-      (config, workdir), the latter runs/EXPERIMENT-METHOD-seedN unless given.
-
-    Raises:
-      ConfigError: an unknown flag or key, a value of the wrong type, an unreadable file.
-    """
-    values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file(
-        'config', None, 'configuration file', flag_values=values, sys_argv=argv
-    )
-    flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
-    try:
-        rest = values(argv)
-    except flags.UnrecognizedFlagError as error:
-        raise ConfigError(f'{error}: the flags are --config, --config.KEY and --workdir') from error
-    except (AttributeError, KeyError) as error:
-        # config_flags names an unknown key by one part alone, in quotes.
-        key = str(error).replace('"', "'").lstrip("'\\").split("'")[0].rstrip('\\')
-        given = next((x for x in argv if key in x.split('=')[0].split('.')), f'key {key}')
-        raise ConfigError(f'{given}: there is no such key{_close_keys(argv, key)}') from error
-    except (flags.Error, TypeError, ValueError) as error:
-        raise ConfigError(' '.join(str(error).split())) from error
-    except (OSError, SyntaxError, ImportError) as error:
-        raise ConfigError(
-            f'cannot read the configuration: {" ".join(str(error).split())}'
-        ) from error
-    if len(rest) > 1:
-        raise ConfigError(
-            f'unexpected argument {rest[1]!r}: values are given as --config.KEY=VALUE'
-        )
-    if config_flag.value is None:
-        raise ConfigError('name an experiment, for example --config=configs/digits.py')
-    if not isinstance(config_flag.value, ConfigDict):  # a stand-in that raises when it is read
-        raise ConfigError(f'cannot read the configuration file {values["config"].config_filename}')
-    config = config_flag.value
-    experiment = Path(values['config'].config_filename).stem
-    default = Path('runs') / f'{experiment}-{config.method}-seed{config.seed}'
-    return config, Path(values.workdir) if values.workdir else default
-
-
-def _close_keys(argv: list[str], key: str) -> str:
-    without = [arg for arg in argv if not arg.lstrip('-').startswith('config.')]
-    known = flatten(parse_flags(without)[0])
-    sections = {full.rsplit('.', 1)[0] for full in known if '.' in full}
-    parts = {full.rsplit('.', 1)[-1]: full for full in [*known, *sections]}
-    close = [f'config.{parts[part]}' for part in difflib.get_close_matches(key, parts)]
-    return f'; did you mean {" or ".join(close)}?' if close else '; configs/default.py has them all'
 
 
 def _get(config: ConfigDict, key: str) -> Any:

@@ -37,3 +37,9 @@ class Interrupted(UserError):
     """SIGTERM or SIGINT arrived; the run is saved and the same command continues it."""
 
     exit_code = 75  # EX_TEMPFAIL in sysexits.h: "try again later"
+
+
+class ProcessLost(UserError):
+    """Another process of the run has ended; the same commands continue the run."""
+
+    exit_code = 75

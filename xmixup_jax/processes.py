@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from xmixup_jax.errors import ConfigError, UserError, first_line
+from xmixup_jax.errors import ConfigError, ProcessLost, UserError, first_line
 
 log = logging.getLogger('xmixup_jax')
 
@@ -28,12 +28,6 @@ T = TypeVar('T')
 # A process that was not heard of for so long has ended.
 _HEARTBEAT_SECONDS = 30
 _CONNECT_SECONDS = 120
-
-
-class ProcessLost(UserError):
-    """Another process of the run has ended; the same commands continue the run."""
-
-    exit_code = 75
 
 
 def connect(argv: list[str], environ: Mapping[str, str] = os.environ) -> list[str]:

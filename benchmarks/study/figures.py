@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.study.names import NORM_NAMES
 from benchmarks.study.outcome import Study, differences, over_tasks, percent
 from xmixup_jax.files import whole_file
-from xmixup_jax.tables import BASELINE
+from xmixup_jax.report.tables import BASELINE
 
 NORM_COLOURS = {'batch': '#c4541c', 'frozen': '#1f5fa8', 'mixed': '#7a7a7a'}
 

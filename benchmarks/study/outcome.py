@@ -9,7 +9,7 @@ from scipy import stats
 from benchmarks.study import tasks
 from benchmarks.study.names import COMPARED, NAMES
 from benchmarks.study.plan import Row, by_key, images
-from xmixup_jax.tables import BASELINE, time_ratio, training_seconds
+from xmixup_jax.report.tables import BASELINE, time_ratio, training_seconds
 
 Seeds = dict[int, float]
 

@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.data.sources import Data
+from xmixup_jax.compute.features import outputs_of
+from xmixup_jax.compute.step import Task, TrainState, create_task
+from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate
-from xmixup_jax.features import outputs_of
 from xmixup_jax.methods.base import Sizes, linear_classifier
-from xmixup_jax.provenance import commit
-from xmixup_jax.step import Task, TrainState, create_task
-from xmixup_jax.train import backbone_weights
+from xmixup_jax.run.provenance import commit
+from xmixup_jax.run.train import backbone_weights
 
 
 def probe(config: ConfigDict, data: Data) -> dict[str, Any]:

@@ -46,16 +46,17 @@ from benchmarks.study.names import NAMES, PROBE
 from benchmarks.study.plan import Case, Group, Row
 from benchmarks.study.probe import probe
 from xmixup_jax import config as config_lib
-from xmixup_jax.data.sources import Opened
+from xmixup_jax.cli.program import run_and_exit, setup
+from xmixup_jax.data.selection import Opened
 from xmixup_jax.errors import ConfigError, Interrupted, UserError
-from xmixup_jax.loop import Diverged
-from xmixup_jax.main import ended, setup
-from xmixup_jax.train import open_data, train_and_evaluate
-from xmixup_jax.workdir import METRICS
+from xmixup_jax.run.inputs import open_data
+from xmixup_jax.run.loop import Diverged
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.run.workdir import METRICS
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='run', add_help=False)  # `ended` gives help
+    parser = argparse.ArgumentParser(prog='run', add_help=False)  # `run_and_exit` gives help
     parser.add_argument('--data', required=True, type=Path)
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--results', default=Path(__file__).parent, type=Path)
@@ -180,7 +181,7 @@ def _make(case: Case, data: Path, workdir: Path) -> Row:
         raise ConfigError(f'--scale={case.scale} needs a GPU, and JAX finds none: --scale=cpu')
     config = case.configuration(data, workdir / 'cache')
     config_lib.validate(config, jax.device_count())
-    setup(config)
+    setup(config.cache_dir)
     logging.getLogger('xmixup_jax').setLevel(logging.WARNING)
     row = case._asdict() | {'changes': plan.text(case.changes)}
     row |= {
@@ -223,4 +224,4 @@ def append(path: Path, row: Row) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

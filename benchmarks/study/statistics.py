@@ -23,17 +23,19 @@ from tqdm import tqdm
 
 from benchmarks.study import probe, tasks
 from benchmarks.study.plan import Case
-from xmixup_jax import augment, mixing
+from xmixup_jax import mixing
+from xmixup_jax.cli.program import run_and_exit, setup
+from xmixup_jax.compute import augment
+from xmixup_jax.compute.reestimation import population
+from xmixup_jax.compute.step import Task, TrainState
 from xmixup_jax.data.pairing import train_batches
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.files import whole_file
-from xmixup_jax.main import ended, setup
 from xmixup_jax.models import forward
 from xmixup_jax.models.base import batch_part
-from xmixup_jax.preparation import find_match
-from xmixup_jax.reestimation import population
-from xmixup_jax.step import Task, TrainState
-from xmixup_jax.train import backbone_weights, open_data
+from xmixup_jax.run.inputs import open_data
+from xmixup_jax.run.start import find_match
+from xmixup_jax.run.train import backbone_weights
 
 FILE = 'statistics.csv'
 COLUMNS = ('scale', 'task', 'seed', 'statistics', 'top1')
@@ -102,7 +104,7 @@ def statistics_of(config: ConfigDict, data: Data, task: Task, state: TrainState)
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='statistics', add_help=False)  # `ended` gives help
+    parser = argparse.ArgumentParser(prog='statistics', add_help=False)  # `run_and_exit` gives help
     parser.add_argument('--data', required=True, type=Path)
     parser.add_argument('--results', default=Path(__file__).parent, type=Path)
     parser.add_argument('--scale', required=True, choices=tasks.SCALES)
@@ -118,7 +120,7 @@ def run(argv: list[str]) -> None:
                 changes = {'method': 'xmixup'}  # which opens the source
                 case = Case(args.scale, 'main', name, tasks.FEW, 'xmixup', '', seed, changes)
                 config = case.configuration(args.data, Path('~/.cache/xmixup_jax'))
-                setup(config)
+                setup(config.cache_dir)
                 data = open_data(config)
                 task, state = probe.pretrained(config)
                 for kind, each in statistics_of(config, data, task, state).items():
@@ -133,4 +135,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

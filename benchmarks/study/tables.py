@@ -29,10 +29,10 @@ from benchmarks.study.outcome import (
     studies,
 )
 from benchmarks.study.plan import Choice, Row
+from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.files import whole_file
-from xmixup_jax.main import ended
-from xmixup_jax.tables import BASELINE, paired_difference
+from xmixup_jax.report.tables import BASELINE, paired_difference
 
 RESULTS = 'RESULTS.md'
 
@@ -295,7 +295,7 @@ def block(name: str, rows: list[Row]) -> str:
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='tables', add_help=False)  # `ended` gives help
+    parser = argparse.ArgumentParser(prog='tables', add_help=False)  # `run_and_exit` gives help
     parser.add_argument('--results', default=Path(__file__).parent, type=Path)
     folder = parser.parse_args(argv[1:]).results
     rows = plan.read(folder / plan.RUNS)
@@ -318,4 +318,4 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    ended(run, sys.argv)
+    run_and_exit(run, sys.argv)

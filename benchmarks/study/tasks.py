@@ -6,7 +6,8 @@ from typing import NamedTuple
 import ml_collections
 
 from benchmarks.study.names import BATCH_NORMS
-from configs import default, folder
+from configs import folder
+from xmixup_jax import defaults
 from xmixup_jax.errors import DataError
 
 TASKS = ('cub100', 'grocery81', 'sports22', 'flowers17', 'scene15', 'food10')
@@ -91,8 +92,8 @@ def configuration(
     """
     size = SCALES[scale]
     config = folder.get_config()
-    config.source = default.dataset(f'folder:{data}/{SOURCE}_176', 'train', '')
-    config.target = default.dataset(f'folder:{data}/{task}_176', 'train', 'test')
+    config.source = defaults.dataset(f'folder:{data}/{SOURCE}_176', 'train', '')
+    config.target = defaults.dataset(f'folder:{data}/{task}_176', 'train', 'test')
     config.target.shots = shots
     config.resize, config.image_size = size.resize, size.image_size
     config.precision = size.precision

@@ -1,23 +1,24 @@
 """Starts runs as processes of their own, each in a copy of one that has imported everything.
 
 Reads a JSON list from each line of the standard input, the arguments after `python -m
-xmixup_jax.main` and the file for the output, last; answers with the process's number, and with its
-exit code once it has ended (minus a signal's number).
+xmixup_jax.main` and the file for the output, last; answers with the process's number, and with
+its exit code once it has ended (minus a signal's number).
 """
 
 import json
 import os
 import sys
 
-from xmixup_jax import main
+from xmixup_jax.cli import program, train
+
+assert train  # imports everything that a run needs
 
 
 def run(arguments: list[str], log: str) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(file, descriptor)
-    sys.argv = ['main', *arguments]
-    main.main()
+    program.main(['train', *arguments])
     sys.stdout.flush()
     os._exit(0)
 

@@ -10,16 +10,18 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from xmixup_jax import main
-from xmixup_jax.augment import NORMALIZATIONS
-from xmixup_jax.config import flatten, parse_flags, validate
+from xmixup_jax.cli import flags, program
+from xmixup_jax.cli import train as main
+from xmixup_jax.cli.flags import parse_flags
+from xmixup_jax.compute.augment import NORMALIZATIONS
+from xmixup_jax.config import flatten, validate
 from xmixup_jax.data.cache import CACHES
 from xmixup_jax.errors import ConfigError, UserError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
 from xmixup_jax.mixing import LABEL_SPACES
 from xmixup_jax.models.resnet import STEMS
-from xmixup_jax.train import check_inputs
+from xmixup_jax.run.inputs import check_inputs
 
 DEFAULTS = flatten(parse_flags(['main', '--config=configs/digits.py'])[0])
 # These go on from the head of a pre-trained network.
@@ -133,12 +135,12 @@ def outcome(monkeypatch):
     def fail(message, code):
         raise SystemExit(code, message)
 
-    monkeypatch.setattr(main, 'fail', fail)
-    monkeypatch.setattr(main, 'setup', lambda config: None)  # of the whole process
+    monkeypatch.setattr(program, 'fail', fail)
+    monkeypatch.setattr(flags, 'setup', lambda cache_dir: None)  # of the whole process
 
     def run(arguments):
         try:
-            main.ended(main.run, arguments)
+            program.run_and_exit(main.run, arguments)
         except SystemExit as end:
             return end.args
         return 0, ''

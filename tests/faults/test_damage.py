@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from fault_runs import rows
 
-from xmixup_jax import step as step_lib
-from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.compute import step as step_lib
 from xmixup_jax.errors import ConfigError, UserError
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.models.pretrained import save_weights
-from xmixup_jax.train import train_and_evaluate
-from xmixup_jax.workdir import damaged_files
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.run.workdir import damaged_files
+from xmixup_jax.weights.pretrained import save_weights
 
 RNG = np.random.default_rng()
 

@@ -18,10 +18,10 @@ from fault_runs import ENVIRONMENT, Server, arguments, checkpoints, rows
 from safetensors.numpy import load_file
 
 from xmixup_jax import files
-from xmixup_jax.data.sources import Data
-from xmixup_jax.export import export
-from xmixup_jax.train import train_and_evaluate
-from xmixup_jax.trained import load
+from xmixup_jax.cli.export import export
+from xmixup_jax.data.selection import Data
+from xmixup_jax.predictor import load
+from xmixup_jax.run.train import train_and_evaluate
 
 VALUES = {'steps': 40, 'checkpoint_every': 4, 'log_every': 2, 'method': 'finetune'}
 
@@ -185,7 +185,7 @@ def test_what_is_stored_with_a_run(config, tmp_path):
     assert part['first_step'] == 0 and part['device_kind'] == 'cpu' and part['devices'] == 8
     assert part['versions']['jax'] and part['variables']['JAX_PLATFORMS'] == 'cpu'
     git = partial(subprocess.run, capture_output=True, text=True)
-    tracked = git(['git', 'ls-files', '--error-unmatch', 'xmixup_jax/provenance.py'])
+    tracked = git(['git', 'ls-files', '--error-unmatch', 'xmixup_jax/run/provenance.py'])
     if tracked.returncode == 0:  # not in a copy without its history
         commit = git(['git', 'rev-parse', 'HEAD']).stdout.strip()
         assert part['commit'].removesuffix('-dirty') == commit

@@ -19,10 +19,10 @@ from test_bad_images import BAD, GOOD, encode
 
 from xmixup_jax.data import builders
 from xmixup_jax.data.decode import decode
-from xmixup_jax.data.folder import _class_files, _read
+from xmixup_jax.data.sources.folder import _class_files, _read
 from xmixup_jax.errors import DataError
-from xmixup_jax.models.pretrained import Weights
-from xmixup_jax.models.torch_file import TorchFileError, read_torch_file
+from xmixup_jax.weights.pretrained import Weights
+from xmixup_jax.weights.torch_file import TorchFileError, read_torch_file
 
 RNG = np.random.default_rng()
 SECONDS = 10  # for one input, on a busy machine

@@ -17,7 +17,7 @@ import psutil
 from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.processes import of_all

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from xmixup_jax.data.records import Records
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.matching import ClassMatch
 
 Batch = dict[str, np.ndarray]

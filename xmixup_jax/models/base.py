@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.small_maps import convolution
+from xmixup_jax.models.cpu import convolution
 
 
 class Outputs(NamedTuple):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmixup_jax.models.base import Outputs, at_hook, at_least_float32, conv, run_block
-from xmixup_jax.models.depthwise import DepthwiseConv
+from xmixup_jax.models.cpu import DepthwiseConv
 
 # Width and depth multipliers.
 SCALES = {

@@ -8,11 +8,10 @@ from urllib.parse import quote
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax import tables
-from xmixup_jax.cost import StepCost
-from xmixup_jax.report import figures
+from xmixup_jax.compute.cost import StepCost
+from xmixup_jax.report import figures, tables
 from xmixup_jax.report.page import figure_tag, write
-from xmixup_jax.workdir import REPORT
+from xmixup_jax.run.workdir import REPORT
 
 
 def write_report(

@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
+from xmixup_jax.compute.evaluation import Tested
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.records import Records
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import DataError
-from xmixup_jax.evaluation import Tested
 from xmixup_jax.files import read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.report import figures
 from xmixup_jax.report.page import figure_tag, image_uri, write
 from xmixup_jax.report.scores import reliability
-from xmixup_jax.workdir import ENVIRONMENT, METRICS, REPORT
+from xmixup_jax.run.workdir import ENVIRONMENT, METRICS, REPORT
 
 _PAIRS, _INPUTS, _MISTAKEN, _MISTAKES = 200, 12, 6, 8  # shown at most
 _IMAGES = 2  # of each class in the match

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from xmixup_jax import augment
+from xmixup_jax.compute import augment
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method, Sizes, View

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,18 +12,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from xmixup_jax import step as step_lib
-from xmixup_jax.best import Best
-from xmixup_jax.checkpoint import Checkpoints
+from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.data.pairing import Batch
 from xmixup_jax.data.records import Records
 from xmixup_jax.devices import InFlight, shard_steps
 from xmixup_jax.errors import Interrupted, UserError
-from xmixup_jax.evaluation import evaluate
-from xmixup_jax.metrics import NoLog, RunLog
 from xmixup_jax.optimizer import make_schedule
-from xmixup_jax.preparation import Start
 from xmixup_jax.processes import is_first
+from xmixup_jax.run.best import Best
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.log import NoLog, RunLog
+from xmixup_jax.run.signals import stop_signal
+from xmixup_jax.run.start import Start
 
 PyTree = Any
 
@@ -284,37 +284,3 @@ def _diverged(what: str, step: int, schedule: optax.Schedule, checkpoints: Check
         'config.optimizer.learning_rate, and to go on from the newest of them add '
         '--config.allow_changes=True'
     )
-
-
-_received: list[int] = []
-
-
-def interrupt(number: int, frame) -> None:
-    """Handler of signals outside the loop: ends the program.
-
-    Where it comes in the midst of a library's callback, Python drops what a handler raises; then
-    the loop stops after its first step.
-    """
-    del frame
-    _received.append(number)
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def stop_signal():
-    """Yields a function that says whether SIGTERM or SIGINT has arrived; a second one kills."""
-
-    def handler(number, frame):
-        del frame
-        _received.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    old = {}
-    with contextlib.suppress(ValueError):  # signals belong to the main thread
-        old = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(_received)
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)
-        _received.clear()

@@ -11,23 +11,20 @@
 Beside it a JSON file says what the classes are and how images have to be prepared. All but
 stablehlo can be given to --config.weights. The head is the target's alone.
 
-(`python -m xmixup_jax.export` is the same as `xmixup export`.)
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from xmixup_jax import augment
+from xmixup_jax.compute import augment
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import whole_file, write_json
-from xmixup_jax.main import ended
-from xmixup_jax.models.pretrained import save_weights, torch_tensors
-from xmixup_jax.trained import TrainedModel, load
+from xmixup_jax.predictor import TrainedModel, load
 from xmixup_jax.trees import write_tree
+from xmixup_jax.weights.pretrained import save_weights, torch_tensors
 
 FILES = {
     'safetensors': 'model.safetensors',
@@ -85,7 +82,7 @@ def _save_torch(output: Path, tensors: dict[str, np.ndarray]) -> None:
 
 def run(argv: list[str]) -> None:
     """Parses the flags and exports."""
-    parser = argparse.ArgumentParser(prog='export', add_help=False)  # `ended` gives help
+    parser = argparse.ArgumentParser(prog='export', add_help=False)  # `run_and_exit` gives help
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--format', default='safetensors', choices=FILES)
     parser.add_argument('--output', type=Path)
@@ -93,7 +90,3 @@ def run(argv: list[str]) -> None:
     output = args.output or args.workdir / 'export' / FILES[args.format]
     export(load(args.workdir), args.format, output)
     print(f'{args.workdir}  ->  {output}')
-
-
-if __name__ == '__main__':
-    ended(run, sys.argv)

@@ -14,12 +14,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from xmixup_jax.compute.step import Task, TrainState
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.records import Records
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate, shard
 from xmixup_jax.methods import METHODS
-from xmixup_jax.step import Task, TrainState
 
 PyTree = Any
 

@@ -6,35 +6,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
-from xmixup_jax.best import Best
-from xmixup_jax.checkpoint import Checkpoints
-from xmixup_jax.data.cache import choose, used_records, with_caches
-from xmixup_jax.data.pairing import train_batches
-from xmixup_jax.data.sources import Data, Opened, problem, train_and_test, train_records
-from xmixup_jax.devices import shard
-from xmixup_jax.errors import DataError, raise_all
-from xmixup_jax.evaluation import evaluate
+from xmixup_jax.compute.evaluation import evaluate
+from xmixup_jax.compute.reestimation import with_clean_statistics
+from xmixup_jax.data.selection import Data
 from xmixup_jax.files import read_json, write_json
-from xmixup_jax.loop import Diverged, fit
-from xmixup_jax.matching import ClassMatch, check_assignment
-from xmixup_jax.methods import METHODS
-from xmixup_jax.models.find_weights import WEIGHTS_FILE, find_weights
-from xmixup_jax.models.pretrained import Weights, save_weights
-from xmixup_jax.pool import fill_pool
-from xmixup_jax.preparation import begin, resume
 from xmixup_jax.processes import is_first, together
-from xmixup_jax.provenance import commit, record
-from xmixup_jax.reestimation import with_clean_statistics
 from xmixup_jax.report.run import write_report
-from xmixup_jax.step import Task
-from xmixup_jax.tracking import tracked
-from xmixup_jax.workdir import ENVIRONMENT, MATCH, RESULT, claim, locked, seal
+from xmixup_jax.run.best import Best
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.inputs import check_inputs, first_inputs, open_data, open_input
+from xmixup_jax.run.loop import Diverged, fit
+from xmixup_jax.run.provenance import commit, record
+from xmixup_jax.run.start import begin, report_match, resume
+from xmixup_jax.run.tracking import tracked
+from xmixup_jax.run.workdir import ENVIRONMENT, RESULT, claim, locked, seal
+from xmixup_jax.weights.find import WEIGHTS_FILE, find_weights
+from xmixup_jax.weights.pretrained import Weights, save_weights
 
 log = logging.getLogger('xmixup_jax')
 
@@ -135,91 +127,6 @@ def train_and_evaluate(
         return result
 
 
-def uses_source(config: ConfigDict) -> bool:
-    """Whether the method reads the source's records."""
-    method = METHODS[config.method]
-    return method.pairs or method.reads_source(config)
-
-
-def data_sets(config: ConfigDict) -> dict[str, str]:
-    """The names of the data sets that the run reads, by 'target' and 'source'."""
-    names = {'target': config.target.name}
-    if uses_source(config) or config.weights == 'source':
-        names['source'] = config.source.name
-    return names
-
-
-def check_inputs(config: ConfigDict) -> None:
-    """Raises DataError with everything that is missing, data sets and weights, in one message."""
-    names = data_sets(config)
-    missing = {f'config.{key}.name': problem(name, config) for key, name in names.items()}
-    if config.weights not in ('', 'source'):
-        try:
-            find_weights(config.weights)
-        except DataError as error:
-            missing['config.weights'] = str(error)
-    raise_all(missing)
-
-
-def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
-    """Opens the records of the run; checks that the classes can be matched, if they have to be.
-
-    Args:
-      config: of the run.
-      opened: what earlier runs have opened, to share it; see `sources.open_split`.
-    """
-    target, test = train_and_test(config.target, config, opened)
-    if not uses_source(config):
-        return Data(target, test, None)
-    source = train_records(config.source, config, opened)
-    if METHODS[config.method].pairs:
-        check_assignment(
-            config.match.assignment,
-            len(target.class_names),
-            len(source.class_names),
-            config.match.classes_per_target,
-        )
-    return Data(target, test, source)
-
-
-def open_input(
-    config: ConfigDict, data: Data, match: ClassMatch | None
-) -> tuple[grain.IterDataset, dict[str, jax.Array], Data]:
-    """The training batches, and where their decoded images are kept.
-
-    Returns:
-      (batches, pool, the data with caches): see `pairing.train_batches`, `pool.fill_pool` and
-      `cache.with_caches`.
-    """
-    used = used_records(data, match)
-    kind = together(lambda: choose(config, list(used.values())))
-    data = together(lambda: with_caches(config, kind, data, match))
-    batches = _batches(config, data, match, config.num_threads, positions=kind == 'device')
-    return batches, fill_pool(config, used) if kind == 'device' else {}, data
-
-
-def first_inputs(
-    task: Task, config: ConfigDict, data: Data, match: ClassMatch | None
-) -> dict[str, np.ndarray]:
-    """What the network sees in the first step: `step.input_step` of the first batch."""
-    batches = _batches(config, data, match, num_threads=1, positions=False)
-    return jax.device_get(task.input_step(shard(next(iter(batches)))))
-
-
-def _batches(
-    config: ConfigDict, data: Data, match: ClassMatch | None, num_threads: int, positions: bool
-) -> grain.IterDataset:
-    return train_batches(
-        data,
-        match,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        resize=config.resize,
-        num_threads=num_threads,
-        positions=positions,
-    )
-
-
 def backbone_weights(config: ConfigDict) -> Weights | None:
     """The weights to start from; trains them on the source if no run before has done so."""
     if config.weights == '':
@@ -236,22 +143,3 @@ def backbone_weights(config: ConfigDict) -> Weights | None:
             )
         train_and_evaluate(pretrain, folder)  # if that has not been done
     return together(lambda: Weights(folder / WEIGHTS_FILE, config.model.name))
-
-
-def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str, Any]]:
-    """Writes match.json: each target class with its source classes and their similarities.
-
-    Returns:
-      what is in it: a 'target', its 'source' classes and their 'similarity' in each row.
-    """
-    rows = [
-        {
-            'target': data.target.class_names[i],
-            'source': [data.source.class_names[c] for c in classes],
-            'similarity': [round(float(s), 6) for s in similarity],
-        }
-        for i, (classes, similarity) in enumerate(zip(match.classes, match.similarity, strict=True))
-    ]
-    if is_first():
-        write_json(workdir / MATCH, rows)
-    return rows

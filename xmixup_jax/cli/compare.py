@@ -17,14 +17,12 @@ own reports.
 Exit code 0: done; 1 some runs failed (comparison.csv says which and why) or something is missing;
 2 an impossible configuration; 75 stopped by a signal and saved, run the same command again.
 
-(`python -m xmixup_jax.compare` is the same as `xmixup compare`.)
 """
 
 import argparse
 import itertools
 import json
 import logging
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,18 +30,22 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from xmixup_jax import config as config_lib
-from xmixup_jax import cost, tables
-from xmixup_jax.data.sources import Opened
+from xmixup_jax.cli.flags import parse_flags
+from xmixup_jax.cli.program import setup
+from xmixup_jax.compute import cost
+from xmixup_jax.config import validate
+from xmixup_jax.data.selection import Opened
 from xmixup_jax.errors import UserError
 from xmixup_jax.files import write_json
-from xmixup_jax.loop import Diverged
-from xmixup_jax.main import ended, setup
 from xmixup_jax.methods import METHODS
 from xmixup_jax.processes import connect, is_first
+from xmixup_jax.report import tables
 from xmixup_jax.report.comparison import write_report
-from xmixup_jax.train import check_inputs, open_data, train_and_evaluate
-from xmixup_jax.workdir import REPORT
+from xmixup_jax.run.finished import measure
+from xmixup_jax.run.inputs import check_inputs, open_data
+from xmixup_jax.run.loop import Diverged
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.run.workdir import REPORT
 
 log = logging.getLogger('xmixup_jax')
 
@@ -59,7 +61,7 @@ class Run(NamedTuple):
 
 def parse(argv: list[str]) -> tuple[list[Run], Path]:
     """The runs that the command line asks for, and the folder of the comparison."""
-    parser = argparse.ArgumentParser(prog='compare', add_help=False)  # `ended` gives help
+    parser = argparse.ArgumentParser(prog='compare', add_help=False)  # `run_and_exit` gives help
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--methods', default='all')
     parser.add_argument('--seeds', default='0,1,2,3,4', type=_numbers(int))
@@ -68,13 +70,13 @@ def parse(argv: list[str]) -> tuple[list[Run], Path]:
     names = list(METHODS) if args.methods == 'all' else args.methods.split(',')
     runs = []
     for rate, seed, name in itertools.product(args.sample_rates, args.seeds, names):
-        config, _ = config_lib.parse_flags([argv[0], *config_args])
+        config, _ = parse_flags([argv[0], *config_args])
         config.method, config.seed = name, seed
         folder = args.workdir
         if rate is not None:
             config.target.shots, config.target.sample_rate = 0, rate
             folder = folder / f'sample_rate={rate:g}'
-        config_lib.validate(config, jax.device_count())
+        validate(config, jax.device_count())
         labels = {'sample_rate': rate, 'method': name, 'seed': seed}
         runs.append(Run(config, folder / name / f'seed{seed}', labels))
     return runs, args.workdir
@@ -142,7 +144,7 @@ def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, c
         stored = {}  # none, damaged, or an earlier version's
     if list(stored) == list(first):
         return stored
-    costs = cost.measure(
+    costs = measure(
         {name: run.config for name, run in first.items()},
         {name: run.workdir for name, run in first.items()},
     )
@@ -152,18 +154,10 @@ def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, c
 
 def run(argv: list[str]) -> None:
     runs, workdir = parse(argv)
-    setup(runs[0].config)
+    setup(runs[0].config.cache_dir)
     failed = compare(runs, workdir)
     if is_first():
         print((workdir / tables.MARKDOWN).read_text())
         print(f'->  {workdir / REPORT}, {tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')
     if failed:
         raise UserError(f'{len(failed)} of {len(runs)} runs failed: {tables.CSV} says why')
-
-
-def main() -> None:
-    ended(run, sys.argv)
-
-
-if __name__ == '__main__':
-    main()

@@ -7,22 +7,22 @@ the network on the source), computes the class features and matches the classes.
 where the same run will look for it. It can be interrupted:
 the same command goes on, and does nothing twice.
 
-Takes the same flags as `xmixup train`. (`python -m xmixup_jax.prepare` is the same.)
+Takes the same flags as `xmixup train`. (`python -m xmixup_jax prepare` is the same.)
 """
 
 import logging
-import sys
 import time
 
-from xmixup_jax.data.folder import FOLDER
-from xmixup_jax.data.tfds_source import build, make_builder, obstacle
+from xmixup_jax.cli.flags import read_command
+from xmixup_jax.cli.match import show_match
+from xmixup_jax.data.sources.folder import FOLDER
+from xmixup_jax.data.sources.tfds import build, make_builder, obstacle
 from xmixup_jax.errors import raise_all
-from xmixup_jax.main import ended, read_command
-from xmixup_jax.match import show_match
 from xmixup_jax.methods import METHODS
-from xmixup_jax.preparation import find_match
-from xmixup_jax.train import backbone_weights, check_inputs, data_sets, open_data
-from xmixup_jax.workdir import MATCH
+from xmixup_jax.run.inputs import check_inputs, data_sets, open_data
+from xmixup_jax.run.start import find_match
+from xmixup_jax.run.train import backbone_weights
+from xmixup_jax.run.workdir import MATCH
 
 log = logging.getLogger('xmixup_jax')
 
@@ -52,7 +52,3 @@ def run(argv: list[str]) -> None:
         show_match(find_match(config, weights, data), data, workdir)
         done(f'classes are matched; also in {workdir / MATCH}')
     print('prepared; now run  xmixup train  with the same flags')
-
-
-if __name__ == '__main__':
-    ended(run, sys.argv)

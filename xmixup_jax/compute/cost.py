@@ -4,21 +4,15 @@ import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from xmixup_jax import step as step_lib
-from xmixup_jax.checkpoint import Checkpoints
-from xmixup_jax.devices import shard_steps
+from xmixup_jax.compute import step as step_lib
 from xmixup_jax.methods import METHODS
-from xmixup_jax.preparation import Start, resume
-from xmixup_jax.train import open_data, open_input
 
 PyTree = Any
 WARM_UP = 3
@@ -42,18 +36,15 @@ class StepCost(NamedTuple):
     (on a GPU cuDNN's convolutions)."""
 
 
-def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[str, StepCost]:
-    """The cost of the steps of finished runs, on the same batches.
+class Stepped(Protocol):
+    """What a step runs on, such as `run.start.Start`."""
 
-    Args:
-      configs: of a finished run of each method.
-      workdirs: of the same runs; their state and constants are what the steps run on.
-    """
-    starts = {name: _open(config, workdirs[name]) for name, config in configs.items()}
-    return measure_steps(starts, _batches(configs, starts))
+    task: step_lib.Task
+    state: step_lib.TrainState
+    constants: PyTree
 
 
-def measure_steps(starts: dict[str, Start], batches: list[PyTree]) -> dict[str, StepCost]:
+def measure_steps(starts: dict[str, Stepped], batches: list[PyTree]) -> dict[str, StepCost]:
     """Times one step of each method, in turns, so that a slow moment of the machine hits all alike.
 
     Args:
@@ -150,26 +141,7 @@ def _no_compilation_cache():
         compilation_cache.reset_cache()
 
 
-def _open(config: ConfigDict, workdir: Path) -> Start:
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    try:
-        return resume(config, checkpoints)
-    finally:
-        checkpoints.close()
-
-
-def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[PyTree]:
-    """Some batches on the devices, with pairs if any of the methods uses them."""
-    name = next((name for name in configs if METHODS[name].pairs), next(iter(configs)))
-    config = configs[name]
-    config = config.copy_and_resolve_references()
-    config.data.cache = 'none'
-    batches, _, _ = open_input(config, open_data(config), starts[name].meta.match)
-    iterator = iter(batches)
-    return [shard_steps([next(iterator)]) for _ in range(BATCHES)]
-
-
-def only_used(batch: PyTree, start: Start) -> PyTree:
+def only_used(batch: PyTree, start: Stepped) -> PyTree:
     """The batch without pairs, if the method uses none."""
     if METHODS[start.task.config.method].pairs:
         return batch

@@ -4,22 +4,22 @@
     xmixup match --config=configs/digits.py --config.match.assignment=nearest
 
 Takes the same flags as `xmixup train`; the values in `config.match` are what it depends on. Writes
-match.json into the work directory. (`python -m xmixup_jax.match` is the same.)
+match.json into the work directory. (`python -m xmixup_jax match` is the same.)
 """
 
-import sys
 from pathlib import Path
 
+from xmixup_jax.cli.flags import read_command
 from xmixup_jax.data.names import readable
-from xmixup_jax.data.sources import Data
+from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import ConfigError
-from xmixup_jax.main import ended, read_command
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods import METHODS
-from xmixup_jax.preparation import find_match
 from xmixup_jax.processes import is_first
-from xmixup_jax.train import backbone_weights, check_inputs, open_data, report_match
-from xmixup_jax.workdir import MATCH
+from xmixup_jax.run.inputs import check_inputs, open_data
+from xmixup_jax.run.start import find_match, report_match
+from xmixup_jax.run.train import backbone_weights
+from xmixup_jax.run.workdir import MATCH
 
 
 def show_match(match: ClassMatch, data: Data, workdir: Path) -> None:
@@ -49,7 +49,3 @@ def run(argv: list[str]) -> None:
     if is_first():
         show_match(match, data, workdir)
         print(f'->  {workdir / MATCH}')
-
-
-if __name__ == '__main__':
-    ended(run, sys.argv)

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 from scipy.special import log_softmax
 from tqdm import tqdm
 
+from xmixup_jax.compute.step import Task, TrainState
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.devices import InFlight, shard
-from xmixup_jax.step import Task, TrainState
 
 
 class Tested(NamedTuple):

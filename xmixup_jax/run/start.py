@@ -3,30 +3,34 @@
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax import step as step_lib
-from xmixup_jax.checkpoint import Checkpoints, Meta
-from xmixup_jax.data.records import Records
-from xmixup_jax.data.sources import Data, open_split
-from xmixup_jax.devices import replicate
-from xmixup_jax.errors import ConfigError
-from xmixup_jax.features import (
+from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.features import (
     backbone_class_means,
     images_of,
     outputs_of,
     predicted_similarity,
 )
+from xmixup_jax.data.records import Records
+from xmixup_jax.data.selection import Data, open_split
+from xmixup_jax.devices import replicate
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.files import write_json
 from xmixup_jax.matching import ClassMatch, assign, class_similarity
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Setup, Sizes, with_linear_head
-from xmixup_jax.models.find_weights import find_weights
-from xmixup_jax.models.pretrained import Weights
 from xmixup_jax.optimizer import set_peak
+from xmixup_jax.processes import is_first
+from xmixup_jax.run.checkpoint import Checkpoints, Meta
+from xmixup_jax.run.workdir import MATCH
+from xmixup_jax.weights.find import find_weights
+from xmixup_jax.weights.pretrained import Weights
 
 PyTree = Any
 
@@ -153,3 +157,22 @@ def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> Clas
         )
         similarity = class_similarity(target, source, options.similarity)
     return assign(similarity, options.assignment, options.classes_per_target, config.seed)
+
+
+def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str, Any]]:
+    """Writes match.json: each target class with its source classes and their similarities.
+
+    Returns:
+      what is in it: a 'target', its 'source' classes and their 'similarity' in each row.
+    """
+    rows = [
+        {
+            'target': data.target.class_names[i],
+            'source': [data.source.class_names[c] for c in classes],
+            'similarity': [round(float(s), 6) for s in similarity],
+        }
+        for i, (classes, similarity) in enumerate(zip(match.classes, match.similarity, strict=True))
+    ]
+    if is_first():
+        write_json(workdir / MATCH, rows)
+    return rows

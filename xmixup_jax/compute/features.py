@@ -15,17 +15,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.special import softmax
 
-from xmixup_jax.augment import evaluation_view
+from xmixup_jax.compute.augment import evaluation_view
+from xmixup_jax.compute.evaluation import over_records
+from xmixup_jax.compute.step import Task, TrainState, create_task, feature_step, map_eval_step
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
-from xmixup_jax.evaluation import over_records
 from xmixup_jax.files import load_arrays, save_arrays
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.models.pretrained import Weights
 from xmixup_jax.processes import is_first, of_all
-from xmixup_jax.step import Task, TrainState, create_task, feature_step, map_eval_step
+from xmixup_jax.weights.pretrained import Weights
 
 _SAVE_SECONDS = 10.0  # between two saves of unfinished class means
 

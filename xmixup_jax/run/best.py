@@ -6,12 +6,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from xmixup_jax.compute.step import TrainState
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import set_aside
-from xmixup_jax.models.pretrained import Weights, read_metadata, save_weights
 from xmixup_jax.processes import is_first
-from xmixup_jax.step import TrainState
-from xmixup_jax.workdir import BEST
+from xmixup_jax.run.workdir import BEST
+from xmixup_jax.weights.pretrained import Weights, read_metadata, save_weights
 
 log = logging.getLogger('xmixup_jax')
 

@@ -17,15 +17,15 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 from scipy.special import softmax
 
-from xmixup_jax import augment
+from xmixup_jax.compute import augment
 from xmixup_jax.data.decode import MAX_BYTES, MAX_PIXELS, decode, middle_square
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.pairing import worker_threads
 from xmixup_jax.errors import DataError
 from xmixup_jax.models import create_model, forward
-from xmixup_jax.models.find_weights import WEIGHTS_FILE
-from xmixup_jax.models.pretrained import Weights, read_metadata
 from xmixup_jax.optimizer import HEAD
+from xmixup_jax.weights.find import WEIGHTS_FILE
+from xmixup_jax.weights.pretrained import Weights, read_metadata
 
 # What cannot be decoded is reported by this program, with the file's name.
 logging.getLogger('PIL').setLevel(logging.CRITICAL)

@@ -22,11 +22,11 @@ from xmixup_jax.data.names import imagenet_ids, readable
 from xmixup_jax.errors import DataError, UserError, first_line
 from xmixup_jax.files import arrays_digest, json_array, read_json, whole_file
 from xmixup_jax.models import MODELS, create_model
-from xmixup_jax.models.find_weights import TORCH_SUFFIXES, find_weights
-from xmixup_jax.models.torch_file import TorchFileError, read_torch_file
 from xmixup_jax.models.vit import resize_positions
 from xmixup_jax.optimizer import HEAD
 from xmixup_jax.trees import network_digest, read_tree
+from xmixup_jax.weights.find import TORCH_SUFFIXES, find_weights
+from xmixup_jax.weights.torch_file import TorchFileError, read_torch_file
 
 PyTree = Any
 _HEADER = 'xmixup_jax'  # entry of a file's header

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.data.folder import FOLDER, folder_path, open_folder
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.tfds_source import open_tfds, unprepared
+from xmixup_jax.data.sources.folder import FOLDER, folder_path, open_folder
+from xmixup_jax.data.sources.tfds import open_tfds, unprepared
 from xmixup_jax.errors import DataError
 
 

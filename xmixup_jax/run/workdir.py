@@ -8,12 +8,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
-from xmixup_jax.checkpoint import Checkpoints
 from xmixup_jax.errors import ConfigError, UserError, first_line
 from xmixup_jax.files import held, read_json, set_aside, sha256, whole_file, write_json
-from xmixup_jax.models.find_weights import WEIGHTS_FILE
-from xmixup_jax.models.pretrained import is_whole
 from xmixup_jax.processes import first_says, is_first, together
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.weights.find import WEIGHTS_FILE
+from xmixup_jax.weights.pretrained import is_whole
 
 log = logging.getLogger('xmixup_jax')
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from xmixup_jax.cost import StepCost
+from xmixup_jax.compute.cost import StepCost
 from xmixup_jax.files import whole_file
 
 CSV, MARKDOWN, FIGURE = 'comparison.csv', 'comparison.md', 'comparison.png'

@@ -15,7 +15,6 @@ others are predicted all the same, and the exit code is 1. The same from Python:
     model = xmixup_jax.load('runs/digits-xmixup-seed0')
     model.predict(['photo.jpg'])
 
-(`python -m xmixup_jax.predict` is the same as `xmixup predict`.)
 """
 
 import argparse
@@ -29,10 +28,10 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from xmixup_jax.data.folder import IMAGE_SUFFIXES
+from xmixup_jax.cli.program import setup
+from xmixup_jax.data.sources.folder import IMAGE_SUFFIXES
 from xmixup_jax.errors import DataError, UserError
-from xmixup_jax.main import ended, setup
-from xmixup_jax.trained import Prediction, load
+from xmixup_jax.predictor import Prediction, load
 
 Write = Callable[[Path, Prediction], None]
 
@@ -101,7 +100,9 @@ FORMATS = {'table': _table, 'csv': _csv, 'json': _json}
 
 def run(argv: list[str]) -> None:
     """Parses the flags and predicts."""
-    parser = argparse.ArgumentParser(prog='xmixup predict', add_help=False)  # `ended` gives help
+    parser = argparse.ArgumentParser(
+        prog='xmixup predict', add_help=False
+    )  # `run_and_exit` gives help
     parser.add_argument('images', nargs='+', type=Path)
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--format', default='table', choices=FORMATS)
@@ -111,7 +112,7 @@ def run(argv: list[str]) -> None:
     if args.top < 0 or args.batch_size < 1:
         parser.error('--top must be 0 or more, --batch_size 1 or more')
     model = load(args.workdir)
-    setup(model.config)
+    setup(model.config.cache_dir)
     paths = find_images(args.images)
     bad = 0
     bar = tqdm(paths, 'predict', unit='image', disable=None, leave=False)
@@ -124,7 +125,3 @@ def run(argv: list[str]) -> None:
                 write(path, result)
     if bad:
         raise UserError(f'{bad} of {len(paths)} images could not be decoded; they are named above')
-
-
-if __name__ == '__main__':
-    ended(run, sys.argv)

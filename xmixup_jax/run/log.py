@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from xmixup_jax.errors import UserError
 from xmixup_jax.files import whole_file
-from xmixup_jax.workdir import METRICS
+from xmixup_jax.run.workdir import METRICS
 
 COLUMNS = (
     'step',

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import orbax.checkpoint as ocp
 
+from xmixup_jax.compute.step import TrainState
 from xmixup_jax.devices import everywhere, global_arrays, local_arrays
 from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.files import arrays_digest, json_array, set_aside, sync_tree
 from xmixup_jax.matching import ClassMatch
-from xmixup_jax.memory import give_back_memory
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first, together
-from xmixup_jax.step import TrainState
+from xmixup_jax.run.memory import give_back_memory
 from xmixup_jax.trees import by_name, int_keys, network_digest, read_tree, tree_digest, write_tree
 
 PyTree = Any

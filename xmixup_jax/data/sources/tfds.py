@@ -73,7 +73,7 @@ def unprepared(name: str, config: ConfigDict) -> str | None:
         return None
     return (
         f'data set {name} is not prepared in {builder.data_dir}: {_archives(builder)}run  '
-        'python -m xmixup_jax.prepare  with the same --config flags'
+        'python -m xmixup_jax.cli.prepare  with the same --config flags'
     )
 
 

@@ -1,0 +1,156 @@
+"""The flags that all experiments share: --config, --config.KEY and --workdir."""
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from xmixup_jax import defaults
+from xmixup_jax.cli.program import setup
+from xmixup_jax.config import flatten, validate
+from xmixup_jax.errors import ConfigError
+from xmixup_jax.processes import connect
+
+_PACKAGE = Path(__file__).parents[1]
+# Installed with the package, or beside it in a checkout.
+EXPERIMENTS = next(
+    path for path in (_PACKAGE / 'configs', _PACKAGE.parent / 'configs') if path.is_dir()
+)
+
+
+def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
+    """Reads a command line, joins the other processes of the run, and sets up this one.
+
+    Returns:
+      (config, workdir): the configuration, validated, and the folder of the run.
+    """
+    config, workdir = parse_flags(connect(argv))
+    validate(config, jax.device_count())
+    setup(config.cache_dir)
+    return config, workdir
+
+
+def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
+    """Reads `--config=NAME`, `--config.KEY=VALUE` and `--workdir=DIR`.
+
+    Args:
+      argv: the program's name and its arguments.
+
+    Returns:
+      (config, workdir), the latter runs/EXPERIMENT-METHOD-seedN unless given.
+
+    Raises:
+      ConfigError: an unknown flag or key, a value of the wrong type, an unreadable file.
+    """
+    name, argv = _take_config(argv)
+    path = find_experiment(name)
+    config = load_experiment(path)
+    _check_keys(argv, config)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
+    flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=values)
+    try:
+        rest = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise ConfigError(f'{error}: the flags are --config, --config.KEY and --workdir') from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(' '.join(str(error).split())) from error
+    if len(rest) > 1:
+        raise ConfigError(
+            f'unexpected argument {rest[1]!r}: values are given as --config.KEY=VALUE'
+        )
+    config = values.config
+    default = Path('runs') / f'{path.stem}-{config.method}-seed{config.seed}'
+    return config, Path(values.workdir) if values.workdir else default
+
+
+def _take_config(argv: list[str]) -> tuple[str, list[str]]:
+    """The value of `--config`, and the command line without it."""
+    for i, argument in enumerate(argv):
+        if argument in ('--config', '-config') and i + 1 < len(argv):
+            return argv[i + 1], argv[:i] + argv[i + 2 :]
+        if argument.startswith(('--config=', '-config=')):
+            return argument.split('=', 1)[1], argv[:i] + argv[i + 1 :]
+    raise ConfigError('name an experiment, for example --config=digits')
+
+
+def find_experiment(name: str) -> Path:
+    """The file of an experiment: a path, or the name of one installed with the package.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    for path in (Path(name).expanduser(), EXPERIMENTS / f'{name}.py'):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in EXPERIMENTS.glob('[a-z]*.py'))
+    raise ConfigError(
+        f'--config={name}: there is no such file, and no installed experiment of this name '
+        f'({", ".join(known)})'
+    )
+
+
+def load_experiment(path: Path) -> ConfigDict:
+    """The configuration of a file; keys that its `get_config` leaves out have their defaults.
+
+    Raises:
+      ConfigError: the file cannot be read, has no `get_config`, or has an unknown key.
+    """
+    spec = importlib.util.spec_from_loader(path.stem, None)
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(path)
+    try:
+        exec(compile(path.read_bytes(), str(path), 'exec'), module.__dict__)  # noqa: S102
+        given = ConfigDict(module.get_config())
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(
+            f'cannot read the configuration {path}: {type(error).__name__}: '
+            f'{" ".join(str(error).split())}'
+        ) from error
+    config = defaults.get_config()
+    known = flatten(config)
+    for key, value in flatten(given).items():
+        if key not in known:
+            raise ConfigError(f'{path}: there is no key {key!r}{_similar(key, known)}')
+        try:
+            config.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f'{path}: {key}={value!r}: {error}') from error
+    return config
+
+
+def _check_keys(argv: list[str], config: ConfigDict) -> None:
+    """Raises ConfigError if a `--config.KEY` names no value."""
+    known = flatten(config)
+    for argument in argv[1:]:
+        prefix, _, rest = argument.partition('.')
+        if prefix.lstrip('-') in ('config', 'noconfig') and prefix.startswith('-'):
+            key = rest.split('=')[0]
+            if key not in known:
+                section = any(each.startswith(f'{key}.') for each in known)
+                words = (
+                    f'names a group of values, for example --config.{_first(key, known)}'
+                    if section
+                    else f'there is no such key{_similar(key, known)}'
+                )
+                raise ConfigError(f'{argument}: {words}')
+
+
+def _first(section: str, known: dict[str, Any]) -> str:
+    return next(key for key in known if key.startswith(f'{section}.'))
+
+
+def _similar(key: str, known: dict[str, Any]) -> str:
+    """Words that suggest the keys most like `key`: those that end alike come first."""
+    last = key.rsplit('.', 1)[-1]
+    ends = {full.rsplit('.', 1)[-1]: full for full in reversed(list(known))}
+    close = difflib.get_close_matches(key, known) or [
+        ends[end] for end in difflib.get_close_matches(last, ends)
+    ]
+    if not close:
+        return f'; {Path(defaults.__file__).name} explains all of them'
+    return f'; did you mean {" or ".join(f"config.{each}" for each in close)}?'

@@ -1,0 +1,157 @@
+"""XMixup: train an image classifier on few images, with help from a large labelled data set.
+
+    xmixup train --config=configs/digits.py        train and test; writes a report
+    xmixup match --config=configs/digits.py        show which source class helps which class
+    xmixup compare --config=configs/digits.py --methods=xmixup,finetune --workdir=runs/compare
+                                                   several methods and seeds, in one table
+    xmixup predict --workdir=RUN photo.jpg dir/    classes of other images
+    xmixup export --workdir=RUN --format=torch     weights for other programs
+    xmixup prepare --config=configs/cub.py         download and convert in advance
+
+`xmixup COMMAND --help` explains one of them. The first needs no download: it trains on digits that
+come inside Python packages. Documentation: README.md and docs/.
+"""
+
+import ast
+import importlib
+import importlib.util
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from xmixup_jax.errors import Interrupted, ProcessLost, UserError, first_line
+from xmixup_jax.run.signals import interrupt
+
+COMMANDS = ('train', 'match', 'compare', 'predict', 'export', 'prepare')
+HELP = {'-h', '--help', '-help', 'help'}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console command `xmixup`.
+
+    Args:
+      arguments: the command's name and its flags; those of the process by default.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ['--help']
+    if HELP & {name, *rest}:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+    if name in HELP:
+        print(__doc__)
+    elif name == '--version':
+        print(importlib.import_module('xmixup_jax').__version__)
+    elif name not in COMMANDS:
+        print(
+            f'xmixup: there is no command {name!r}: {", ".join(COMMANDS)}; try  xmixup --help',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    elif HELP & set(rest):
+        print(help_text(module_of(name)))
+    else:
+        # A signal while JAX is being imported ends the process like any later one.
+        run_and_exit(
+            lambda argv: importlib.import_module(module_of(name)).run(argv),
+            [f'xmixup {name}', *rest],
+        )
+
+
+def module_of(command: str) -> str:
+    """The module that holds a command's help and its `run`."""
+    return f'{__package__}.{command}'
+
+
+def help_text(module: str) -> str:
+    """The docstring of a module, which is not imported: JAX alone would take seconds."""
+    source = Path(importlib.util.find_spec(module).origin).read_text(encoding='utf-8')
+    return ast.get_docstring(ast.parse(source))
+
+
+def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
+    """Runs a program. A user's mistake or a signal ends the process with one line on standard
+    error and an exit code; `--help` prints the docstring of the program's module."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # the training loop has its own, and saves first
+        signal.signal(number, interrupt)
+    try:
+        if HELP & set(argv):
+            print(sys.modules[program.__module__].__doc__)
+        else:
+            program(argv)
+            sys.stdout.flush()
+    except UserError as error:
+        if isinstance(error, Interrupted):
+            # All processes have agreed to stop, and some may still be writing.
+            importlib.import_module('xmixup_jax.processes').leave()
+        fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        fail('stopped by a signal: the same command continues', Interrupted.exit_code)
+    except BrokenPipeError:  # whoever read the output, `head` say, has had enough
+        os._exit(1)
+    except OSError as error:  # a full disk, a read-only folder
+        if error.strerror is None:
+            raise
+        where = f' {error.filename}' if error.filename else ''
+        fail(
+            f'cannot read or write{where}: {error.strerror}; mend that (room, permissions) and run '
+            'the same command again: it continues',
+            UserError.exit_code,
+        )
+    except Exception as error:
+        _fail_on_device_error(error)
+        raise
+
+
+def _fail_on_device_error(error: Exception) -> None:
+    """Ends the process if the devices ran out of memory, or another process was lost."""
+    jax = sys.modules.get('jax')
+    if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
+        return
+    if 'RESOURCE_EXHAUSTED' in str(error):
+        fail(
+            f'the devices have too little memory ({first_line(error)}): lower config.batch_size'
+            ', or use config.accumulate_steps, config.remat or config.precision=bfloat16',
+            UserError.exit_code,
+        )
+    if jax.process_count() > 1:
+        fail(
+            f'another process of the run has ended or cannot be reached ({first_line(error)}): '
+            'start all of them again; they continue from the newest checkpoint',
+            ProcessLost.exit_code,
+        )
+
+
+def fail(message: str, exit_code: int) -> NoReturn:
+    """Ends the process with one line, without waiting for threads that still read images."""
+    sys.stdout.flush()
+    print(f'xmixup: {message}', file=sys.stderr, flush=True)
+    os._exit(exit_code)
+
+
+def setup(cache_dir: str) -> None:
+    """Sets the log level and the persistent compilation cache of the process.
+
+    Args:
+      cache_dir: config.cache_dir.
+    """
+    import jax
+    from absl import logging as absl_logging
+
+    # orbax and tfds log every file they touch, and a stack trace for every error they raise.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it logs every retry
+    logging.basicConfig(format='%(message)s', force=True)
+    level = logging.INFO if jax.process_index() == 0 else logging.WARNING
+    logging.getLogger('xmixup_jax').setLevel(level)
+    jax.config.update('jax_compilation_cache_dir', str(Path(cache_dir).expanduser() / 'xla'))
+    # Small programs as well: there are many before the first step.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(args) -> None:
+    """Like Python's own hook, but silent about reads that orbax gave up: their loop is gone."""
+    if 'Event loop is closed' not in str(args.exc_value):
+        sys.__unraisablehook__(args)

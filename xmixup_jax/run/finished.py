@@ -1,0 +1,45 @@
+"""Finished runs, opened again to measure what their steps cost."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from xmixup_jax.compute.cost import BATCHES, StepCost, measure_steps
+from xmixup_jax.devices import shard_steps
+from xmixup_jax.methods import METHODS
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.inputs import open_data, open_input
+from xmixup_jax.run.start import Start, resume
+
+PyTree = Any
+
+
+def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[str, StepCost]:
+    """The cost of the steps of finished runs, on the same batches.
+
+    Args:
+      configs: of a finished run of each method.
+      workdirs: of the same runs; their state and constants are what the steps run on.
+    """
+    starts = {name: _open(config, workdirs[name]) for name, config in configs.items()}
+    return measure_steps(starts, _batches(configs, starts))
+
+
+def _open(config: ConfigDict, workdir: Path) -> Start:
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    try:
+        return resume(config, checkpoints)
+    finally:
+        checkpoints.close()
+
+
+def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[PyTree]:
+    """Some batches on the devices, with pairs if any of the methods uses them."""
+    name = next((name for name in configs if METHODS[name].pairs), next(iter(configs)))
+    config = configs[name]
+    config = config.copy_and_resolve_references()
+    config.data.cache = 'none'
+    batches, _, _ = open_input(config, open_data(config), starts[name].meta.match)
+    iterator = iter(batches)
+    return [shard_steps([next(iterator)]) for _ in range(BATCHES)]

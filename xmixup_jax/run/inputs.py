@@ -1,0 +1,103 @@
+"""The data and weights of a run: what it needs, what is missing, and its batches."""
+
+import grain
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax.compute.step import Task
+from xmixup_jax.data.cache import choose, used_records, with_caches
+from xmixup_jax.data.pairing import train_batches
+from xmixup_jax.data.pool import fill_pool
+from xmixup_jax.data.selection import Data, Opened, problem, train_and_test, train_records
+from xmixup_jax.devices import shard
+from xmixup_jax.errors import DataError, raise_all
+from xmixup_jax.matching import ClassMatch, check_assignment
+from xmixup_jax.methods import METHODS
+from xmixup_jax.processes import together
+from xmixup_jax.weights.find import find_weights
+
+
+def uses_source(config: ConfigDict) -> bool:
+    """Whether the method reads the source's records."""
+    method = METHODS[config.method]
+    return method.pairs or method.reads_source(config)
+
+
+def data_sets(config: ConfigDict) -> dict[str, str]:
+    """The names of the data sets that the run reads, by 'target' and 'source'."""
+    names = {'target': config.target.name}
+    if uses_source(config) or config.weights == 'source':
+        names['source'] = config.source.name
+    return names
+
+
+def check_inputs(config: ConfigDict) -> None:
+    """Raises DataError with everything that is missing, data sets and weights, in one message."""
+    names = data_sets(config)
+    missing = {f'config.{key}.name': problem(name, config) for key, name in names.items()}
+    if config.weights not in ('', 'source'):
+        try:
+            find_weights(config.weights)
+        except DataError as error:
+            missing['config.weights'] = str(error)
+    raise_all(missing)
+
+
+def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
+    """Opens the records of the run; checks that the classes can be matched, if they have to be.
+
+    Args:
+      config: of the run.
+      opened: what earlier runs have opened, to share it; see `sources.open_split`.
+    """
+    target, test = train_and_test(config.target, config, opened)
+    if not uses_source(config):
+        return Data(target, test, None)
+    source = train_records(config.source, config, opened)
+    if METHODS[config.method].pairs:
+        check_assignment(
+            config.match.assignment,
+            len(target.class_names),
+            len(source.class_names),
+            config.match.classes_per_target,
+        )
+    return Data(target, test, source)
+
+
+def open_input(
+    config: ConfigDict, data: Data, match: ClassMatch | None
+) -> tuple[grain.IterDataset, dict[str, jax.Array], Data]:
+    """The training batches, and where their decoded images are kept.
+
+    Returns:
+      (batches, pool, the data with caches): see `pairing.train_batches`, `pool.fill_pool` and
+      `cache.with_caches`.
+    """
+    used = used_records(data, match)
+    kind = together(lambda: choose(config, list(used.values())))
+    data = together(lambda: with_caches(config, kind, data, match))
+    batches = _batches(config, data, match, config.num_threads, positions=kind == 'device')
+    return batches, fill_pool(config, used) if kind == 'device' else {}, data
+
+
+def first_inputs(
+    task: Task, config: ConfigDict, data: Data, match: ClassMatch | None
+) -> dict[str, np.ndarray]:
+    """What the network sees in the first step: `step.input_step` of the first batch."""
+    batches = _batches(config, data, match, num_threads=1, positions=False)
+    return jax.device_get(task.input_step(shard(next(iter(batches)))))
+
+
+def _batches(
+    config: ConfigDict, data: Data, match: ClassMatch | None, num_threads: int, positions: bool
+) -> grain.IterDataset:
+    return train_batches(
+        data,
+        match,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        resize=config.resize,
+        num_threads=num_threads,
+        positions=positions,
+    )
