@@ -26,8 +26,8 @@ from benchmarks import synthetic
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.devices import shard_steps
+from xmixup_jax.integrity import network_digest, tree_digest
 from xmixup_jax.run.checkpoint import Checkpoints
-from xmixup_jax.trees import network_digest, tree_digest
 
 
 def run(argv: list[str]) -> None:

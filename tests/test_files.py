@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 
 WRITE = """
 import sys
 from pathlib import Path
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 for _ in range(300):
-    with whole_file(Path(sys.argv[1])) as partial:
+    with atomic_write(Path(sys.argv[1])) as partial:
         partial.write_text(sys.argv[2] * 1000)
 """
 
@@ -32,7 +32,7 @@ def test_processes_may_write_the_same_file_at_once(tmp_path):
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / 'file'
     path.write_text('old')
-    with pytest.raises(ValueError, match='no'), whole_file(path) as partial:
+    with pytest.raises(ValueError, match='no'), atomic_write(path) as partial:
         partial.write_text('half')
         raise ValueError('no')
     assert path.read_text() == 'old'

@@ -1,8 +1,7 @@
-"""Files that appear whole or not at all, and whose damage is noticed."""
+"""Atomic writes and file locks."""
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -10,7 +9,7 @@ import socket
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,16 @@ log = logging.getLogger('xmixup_jax')
 
 
 @contextlib.contextmanager
-def held(folder: Path, key: str, wait: bool) -> Iterator[None]:
-    """Makes the folder and holds it, so that no other process does the same.
+def file_lock(folder: Path, key: str, wait: bool) -> Iterator[None]:
+    """Makes the folder and locks it against other processes.
 
     Args:
-      folder: to hold.
-      key: what a user can change it with.
-      wait: for another process that holds it, or fail.
+      folder: to lock.
+      key: the flag that chooses another folder, for errors.
+      wait: until another process releases the lock, or fail.
 
     Raises:
-      UserError: it cannot be written, or is held; names the host and the process that holds it.
+      UserError: the folder is not writable, or locked; names the host and process of the owner.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,8 +58,8 @@ def held(folder: Path, key: str, wait: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to; what is there in the end, on disk, takes the place of `path`."""
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path; the file written there replaces `path`, once it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this process alone: others may be writing the same file of a shared cache.
     partial = path.with_name(f'{path.name}.{socket.gethostname()}-{os.getpid()}.tmp')
@@ -97,7 +96,7 @@ def sync_tree(folder: Path) -> None:
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes a .npz file, which has a checksum of each array."""
-    with whole_file(path) as partial, partial.open('wb') as file:
+    with atomic_write(path) as partial, partial.open('wb') as file:
         np.savez(file, **arrays)
 
 
@@ -117,7 +116,7 @@ def load_arrays(path: Path, *keys: str) -> list[np.ndarray] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + '\n')
 
 
@@ -133,25 +132,6 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f'{path} is damaged ({error}): restore it from a copy, or remove it'
         ) from error
-
-
-def sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, shapes, types and values, whatever the order."""
-    digest = hashlib.sha256()
-    for key, array in sorted(arrays.items()):
-        digest.update(f'{key} {array.shape} {array.dtype}'.encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-    return digest.hexdigest()
-
-
-def json_array(value: Any) -> np.ndarray:
-    """uint8 array of a JSON value, for `arrays_digest`; equal values give equal arrays."""
-    return np.frombuffer(json.dumps(value, sort_keys=True).encode(), np.uint8)
 
 
 def set_aside(path: Path, workdir: Path) -> Path:

@@ -184,21 +184,21 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def of_all(value: np.ndarray) -> np.ndarray:
+def all_gather(value: np.ndarray) -> np.ndarray:
     """Every process's value, [processes, ...], in all of them."""
     if jax.process_count() == 1:
         return value[None]
     return multihost_utils.process_allgather(value)
 
 
-def first_says(value: bool) -> bool:
+def broadcast(value: bool) -> bool:
     """The first process's value, in all of them."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def together(action: Callable[[], T]) -> T:
+def on_all_processes(action: Callable[[], T]) -> T:
     """Returns `action()`, which all processes call; a user's mistake seen by one ends all.
 
     Raises:
@@ -211,7 +211,7 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except UserError as raised:
         error = raised
-    failed = of_all(np.array(error is not None))
+    failed = all_gather(np.array(error is not None))
     if error is not None:
         raise error
     if failed.any():

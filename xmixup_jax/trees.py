@@ -1,4 +1,4 @@
-"""Trees of arrays on disk, in orbax's format, and what they are known by."""
+"""Trees of arrays on disk, in orbax's format."""
 
 import os
 from pathlib import Path
@@ -8,29 +8,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from xmixup_jax.files import arrays_digest
-
 PyTree = Any
 
 # A small folder may say that it holds huge arrays, which would be made before they are read.
 _MAX_GROWTH = 100
 _ALWAYS_ALLOWED = 2**26
-
-
-def by_name(tree: PyTree) -> dict[str, Any]:
-    """The leaves by their path, such as 'params/fc/kernel'."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
-
-
-def tree_digest(tree: PyTree) -> str:
-    """`files.arrays_digest` of the leaves."""
-    return arrays_digest(by_name(jax.device_get(tree)))
-
-
-def network_digest(params: PyTree, batch_stats: PyTree) -> str:
-    """`tree_digest` of a network; a checkpoint keeps it for those that read no more of it."""
-    return tree_digest({'params': params, 'batch_stats': batch_stats})
 
 
 def write_tree(path: Path, tree: PyTree) -> None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.study.names import NORM_NAMES
 from benchmarks.study.outcome import Study, differences, over_tasks, percent
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 from xmixup_jax.report.tables import BASELINE
 
 NORM_COLOURS = {'batch': '#c4541c', 'frozen': '#1f5fa8', 'mixed': '#7a7a7a'}
@@ -26,7 +26,7 @@ def write(folder: Path, found: list[Study]) -> None:
         if figure is not None:
             # Without a date or random ids equal rows give equal files.
             salt = {'svg.hashsalt': name}
-            with whole_file(folder / name) as partial, matplotlib.rc_context(salt):
+            with atomic_write(folder / name) as partial, matplotlib.rc_context(salt):
                 figure.savefig(partial, format='svg', metadata={'Date': None})
 
 

@@ -30,7 +30,7 @@ from xmixup_jax.compute.reestimation import population
 from xmixup_jax.compute.step import Task, TrainState
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.selection import Data
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 from xmixup_jax.models import forward
 from xmixup_jax.models.base import batch_part
 from xmixup_jax.run.inputs import open_data
@@ -128,7 +128,7 @@ def run(argv: list[str]) -> None:
                     values = (args.scale, name, seed, kind, tested['top1'])
                     rows.append(dict(zip(COLUMNS, values, strict=True)))
                 bar.update()
-                with whole_file(args.results / FILE) as partial, partial.open('w') as file:
+                with atomic_write(args.results / FILE) as partial, partial.open('w') as file:
                     writer = csv.DictWriter(file, COLUMNS)
                     writer.writeheader()
                     writer.writerows(rows)

@@ -31,7 +31,7 @@ from benchmarks.study.outcome import (
 from benchmarks.study.plan import Choice, Row
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.errors import DataError, UserError
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 from xmixup_jax.report.tables import BASELINE, paired_difference
 
 RESULTS = 'RESULTS.md'
@@ -309,7 +309,7 @@ def run(argv: list[str]) -> None:
         for name, content in blocks.items():
             new = f'<!-- {name} -->\n\n{content}\n\n<!-- end -->'
             text = re.sub(f'<!-- {name} -->.*?<!-- end -->', lambda _, n=new: n, text, flags=re.S)
-        with whole_file(page) as partial:
+        with atomic_write(page) as partial:
             partial.write_text(text)
     else:
         for name in TABLES:

@@ -21,7 +21,7 @@ import numpy as np
 
 from xmixup_jax.compute import augment
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import whole_file, write_json
+from xmixup_jax.files import atomic_write, write_json
 from xmixup_jax.predictor import TrainedModel, load
 from xmixup_jax.trees import write_tree
 from xmixup_jax.weights.pretrained import save_weights, torch_tensors
@@ -64,7 +64,7 @@ def export(trained: TrainedModel, form: str, output: Path) -> None:
         exported = jax.export.export(jax.jit(trained.logits), platforms=('cpu', 'cuda', 'tpu'))(
             jax.ShapeDtypeStruct(shape, np.uint8)
         )
-        with whole_file(output) as partial:
+        with atomic_write(output) as partial:
             partial.write_bytes(exported.serialize())
     write_json(output.with_name(output.name + '.json'), description)
 
@@ -76,7 +76,7 @@ def _save_torch(output: Path, tensors: dict[str, np.ndarray]) -> None:
         raise DataError(
             '--format=torch needs PyTorch: run  pip install torch , or take --format=safetensors'
         ) from error
-    with whole_file(output) as partial:
+    with atomic_write(output) as partial:
         torch.save({key: torch.from_numpy(array) for key, array in tensors.items()}, partial)
 
 

@@ -24,7 +24,7 @@ from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import load_arrays, save_arrays
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.processes import is_first, of_all
+from xmixup_jax.processes import all_gather, is_first
 from xmixup_jax.weights.pretrained import Weights
 
 _SAVE_SECONDS = 10.0  # between two saves of unfinished class means
@@ -174,7 +174,7 @@ def backbone_class_means(
     if backbone is not None:
         path = _cache_path(config, backbone, records)
         found = load_arrays(path, 'means')
-        if not of_all(np.array(found is None)).any():
+        if not all_gather(np.array(found is None)).any():
             return found[0]
     config = config.copy_and_resolve_references()
     config.method = 'finetune'  # the plain network

@@ -20,7 +20,7 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ClassMatch
-from xmixup_jax.processes import of_all
+from xmixup_jax.processes import all_gather
 
 log = logging.getLogger('xmixup_jax')
 
@@ -153,7 +153,7 @@ def choose(config: ConfigDict, records: Sequence[Records]) -> str:
         else:
             fits = [needed[k] <= share * free[k] for k, share in _SHARES.items()]
             # All processes do the same: what fits in each of them.
-            fits = of_all(np.array(fits)).all(axis=0)
+            fits = all_gather(np.array(fits)).all(axis=0)
             kind = (*(k for k, fit in zip(_SHARES, fits, strict=True) if fit), 'none')[0]
             reason = 'automatic choice'
     elif kind == 'memory' and needed[kind] > free[kind]:
@@ -232,4 +232,4 @@ def _free_memory() -> int:
 def _processes_here() -> int:
     """Processes of this run on this machine."""
     name = np.uint32(zlib.crc32(socket.gethostname().encode()))
-    return int((of_all(name) == name).sum())
+    return int((all_gather(name) == name).sum())

@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from markupsafe import Markup
 
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 
 THUMBNAIL = 96  # px, at most
 
@@ -29,7 +29,7 @@ def write(path: Path, template: str, **values: Any) -> None:
     Raises:
       OSError: there is no room.
     """
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(_templates.get_template(template).render(**values), encoding='utf-8')
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from xmixup_jax.compute.cost import StepCost
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 
 CSV, MARKDOWN, FIGURE = 'comparison.csv', 'comparison.md', 'comparison.png'
 BASELINE = 'finetune'
@@ -61,17 +61,17 @@ def write(workdir: Path, rows: list[Row], costs: dict[str, StepCost]) -> None:
       costs: of a step of each method, if measured.
     """
     write_csv(workdir, rows)
-    with whole_file(workdir / MARKDOWN) as partial:
+    with atomic_write(workdir / MARKDOWN) as partial:
         partial.write_text(markdown(rows, costs))
     figure = Figure(figsize=figure_size(rows), layout='constrained')
     draw(figure, rows)
-    with whole_file(workdir / FIGURE) as partial:
+    with atomic_write(workdir / FIGURE) as partial:
         figure.savefig(partial, format='png', dpi=150)
 
 
 def write_csv(workdir: Path, rows: list[Row]) -> None:
     """Writes comparison.csv alone."""
-    with whole_file(workdir / CSV) as partial, partial.open('w', newline='') as file:
+    with atomic_write(workdir / CSV) as partial, partial.open('w', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction='ignore', restval='')
         writer.writeheader()
         writer.writerows(rows)

@@ -15,12 +15,13 @@ import orbax.checkpoint as ocp
 from xmixup_jax.compute.step import TrainState
 from xmixup_jax.devices import everywhere, global_arrays, local_arrays
 from xmixup_jax.errors import UserError, first_line
-from xmixup_jax.files import arrays_digest, json_array, set_aside, sync_tree
+from xmixup_jax.files import set_aside, sync_tree
+from xmixup_jax.integrity import arrays_digest, by_name, json_array, network_digest, tree_digest
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.processes import is_first, together
+from xmixup_jax.processes import is_first, on_all_processes
 from xmixup_jax.run.memory import give_back_memory
-from xmixup_jax.trees import by_name, int_keys, network_digest, read_tree, tree_digest, write_tree
+from xmixup_jax.trees import int_keys, read_tree, write_tree
 
 PyTree = Any
 
@@ -197,7 +198,7 @@ class Checkpoints:
         steps = self.steps
         for step in steps:
             try:
-                return together(partial(_readable, read, step))
+                return on_all_processes(partial(_readable, read, step))
             except NotRestored:
                 raise
             except UserError as error:  # here or in another process
@@ -209,7 +210,7 @@ class Checkpoints:
                     error,
                     aside,
                 )
-                together(lambda: None)  # nobody goes on before it is moved
+                on_all_processes(lambda: None)  # nobody goes on before it is moved
                 self._manager.reload()
         if steps:
             raise UserError(

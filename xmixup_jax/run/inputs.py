@@ -14,7 +14,7 @@ from xmixup_jax.devices import shard
 from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.matching import ClassMatch, check_assignment
 from xmixup_jax.methods import METHODS
-from xmixup_jax.processes import together
+from xmixup_jax.processes import on_all_processes
 from xmixup_jax.weights.find import find_weights
 
 
@@ -75,8 +75,8 @@ def open_input(
       `cache.with_caches`.
     """
     used = used_records(data, match)
-    kind = together(lambda: choose(config, list(used.values())))
-    data = together(lambda: with_caches(config, kind, data, match))
+    kind = on_all_processes(lambda: choose(config, list(used.values())))
+    data = on_all_processes(lambda: with_caches(config, kind, data, match))
     batches = _batches(config, data, match, config.num_threads, positions=kind == 'device')
     return batches, fill_pool(config, used) if kind == 'device' else {}, data
 

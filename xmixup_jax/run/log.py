@@ -13,7 +13,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from xmixup_jax.errors import UserError
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 from xmixup_jax.run.workdir import METRICS
 
 COLUMNS = (
@@ -52,7 +52,7 @@ class RunLog:
         """
         self.rows = list(rows)
         self._path = workdir / METRICS
-        with whole_file(self._path) as partial, partial.open('w', newline='') as file:
+        with atomic_write(self._path) as partial, partial.open('w', newline='') as file:
             writer = csv.DictWriter(file, COLUMNS, restval='')
             writer.writeheader()
             writer.writerows(rows)

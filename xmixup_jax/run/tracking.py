@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmixup_jax.errors import DataError, UserError, first_line
-from xmixup_jax.files import whole_file
+from xmixup_jax.files import atomic_write
 from xmixup_jax.processes import is_first
 
 WANDB_ID = 'wandb_id'
@@ -36,7 +36,7 @@ def tracked(config: ConfigDict, workdir: Path) -> Iterator[Any]:
         ) from error
     path = workdir / WANDB_ID
     if not path.exists():
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(secrets.token_hex(8))
     try:
         run = wandb.init(

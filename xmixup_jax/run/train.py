@@ -15,7 +15,7 @@ from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.compute.reestimation import with_clean_statistics
 from xmixup_jax.data.selection import Data
 from xmixup_jax.files import read_json, write_json
-from xmixup_jax.processes import is_first, together
+from xmixup_jax.processes import is_first, on_all_processes
 from xmixup_jax.report.run import write_report
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.checkpoint import Checkpoints
@@ -50,7 +50,7 @@ def train_and_evaluate(
       UserError: something that the user can mend.
     """
     if data is None:
-        together(lambda: check_inputs(config))
+        on_all_processes(lambda: check_inputs(config))
     with (
         locked(workdir),
         contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)) as checkpoints,
@@ -59,7 +59,7 @@ def train_and_evaluate(
         finished = claim(config, workdir, checkpoints)
         if finished:
             return finished
-        data = data or together(lambda: open_data(config))
+        data = data or on_all_processes(lambda: open_data(config))
 
         def train(auxiliary: ConfigDict, name: str, data: Data) -> dict[str, Any]:
             return train_and_evaluate(auxiliary, workdir / name, data)
@@ -121,7 +121,7 @@ def train_and_evaluate(
                 write_report(workdir, config, result, data, start.meta.match, inputs, tested)
             seal(workdir)
 
-        together(write)  # another process may want to read it next
+        on_all_processes(write)  # another process may want to read it next
         if tracker is not None:
             tracker.summary.update({f'result/{key}': value for key, value in result.items()})
         return result
@@ -132,7 +132,7 @@ def backbone_weights(config: ConfigDict) -> Weights | None:
     if config.weights == '':
         return None
     if config.weights != 'source':
-        return together(lambda: Weights(find_weights(config.weights), config.model.name))
+        return on_all_processes(lambda: Weights(find_weights(config.weights), config.model.name))
     pretrain = config_lib.pretrain_config(config)
     name = f'{config.source.name.split("/")[-1]}-{config.model.name}-{config_lib.digest(pretrain)}'
     folder = Path(config.cache_dir).expanduser() / 'pretrained' / name
@@ -142,4 +142,4 @@ def backbone_weights(config: ConfigDict) -> Weights | None:
                 'Training %s on %s, once, in %s', config.model.name, config.source.name, folder
             )
         train_and_evaluate(pretrain, folder)  # if that has not been done
-    return together(lambda: Weights(folder / WEIGHTS_FILE, config.model.name))
+    return on_all_processes(lambda: Weights(folder / WEIGHTS_FILE, config.model.name))

@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
 from xmixup_jax.errors import ConfigError, UserError, first_line
-from xmixup_jax.files import held, read_json, set_aside, sha256, whole_file, write_json
-from xmixup_jax.processes import first_says, is_first, together
+from xmixup_jax.files import atomic_write, file_lock, read_json, set_aside, write_json
+from xmixup_jax.integrity import sha256
+from xmixup_jax.processes import broadcast, is_first, on_all_processes
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.weights.find import WEIGHTS_FILE
 from xmixup_jax.weights.pretrained import is_whole
@@ -31,10 +32,10 @@ _FILES = (CONFIG, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST, REPOR
 
 @contextlib.contextmanager
 def locked(folder: Path, key: str = '--workdir', wait: bool = False):
-    """Makes the folder and holds it for this run, by its first process; see `files.held`."""
+    """Makes the folder and holds it for this run, by its first process; see `files.file_lock`."""
     with contextlib.ExitStack() as stack:
-        hold = held(folder, key, wait)
-        together(lambda: stack.enter_context(hold) if is_first() else None)
+        hold = file_lock(folder, key, wait)
+        on_all_processes(lambda: stack.enter_context(hold) if is_first() else None)
         yield
 
 
@@ -49,8 +50,8 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
       ConfigError: it is another configuration, and config.allow_changes is not set, or the change
         is one that what the run has saved cannot follow.
     """
-    damaged = together(lambda: damaged_files(workdir))
-    stored = None if CONFIG in damaged else together(lambda: _stored_config(workdir))
+    damaged = on_all_processes(lambda: damaged_files(workdir))
+    stored = None if CONFIG in damaged else on_all_processes(lambda: _stored_config(workdir))
     if stored is None:  # all processes have found it so
         if (workdir / CONFIG).exists():
             damaged.append(CONFIG)
@@ -63,9 +64,11 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
     # Without checkpoints nothing would be left to make a report from.
     remade = {RESULT, WEIGHTS_FILE, *([REPORT, SUMS] if checkpoints.steps else [])}
     whole &= not changes and not remade & set(damaged)
-    whole = first_says(whole)
-    together(lambda: _update(config, workdir, changes, damaged, whole) if is_first() else None)
-    return together(lambda: read_json(workdir / RESULT)) if whole else None
+    whole = broadcast(whole)
+    on_all_processes(
+        lambda: _update(config, workdir, changes, damaged, whole) if is_first() else None
+    )
+    return on_all_processes(lambda: read_json(workdir / RESULT)) if whole else None
 
 
 def _stored_config(workdir: Path) -> dict[str, Any] | None:
@@ -149,5 +152,5 @@ def _sums(sums: dict[str, str]) -> bytes:
 def seal(workdir: Path) -> None:
     """Writes the digests of the run's files, now that it is finished."""
     sums = {name: sha256(workdir / name) for name in _FILES if (workdir / name).is_file()}
-    with whole_file(workdir / SUMS) as partial:
+    with atomic_write(workdir / SUMS) as partial:
         partial.write_bytes(_sums(sums))

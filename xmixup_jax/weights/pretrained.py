@@ -20,11 +20,12 @@ from safetensors.numpy import save_file
 
 from xmixup_jax.data.names import imagenet_ids, readable
 from xmixup_jax.errors import DataError, UserError, first_line
-from xmixup_jax.files import arrays_digest, json_array, read_json, whole_file
+from xmixup_jax.files import atomic_write, read_json
+from xmixup_jax.integrity import arrays_digest, json_array, network_digest
 from xmixup_jax.models import MODELS, create_model
 from xmixup_jax.models.vit import resize_positions
 from xmixup_jax.optimizer import HEAD
-from xmixup_jax.trees import network_digest, read_tree
+from xmixup_jax.trees import read_tree
 from xmixup_jax.weights.find import TORCH_SUFFIXES, find_weights
 from xmixup_jax.weights.torch_file import TorchFileError, read_torch_file
 
@@ -80,7 +81,7 @@ def save_weights(
     """
     tensors = torch_tensors(model, params, batch_stats)
     header = {'content': metadata, 'digest': _digest(tensors, metadata)}
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         try:
             save_file(tensors, partial, {_HEADER: json.dumps(header)})
         except SafetensorError as error:

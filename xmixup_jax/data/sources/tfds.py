@@ -18,7 +18,7 @@ from tqdm import tqdm
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.errors import DataError, first_line
-from xmixup_jax.files import held, load_arrays, save_arrays
+from xmixup_jax.files import file_lock, load_arrays, save_arrays
 
 log = logging.getLogger('xmixup_jax')
 
@@ -100,7 +100,7 @@ def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     if builder.info.splits:
         return builder
     # Another process may be building it: then it is there afterwards.
-    with held(Path(builder.data_dir).with_name('.building'), '--config.data_dir', wait=True):
+    with file_lock(Path(builder.data_dir).with_name('.building'), '--config.data_dir', wait=True):
         return _build_alone(name, data_dir)
 
 
@@ -205,7 +205,7 @@ def split_labels(data_source, label, path: Path, title: str) -> np.ndarray:
     """
     found = load_arrays(path, 'labels')
     if found is None:
-        with held(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
+        with file_lock(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
             # Another process may have written it meanwhile.
             found = load_arrays(path, 'labels') or [_find_labels(data_source, label, path, title)]
     return found[0]

@@ -1,0 +1,50 @@
+"""Digests: what a run has written is verified before it is used.
+
+A digest is the SHA-256 of a content. A seal is a digest that is stored beside the content.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+def sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, shapes, types and values, whatever the order."""
+    digest = hashlib.sha256()
+    for key, array in sorted(arrays.items()):
+        digest.update(f'{key} {array.shape} {array.dtype}'.encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def json_array(value: Any) -> np.ndarray:
+    """uint8 array of a JSON value, for `arrays_digest`; equal values give equal arrays."""
+    return np.frombuffer(json.dumps(value, sort_keys=True).encode(), np.uint8)
+
+
+def by_name(tree: PyTree) -> dict[str, Any]:
+    """The leaves by their path, such as 'params/fc/kernel'."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def tree_digest(tree: PyTree) -> str:
+    """`arrays_digest` of the leaves."""
+    return arrays_digest(by_name(jax.device_get(tree)))
+
+
+def network_digest(params: PyTree, batch_stats: PyTree) -> str:
+    """`tree_digest` of a network; a checkpoint keeps it for those that read no more of it."""
+    return tree_digest({'params': params, 'batch_stats': batch_stats})
