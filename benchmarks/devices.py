@@ -25,38 +25,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import portpicker
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import synthetic
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
-from xmixup_jax.compute import cost
+from xmixup_jax.compute import cost, mapping
 from xmixup_jax.compute import step as step_lib
-from xmixup_jax.devices import global_arrays, replicate, shard_steps
+from xmixup_jax.devices import replicate, shard_steps
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import is_first
 
 CLASSES = 10
 CALLS = 300
-
-
-def map_by_shard_map(step_fn):
-    """What `step.map_train_steps` is, without pmap; takes arrays over all processes' devices."""
-    mesh = Mesh(jax.devices(), ('batch',))
-
-    def one_device(constants, state, pool, batches):
-        pool, batches = jax.tree.map(lambda x: x[0], (pool, batches))
-        return step_fn(constants, state, pool, batches)
-
-    everywhere, divided = PartitionSpec(), PartitionSpec('batch')
-    mapped = jax.shard_map(
-        one_device,
-        mesh=mesh,
-        in_specs=(everywhere, everywhere, divided, divided),
-        out_specs=everywhere,
-        check_vma=False,
-    )
-    return jax.jit(mapped, donate_argnums=1)
 
 
 def measure(config) -> dict:
@@ -66,27 +46,19 @@ def measure(config) -> dict:
     share = config.batch_size // jax.process_count()
     mine = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
     batch = jax.tree.map(lambda x: x[mine], batch)
-    global_mesh = Mesh(jax.devices(), ('batch',))
-    divided = NamedSharding(global_mesh, PartitionSpec('batch'))
-    local = shard_steps([batch])
-    inputs = {
-        'pmap': local,
-        'shard_map': jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(divided, np.asarray(x)), local
-        ),
-    }
-    maps = {'pmap': step_lib.map_train_steps, 'shard_map': map_by_shard_map}
+    inputs = shard_steps([batch])
 
-    def fresh(name):
-        replicated = replicate(state)
-        return global_arrays(replicated) if name == 'shard_map' else replicated
+    maps = {
+        name: partial(by, in_axes=mapping.TRAIN_AXES, donate_argnums=(1,))
+        for name, by in (('pmap', mapping.by_pmap), ('shard_map', mapping.by_shard_map))
+    }
 
     def timed(step_fn) -> dict[str, list[float]]:
-        states = {name: fresh(name) for name in maps}
+        states = {name: replicate(state) for name in maps}
         steps = {name: mapped(step_fn) for name, mapped in maps.items()}
 
         def run(name, i):
-            states[name], metrics = steps[name]({}, states[name], {}, inputs[name])
+            states[name], metrics = steps[name]({}, states[name], {}, inputs)
             jax.block_until_ready((states[name], metrics))
 
         return cost.in_turns({name: partial(run, name) for name in maps})
@@ -100,17 +72,17 @@ def measure(config) -> dict:
         return state, {'loss': batches['label'].sum()}
 
     for name, mapped in maps.items():
-        step, current = mapped(nothing), fresh(name)
+        step, current = mapped(nothing), replicate(state)
         seconds = []
         for _ in range(CALLS):
             begun = time.perf_counter()
-            current, metrics = step({}, current, {}, inputs[name])
+            current, metrics = step({}, current, {}, inputs)
             seconds.append(time.perf_counter() - begun)
             jax.block_until_ready((current, metrics))
         row[f'{name} call us'] = 1e6 * float(np.median(seconds))
     if jax.process_count() == 1:
-        compiled = step_lib.map_train_steps(partial(step_lib.train_steps, task)).lower(
-            {}, fresh('pmap'), {}, local
+        compiled = mapping.map_train_steps(partial(step_lib.train_steps, task)).lower(
+            {}, replicate(state), {}, inputs
         )
         memory = compiled.compile().memory_analysis()
         row['temporary MiB a device'] = memory.temp_size_in_bytes / 2**20

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import jax
@@ -6,10 +7,12 @@ import optax
 import pytest
 import scipy.special
 
+from xmixup_jax.compute import mapping
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.compute.features import class_means
-from xmixup_jax.devices import replicate, shard_steps
+from xmixup_jax.compute.mapping import map_train_steps
+from xmixup_jax.devices import replicate, shard, shard_steps
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import forward
 from xmixup_jax.optimizer import make_optimizer, make_schedule
@@ -62,9 +65,27 @@ def test_one_and_eight_devices_give_the_same_update(config, method):
     assert min(jax.tree.leaves(moved)) > 0
 
 
+def test_shard_map_is_ready_to_take_the_place_of_pmap(config, records, monkeypatch):
+    """The twin of the mapping gives the same updates, logits and inputs, bit for bit."""
+    _, test, _ = records
+    test = test.select(np.arange(77))
+    batches = [random_batch(16, seed) for seed in range(2)]
+
+    def outcome():
+        task, state = step_lib.create_task(config, SIZES)
+        task = dataclasses.replace(task)  # nothing of it is mapped yet
+        state, metrics = task.train_steps({}, replicate(state), {}, shard_steps(batches))
+        tested = evaluate(task, config, state, test)
+        return state, metrics, tested.logits, task.input_step(shard(batches[0]))
+
+    expected = outcome()
+    monkeypatch.setattr(mapping, 'over_devices', mapping.by_shard_map)
+    jax.tree.map(np.testing.assert_array_equal, outcome(), expected)
+
+
 def test_the_mapped_step_donates_and_replicates(config):
     task, state = step_lib.create_task(config, SIZES)
-    step = step_lib.map_train_steps(partial(step_lib.train_steps, task))
+    step = map_train_steps(partial(step_lib.train_steps, task))
     old = replicate(state)
     new, _ = step({}, old, {}, shard_steps([random_batch(16)]))
     jax.block_until_ready(new)
@@ -72,8 +93,8 @@ def test_the_mapped_step_donates_and_replicates(config):
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(new))
     for leaf in jax.tree.leaves((new.params, new.opt_state)):
         first = np.asarray(leaf.addressable_shards[0].data)
-        for shard in leaf.addressable_shards[1:]:
-            np.testing.assert_array_equal(first, np.asarray(shard.data))
+        for copy in leaf.addressable_shards[1:]:
+            np.testing.assert_array_equal(first, np.asarray(copy.data))
 
 
 def test_evaluation_is_exact_for_a_partly_filled_batch(config, records):

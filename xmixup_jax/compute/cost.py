@@ -12,6 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tqdm import tqdm
 
 from xmixup_jax.compute import step as step_lib
+from xmixup_jax.compute.mapping import map_train_steps
 from xmixup_jax.methods import METHODS
 
 PyTree = Any
@@ -57,7 +58,7 @@ def measure_steps(starts: dict[str, Stepped], batches: list[PyTree]) -> dict[str
         begun = time.perf_counter()
         with _no_compilation_cache():
             # A mapping of its own, which this process has not compiled yet.
-            mapped = step_lib.map_train_steps(partial(step_lib.train_steps, start.task))
+            mapped = map_train_steps(partial(step_lib.train_steps, start.task))
             steps[name] = mapped.lower(start.constants, start.state, {}, inputs).compile()
         compile_seconds = time.perf_counter() - begun
         memory = steps[name].memory_analysis()

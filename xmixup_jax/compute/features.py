@@ -17,7 +17,8 @@ from scipy.special import softmax
 
 from xmixup_jax.compute.augment import evaluation_view
 from xmixup_jax.compute.evaluation import over_records
-from xmixup_jax.compute.step import Task, TrainState, create_task, feature_step, map_eval_step
+from xmixup_jax.compute.mapping import map_eval_step
+from xmixup_jax.compute.step import Task, TrainState, create_task, feature_step
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.devices import replicate

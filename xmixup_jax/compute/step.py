@@ -1,8 +1,4 @@
-"""The training and evaluation steps: pure per-device functions, and the one line that maps each.
-
-State is replicated without a leading device axis (`in_axes=None`): since JAX 0.8 `pmap` is a `jit`
-of a `shard_map`, for which that is the natural form, and nothing ever has to be indexed by device.
-"""
+"""The training and evaluation steps: pure functions of one device, mapped by `mapping`."""
 
 import json
 from collections.abc import Callable
@@ -18,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from xmixup_jax.compute import augment
+from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method, Sizes, View
@@ -44,7 +41,7 @@ class TrainState:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The static side of a run: what the steps close over; equal only to itself."""
+    """Everything that is fixed during a run. Hashed by identity, so that each is compiled once."""
 
     config: ConfigDict
     graphdef: Any
@@ -217,7 +214,8 @@ def train_step(
         (sums, batch_stats), seen = _scan(add, (zeros, state.batch_stats), split)
         grads, metrics = jax.tree.map(lambda x: x / parts, sums)
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-    # Batch norm has reduced its statistics over 'batch' already; this only says so to the mapping.
+    # Batch norm has already averaged its statistics over 'batch': for them pmean only tells pmap
+    # that the values are replicated.
     grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), 'batch')
     grads = method.combine(*grads) if method.combine else grads
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
@@ -400,21 +398,3 @@ def input_step(task: Task, batch: PyTree) -> PyTree:
         'label': inputs['label'],
     }
     return jax.lax.all_gather(seen, 'batch', tiled=True)
-
-
-def map_train_steps(step_fn):
-    """Maps (constants, state, pool, batches) -> (state, metrics) over devices; donates the old
-    state."""
-    return jax.pmap(
-        step_fn, axis_name='batch', in_axes=(None, None, 0, 0), out_axes=None, donate_argnums=1
-    )
-
-
-def map_eval_step(step_fn):
-    """Maps (state, batch) -> what is summed over, or gathered from, all devices."""
-    return jax.pmap(step_fn, axis_name='batch', in_axes=(None, 0), out_axes=None)
-
-
-def map_input_step(step_fn):
-    """Maps batch -> what is gathered from all devices."""
-    return jax.pmap(step_fn, axis_name='batch', out_axes=None)
