@@ -1,4 +1,4 @@
-"""Errors that a user can mend; `main` prints them as one line, without a stack trace."""
+"""Errors that the user can mend; the commands print them as one line, without a stack trace."""
 
 
 class UserError(Exception):
@@ -43,3 +43,7 @@ class ProcessLost(UserError):
     """Another process of the run has ended; the same commands continue the run."""
 
     exit_code = 75
+
+
+class Diverged(UserError):
+    """The loss or a parameter is no longer finite."""

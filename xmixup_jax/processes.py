@@ -1,4 +1,4 @@
-"""One run in several processes: joining them, agreeing, and what only the first one does."""
+"""One run in several processes: joining them, agreeing, and what the first one does alone."""
 
 import argparse
 import atexit
@@ -10,10 +10,10 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, wait
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from xmixup_jax.errors import ConfigError, ProcessLost, UserError, first_line
 
 log = logging.getLogger('xmixup_jax')
 
+P = ParamSpec('P')
 T = TypeVar('T')
 
 # A process that was not heard of for so long has ended.
@@ -180,40 +181,58 @@ def _end(index: int) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is the first process of the run."""
     return jax.process_index() == 0
 
 
 def all_gather(value: np.ndarray) -> np.ndarray:
-    """Every process's value, [processes, ...], in all of them."""
+    """The values of all processes, [processes, ...]."""
     if jax.process_count() == 1:
         return value[None]
     return multihost_utils.process_allgather(value)
 
 
 def broadcast(value: bool) -> bool:
-    """The first process's value, in all of them."""
+    """The first process's value, in all processes."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def on_all_processes(action: Callable[[], T]) -> T:
-    """Returns `action()`, which all processes call; a user's mistake seen by one ends all.
+def every_process(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorator of a function that all processes call: a user's mistake in one ends all of them.
 
-    Raises:
-      UserError: the action's own, or one that names the process whose action failed.
+    The function raises its own UserError, or one that names the process in which it failed.
     """
-    if jax.process_count() == 1:
-        return action()
-    result, error = None, None
-    try:
-        result = action()
-    except UserError as raised:
-        error = raised
-    failed = all_gather(np.array(error is not None))
-    if error is not None:
-        raise error
-    if failed.any():
-        raise UserError(f'process {np.argmax(failed)} stopped the run: its last line says why')
-    return result
+
+    @wraps(function)
+    def agreed(*args: P.args, **kwargs: P.kwargs) -> T:
+        if jax.process_count() == 1:
+            return function(*args, **kwargs)
+        result, error = None, None
+        try:
+            result = function(*args, **kwargs)
+        except UserError as raised:
+            error = raised
+        failed = all_gather(np.array(error is not None))
+        if error is not None:
+            raise error
+        if failed.any():
+            raise UserError(f'process {np.argmax(failed)} stopped the run: its last line says why')
+        return result
+
+    return agreed
+
+
+def first_process(function: Callable[P, T]) -> Callable[P, T | None]:
+    """Decorator of a function that all processes call, and the first one runs.
+
+    The others wait until it is done, and get None. A user's mistake ends all of them.
+    """
+
+    @every_process
+    @wraps(function)
+    def by_first(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        return function(*args, **kwargs) if is_first() else None
+
+    return by_first

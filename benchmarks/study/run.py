@@ -48,9 +48,8 @@ from benchmarks.study.probe import probe
 from xmixup_jax import config as config_lib
 from xmixup_jax.cli.program import run_and_exit, setup
 from xmixup_jax.data.selection import Opened
-from xmixup_jax.errors import ConfigError, Interrupted, UserError
+from xmixup_jax.errors import ConfigError, Diverged, Interrupted, UserError
 from xmixup_jax.run.inputs import open_data
-from xmixup_jax.run.loop import Diverged
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.run.workdir import METRICS
 

@@ -35,7 +35,7 @@ from xmixup_jax.cli.program import setup
 from xmixup_jax.compute import cost
 from xmixup_jax.config import validate
 from xmixup_jax.data.selection import Opened
-from xmixup_jax.errors import UserError
+from xmixup_jax.errors import Diverged, UserError
 from xmixup_jax.files import write_json
 from xmixup_jax.methods import METHODS
 from xmixup_jax.processes import connect, is_first
@@ -43,7 +43,6 @@ from xmixup_jax.report import tables
 from xmixup_jax.report.comparison import write_report
 from xmixup_jax.run.finished import measure
 from xmixup_jax.run.inputs import check_inputs, open_data
-from xmixup_jax.run.loop import Diverged
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.run.workdir import REPORT
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute.step import TrainState
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import set_aside
-from xmixup_jax.processes import is_first
+from xmixup_jax.processes import first_process, is_first
 from xmixup_jax.run.workdir import BEST
 from xmixup_jax.weights.pretrained import Weights, read_metadata, save_weights
 
@@ -52,6 +52,9 @@ class Best:
         self.score = {'best_step': int(state.step)} | {
             f'best_{key}': tested[key] for key in ('top1', 'loss')
         }
-        if is_first():
-            content = self._content | {'score': self.score}
-            save_weights(self._path, self._model, state.params, state.batch_stats, content)
+        self._save(state)
+
+    @first_process
+    def _save(self, state: TrainState) -> None:
+        content = self._content | {'score': self.score}
+        save_weights(self._path, self._model, state.params, state.batch_stats, content)

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from xmixup_jax.files import set_aside, sync_tree
 from xmixup_jax.integrity import arrays_digest, by_name, json_array, network_digest, tree_digest
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.processes import is_first, on_all_processes
+from xmixup_jax.processes import every_process, first_process, is_first
 from xmixup_jax.run.memory import give_back_memory
 from xmixup_jax.trees import int_keys, read_tree, write_tree
 
@@ -198,19 +197,19 @@ class Checkpoints:
         steps = self.steps
         for step in steps:
             try:
-                return on_all_processes(partial(_readable, read, step))
+                return _readable(read, step)
             except NotRestored:
                 raise
             except UserError as error:  # here or in another process
                 damaged = self._folder / str(step)
-                aside = set_aside(damaged, self.workdir) if is_first() else None
+                # Nobody goes on before it is moved.
+                aside = first_process(set_aside)(damaged, self.workdir)
                 log.warning(
                     'Checkpoint %s cannot be read (%s): moved to %s',
                     damaged,
                     error,
                     aside,
                 )
-                on_all_processes(lambda: None)  # nobody goes on before it is moved
                 self._manager.reload()
         if steps:
             raise UserError(
@@ -231,6 +230,7 @@ def _reason(error: Exception) -> str:
     return os.strerror(number) if number else first_line(error)
 
 
+@every_process
 def _readable(read, step: int):
     try:
         return read(step)

@@ -1,5 +1,7 @@
 """The data and weights of a run: what it needs, what is missing, and its batches."""
 
+from typing import NamedTuple
+
 import grain
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from xmixup_jax.devices import shard
 from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.matching import ClassMatch, check_assignment
 from xmixup_jax.methods import METHODS
-from xmixup_jax.processes import on_all_processes
+from xmixup_jax.processes import every_process
 from xmixup_jax.weights.find import find_weights
 
 
@@ -32,6 +34,7 @@ def data_sets(config: ConfigDict) -> dict[str, str]:
     return names
 
 
+@every_process
 def check_inputs(config: ConfigDict) -> None:
     """Raises DataError with everything that is missing, data sets and weights, in one message."""
     names = data_sets(config)
@@ -44,6 +47,7 @@ def check_inputs(config: ConfigDict) -> None:
     raise_all(missing)
 
 
+@every_process
 def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
     """Opens the records of the run; checks that the classes can be matched, if they have to be.
 
@@ -65,20 +69,24 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
     return Data(target, test, source)
 
 
-def open_input(
-    config: ConfigDict, data: Data, match: ClassMatch | None
-) -> tuple[grain.IterDataset, dict[str, jax.Array], Data]:
-    """The training batches, and where their decoded images are kept.
+class Inputs(NamedTuple):
+    """What a run reads while it trains."""
 
-    Returns:
-      (batches, pool, the data with caches): see `pairing.train_batches`, `pool.fill_pool` and
-      `cache.with_caches`.
-    """
+    batches: grain.IterDataset
+    """This process's; see `pairing.train_batches`."""
+    pool: dict[str, jax.Array]
+    """Decoded images on the devices; see `pool.fill_pool`."""
+    data: Data
+    """The records, with their caches; see `cache.with_caches`."""
+
+
+def open_input(config: ConfigDict, data: Data, match: ClassMatch | None) -> Inputs:
+    """Opens the training batches, and decides where their decoded images are kept."""
     used = used_records(data, match)
-    kind = on_all_processes(lambda: choose(config, list(used.values())))
-    data = on_all_processes(lambda: with_caches(config, kind, data, match))
+    kind = every_process(choose)(config, list(used.values()))
+    data = every_process(with_caches)(config, kind, data, match)
     batches = _batches(config, data, match, config.num_threads, positions=kind == 'device')
-    return batches, fill_pool(config, used) if kind == 'device' else {}, data
+    return Inputs(batches, fill_pool(config, used) if kind == 'device' else {}, data)
 
 
 def first_inputs(

@@ -15,22 +15,18 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.data.pairing import Batch
-from xmixup_jax.data.records import Records
 from xmixup_jax.devices import InFlight, shard_steps
-from xmixup_jax.errors import Interrupted, UserError
+from xmixup_jax.errors import Diverged, Interrupted
 from xmixup_jax.optimizer import make_schedule
 from xmixup_jax.processes import is_first
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.inputs import Inputs
 from xmixup_jax.run.log import NoLog, RunLog
 from xmixup_jax.run.signals import stop_signal
 from xmixup_jax.run.start import Start
 
 PyTree = Any
-
-
-class Diverged(UserError):
-    """The loss is not finite any more."""
 
 
 class Speed:
@@ -67,9 +63,7 @@ class Speed:
 def fit(
     config: ConfigDict,
     start: Start,
-    batches: grain.IterDataset,
-    pool: PyTree,
-    test: Records | None,
+    inputs: Inputs,
     best: Best,
     checkpoints: Checkpoints,
     tested_state: Callable[[step_lib.TrainState], step_lib.TrainState] = lambda state: state,
@@ -80,10 +74,8 @@ def fit(
     Args:
       config: of the experiment.
       start: where to begin.
-      batches: this process's, see `pairing.train_batches`.
-      pool: images that are kept on the devices, see `step.train_steps`.
-      test: records for tests on the way.
-      best: gets what they find.
+      inputs: batches to train on, and records for tests on the way.
+      best: keeps the best network that they find.
       checkpoints: of the run, in whose folder the logs are.
       tested_state: what is tested, and kept as the best, of a state of the training; see
         `reestimation.with_clean_statistics`.
@@ -100,7 +92,7 @@ def fit(
     """
     task, state, constants, meta = start
     workdir = checkpoints.workdir
-    iterator = iter(batches)
+    iterator, test = iter(inputs.batches), inputs.data.test
     if meta.iterator is not None:
         iterator.set_state(meta.iterator)
     first_step = int(state.step)
@@ -143,7 +135,7 @@ def fit(
         stop_agreed = AgreedStop(stopping)
         for step, batch, iterator_state in prefetch(iterator, config, first_step, stop_agreed):
             dispatched = time.perf_counter()
-            state, metrics = task.train_steps(constants, state, pool, batch)
+            state, metrics = task.train_steps(constants, state, inputs.pool, batch)
             pending.append(metrics)
             log.advance(len(metrics['loss']))
             if row is not None:  # only now, with the next program under way

@@ -16,6 +16,7 @@ import jax
 
 from xmixup_jax.errors import UserError
 from xmixup_jax.files import read_json, set_aside, write_json
+from xmixup_jax.processes import first_process
 
 log = logging.getLogger('xmixup_jax')
 
@@ -83,8 +84,9 @@ def _installed_commit() -> str | None:
     return json.loads(url or '{}').get('vcs_info', {}).get('commit_id')
 
 
+@first_process
 def record(path: Path, first_step: int) -> None:
-    """Adds this process to the list of those that have worked on the run.
+    """Adds the first process to the list of those that have worked on the run.
 
     Args:
       path: of the list, a JSON file.

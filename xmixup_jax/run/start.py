@@ -26,7 +26,7 @@ from xmixup_jax.matching import ClassMatch, assign, class_similarity
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Setup, Sizes, with_linear_head
 from xmixup_jax.optimizer import set_peak
-from xmixup_jax.processes import is_first
+from xmixup_jax.processes import first_process
 from xmixup_jax.run.checkpoint import Checkpoints, Meta
 from xmixup_jax.run.workdir import MATCH
 from xmixup_jax.weights.find import find_weights
@@ -173,6 +173,5 @@ def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str,
         }
         for i, (classes, similarity) in enumerate(zip(match.classes, match.similarity, strict=True))
     ]
-    if is_first():
-        write_json(workdir / MATCH, rows)
+    first_process(write_json)(workdir / MATCH, rows)
     return rows

@@ -1,7 +1,8 @@
-"""The folder of a run: one writer at a time, one experiment, and nothing in it taken on trust."""
+"""The run folder: lock it, check its configuration, verify its files."""
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from xmixup_jax import config as config_lib
 from xmixup_jax.errors import ConfigError, UserError, first_line
 from xmixup_jax.files import atomic_write, file_lock, read_json, set_aside, write_json
 from xmixup_jax.integrity import sha256
-from xmixup_jax.processes import broadcast, is_first, on_all_processes
+from xmixup_jax.processes import broadcast, every_process, first_process
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.weights.find import WEIGHTS_FILE
 from xmixup_jax.weights.pretrained import is_whole
@@ -31,11 +32,11 @@ _FILES = (CONFIG, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST, REPOR
 
 
 @contextlib.contextmanager
-def locked(folder: Path, key: str = '--workdir', wait: bool = False):
-    """Makes the folder and holds it for this run, by its first process; see `files.file_lock`."""
+def locked(folder: Path, key: str = '--workdir', wait: bool = False) -> Iterator[None]:
+    """Makes the folder and locks it for this run; see `files.file_lock`."""
     with contextlib.ExitStack() as stack:
-        hold = file_lock(folder, key, wait)
-        on_all_processes(lambda: stack.enter_context(hold) if is_first() else None)
+        # By the first process, for all of them.
+        first_process(stack.enter_context)(file_lock(folder, key, wait))
         yield
 
 
@@ -50,8 +51,8 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
       ConfigError: it is another configuration, and config.allow_changes is not set, or the change
         is one that what the run has saved cannot follow.
     """
-    damaged = on_all_processes(lambda: damaged_files(workdir))
-    stored = None if CONFIG in damaged else on_all_processes(lambda: _stored_config(workdir))
+    damaged = damaged_files(workdir)
+    stored = None if CONFIG in damaged else _stored_config(workdir)
     if stored is None:  # all processes have found it so
         if (workdir / CONFIG).exists():
             damaged.append(CONFIG)
@@ -65,12 +66,11 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
     remade = {RESULT, WEIGHTS_FILE, *([REPORT, SUMS] if checkpoints.steps else [])}
     whole &= not changes and not remade & set(damaged)
     whole = broadcast(whole)
-    on_all_processes(
-        lambda: _update(config, workdir, changes, damaged, whole) if is_first() else None
-    )
-    return on_all_processes(lambda: read_json(workdir / RESULT)) if whole else None
+    _update(config, workdir, changes, damaged, whole)
+    return every_process(read_json)(workdir / RESULT) if whole else None
 
 
+@every_process
 def _stored_config(workdir: Path) -> dict[str, Any] | None:
     """None if there is none, or a damaged one: the checkpoints have it too."""
     try:
@@ -102,6 +102,7 @@ def _check_changes(
     log.warning('%s continues with changes: %s', workdir, shown)
 
 
+@first_process
 def _update(
     config: ConfigDict, workdir: Path, changes: dict[str, Any], damaged: list[str], whole: bool
 ) -> None:
@@ -119,6 +120,7 @@ def _update(
         write_json(workdir / CONFIG, config.to_dict())
 
 
+@every_process
 def damaged_files(workdir: Path) -> list[str]:
     """Those of a finished run that are missing or no longer what they were; [] of any other.
 
@@ -149,6 +151,7 @@ def _sums(sums: dict[str, str]) -> bytes:
     return ''.join(f'{digest}  {name}\n' for name, digest in sums.items()).encode()
 
 
+@first_process
 def seal(workdir: Path) -> None:
     """Writes the digests of the run's files, now that it is finished."""
     sums = {name: sha256(workdir / name) for name in _FILES if (workdir / name).is_file()}

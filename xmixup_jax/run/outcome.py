@@ -1,0 +1,107 @@
+"""The end of a run: the final test, and the files that it leaves."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax.compute.evaluation import Tested, evaluate
+from xmixup_jax.compute.step import Task, TrainState
+from xmixup_jax.data.records import Records
+from xmixup_jax.data.selection import Data
+from xmixup_jax.errors import Diverged
+from xmixup_jax.files import read_json, write_json
+from xmixup_jax.processes import first_process
+from xmixup_jax.report.run import write_report
+from xmixup_jax.run.best import Best
+from xmixup_jax.run.inputs import first_inputs
+from xmixup_jax.run.provenance import commit
+from xmixup_jax.run.start import Start
+from xmixup_jax.run.workdir import RESULT, seal
+from xmixup_jax.weights.find import WEIGHTS_FILE
+from xmixup_jax.weights.pretrained import save_weights
+
+
+def test(
+    config: ConfigDict,
+    task: Task,
+    state: TrainState,
+    records: Records | None,
+    best: Best,
+    workdir: Path,
+) -> Tested | None:
+    """Tests the final network; None without test images.
+
+    Raises:
+      Diverged: the loss is not finite.
+    """
+    if records is None:
+        return None
+    tested = evaluate(task, config, state, records)
+    if not np.isfinite(list(tested.metrics.values())).all():
+        raise Diverged(
+            f'the loss on the test images is not finite after step {config.steps}, the '
+            f'checkpoints are in {workdir}: lower config.optimizer.learning_rate'
+        )
+    if config.eval_every:
+        best.offer(state, tested.metrics)
+    return tested
+
+
+def summary(
+    config: ConfigDict,
+    workdir: Path,
+    data: Data,
+    speed: dict[str, float | None],
+    tested: Tested | None,
+    best: Best,
+) -> dict[str, Any]:
+    """The content of result.json."""
+    if speed['images_per_second'] is None and (workdir / RESULT).exists():
+        # No step was left to train: the speed is that of before.
+        speed = speed | {key: read_json(workdir / RESULT)[key] for key in speed}
+    return {
+        'method': config.method,
+        'seed': config.seed,
+        **(tested.metrics if tested else {}),
+        **best.score,
+        'steps': config.steps,
+        **speed,
+        'train_images': len(data.target),
+        'test_images': len(data.test) - data.test.skipped if data.test else 0,
+        'skipped_images': sum(part.skipped for part in data if part is not None),
+        'num_classes': len(data.target.class_names),
+        'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'commit': commit(),
+    }
+
+
+def write_outcome(
+    config: ConfigDict,
+    workdir: Path,
+    start: Start,
+    data: Data,
+    state: TrainState,
+    tested: Tested | None,
+    result: dict[str, Any],
+) -> None:
+    """Writes the weights, result.json, the report, and the digests of all files."""
+    match = start.meta.match
+    # All processes compute the inputs, the first one writes.
+    inputs = first_inputs(start.task, config, data, match) if config.report else {}
+    _write_weights(config, workdir, state, data.target.class_names)
+    first_process(write_json)(workdir / RESULT, result)
+    if config.report:
+        first_process(write_report)(workdir, config, result, data, match, inputs, tested)
+    seal(workdir)
+
+
+@first_process
+def _write_weights(
+    config: ConfigDict, workdir: Path, state: TrainState, class_names: tuple[str, ...]
+) -> None:
+    content = {'class_names': class_names, 'config': config.to_dict()}
+    path = workdir / WEIGHTS_FILE
+    save_weights(path, config.model.name, state.params, state.batch_stats, content)
