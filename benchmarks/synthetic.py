@@ -1,8 +1,12 @@
 """What several benchmarks share: synthetic data, and what the machine can do at best."""
 
+import contextlib
 import csv
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import jax
@@ -10,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from xmixup_jax.compute.cost import BATCHES
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.selection import Data
+from xmixup_jax.devices import shard_steps
 from xmixup_jax.models import create_model
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.start import Start, begin
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights.pretrained import Weights, save_weights
 
+PyTree = Any
 PRETRAINED_CLASSES = 1000
 
 
@@ -41,7 +48,7 @@ def records(name: str, classes: int, images: list[bytes], count: int) -> Records
         where=lambda i: f'record {i} of {name}',
         index=np.arange(count),
         store=Store(max_bad_images=0),
-        stamp=lambda i: name,
+        stamps=np.arange(count, dtype=np.uint64),
     )
 
 
@@ -75,6 +82,23 @@ def start(config: ConfigDict, name: str, weights: Weights, classes: int, folder:
         return begin(config, made, weights, checkpoints, train)
     finally:
         checkpoints.close()
+
+
+@contextlib.contextmanager
+def starts(
+    config: ConfigDict, names: list[str], classes: int
+) -> Iterator[tuple[dict[str, Start], list[PyTree], Path]]:
+    """Everything that the steps of these methods need.
+
+    Yields:
+      ({method: its start}, batches on the devices, a temporary folder).
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = random_weights(config, folder / 'weights.safetensors')
+        begun = {name: start(config, name, weights, classes, folder) for name in names}
+        batches = [shard_steps([batch(config, classes, i)]) for i in range(BATCHES)]
+        yield begun, batches, folder
 
 
 def batch(config: ConfigDict, classes: int, seed: int) -> dict[str, np.ndarray]:

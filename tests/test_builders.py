@@ -212,7 +212,7 @@ def test_tensorflow_is_asked_for_only_where_tfds_needs_it(tmp_path, monkeypatch)
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     config = with_folders(cub.get_config(), tmp_path)
     config.weights, config.method = '', 'finetune'
-    with pytest.raises(DataError, match=r'not prepared in .*xmixup_jax\.prepare'):
+    with pytest.raises(DataError, match=r'not prepared in .*run  xmixup prepare '):
         check_inputs(config)
     with pytest.raises(DataError, match=r'needs TensorFlow .* pip install tensorflow-cpu'):
         tfds_source.build('caltech_birds2011', config.data_dir)
@@ -226,7 +226,7 @@ def test_no_builder_of_the_project_imports_tensorflow(tmp_path):
     cars_files(tmp_path / 'tfds/downloads/manual', True)
     code = (
         'import sys\n'
-        'from xmixup_jax.data import tfds_source\n'
+        'from xmixup_jax.data.sources import tfds as tfds_source\n'
         f'builder = tfds_source.build("stanford_cars", {str(tmp_path / "tfds")!r})\n'
         'print(len(builder.as_data_source(split="train")), "tensorflow" in sys.modules)'
     )

@@ -97,7 +97,7 @@ def test_a_changed_file_has_another_cache(config, records, tmp_path):
     config.cache_dir = str(tmp_path)
     data = Data(records[0], None, None)
     with_caches(config, 'disk', data, None)
-    changed = replace(records[0], stamp=lambda i: 'newer')
+    changed = replace(records[0], stamps=records[0].stamps + np.uint64(1))
     with_caches(config, 'disk', Data(changed, None, None), None)
     assert len(list((tmp_path / 'decoded').iterdir())) == 2
 

@@ -14,9 +14,9 @@ from xmixup_jax.data.selection import (
     Data,
     draw_positions,
     open_split,
-    problem,
     train_and_test,
 )
+from xmixup_jax.data.sources import problem
 from xmixup_jax.errors import DataError
 from xmixup_jax.matching import ClassMatch
 

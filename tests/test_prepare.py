@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from xmixup_jax import files
 from xmixup_jax.compute import features
 from xmixup_jax.compute.step import Sizes, create_task
 from xmixup_jax.data.selection import open_split
@@ -52,7 +53,7 @@ class Stopped(Exception):
 
 
 def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, '_SAVE_SECONDS', 0.0)
+    monkeypatch.setattr(files, 'SAVE_SECONDS', 0.0)
     config.cache_dir = str(tmp_path)
     config.eval_batch_size, config.match.images_per_class = 16, 0
     records = open_split(config.target, 'train', config).select(np.arange(100))
@@ -88,7 +89,7 @@ def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
 
 
 def test_labels_go_on_where_they_stopped(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_source, '_SAVE_SECONDS', -1.0)
+    monkeypatch.setattr(files, 'SAVE_SECONDS', -1.0)
     monkeypatch.setattr(tfds_source, '_CHUNK', 100)
     expected = open_split(config.target, 'train', config).labels
 

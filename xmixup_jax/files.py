@@ -19,6 +19,8 @@ from xmixup_jax.errors import UserError
 
 log = logging.getLogger('xmixup_jax')
 
+SAVE_SECONDS = 10.0  # between two saves of a `Resumable`
+
 
 @contextlib.contextmanager
 def file_lock(folder: Path, key: str, wait: bool) -> Iterator[None]:
@@ -113,6 +115,34 @@ def load_arrays(path: Path, *keys: str) -> list[np.ndarray] | None:
     ) as error:  # fmt: skip
         log.warning('%s is damaged (%s): made anew', path, error)
         return None
+
+
+class Resumable:
+    """A .npz file of arrays that take long to find, and what an interrupted search has found."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._unfinished = path.with_suffix('.part.npz')
+        self._saved = time.monotonic()
+
+    def load(self, *keys: str) -> list[np.ndarray] | None:
+        """What `save` wrote last; None if nothing, or if it is damaged."""
+        return load_arrays(self._unfinished, *keys)
+
+    @property
+    def due(self) -> bool:
+        """Whether the last `save` is SAVE_SECONDS ago."""
+        return time.monotonic() - self._saved > SAVE_SECONDS
+
+    def save(self, **arrays: np.ndarray) -> None:
+        """Writes what has been found so far."""
+        save_arrays(self._unfinished, **arrays)
+        self._saved = time.monotonic()
+
+    def finish(self, **arrays: np.ndarray) -> None:
+        """Writes the file itself."""
+        save_arrays(self._path, **arrays)
+        self._unfinished.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

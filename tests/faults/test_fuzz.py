@@ -19,7 +19,8 @@ from test_bad_images import BAD, GOOD, encode
 
 from xmixup_jax.data import builders
 from xmixup_jax.data.decode import decode
-from xmixup_jax.data.sources.folder import _class_files, _read
+from xmixup_jax.data.sources.folder import class_images
+from xmixup_jax.data.sources.image_files import read_file
 from xmixup_jax.errors import DataError
 from xmixup_jax.weights.pretrained import Weights
 from xmixup_jax.weights.torch_file import TorchFileError, read_torch_file
@@ -203,14 +204,14 @@ def test_images_made_to_take_long(tmp_path):
     with huge.open('ab') as file:
         file.truncate(2**40)  # without taking room
     with pytest.raises(DataError):
-        decode(_read(huge), 32, 'huge')
+        decode(read_file(huge), 32, 'huge')
 
 
 def test_pipes_and_folders_are_no_images(tmp_path):
     (tmp_path / 'a' / 'folder.jpg').mkdir(parents=True)
     (tmp_path / 'a' / 'b.jpg').write_bytes(GOOD['jpeg'][0])
     os.mkfifo(tmp_path / 'a' / 'pipe.jpg')
-    assert _class_files(tmp_path) == {tmp_path / 'a': [tmp_path / 'a' / 'b.jpg']}
+    assert [each.path for each in class_images(tmp_path)[tmp_path / 'a']] == [tmp_path / 'a/b.jpg']
 
 
 def member(name, kind=tarfile.REGTYPE, link='', content=b'x'):

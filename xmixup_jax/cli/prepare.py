@@ -15,9 +15,8 @@ import time
 
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.match import show_match
-from xmixup_jax.data.sources.folder import FOLDER
-from xmixup_jax.data.sources.tfds import build, make_builder, obstacle
-from xmixup_jax.errors import raise_all
+from xmixup_jax.data.sources import find_source
+from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.methods import METHODS
 from xmixup_jax.run.inputs import check_inputs, data_sets, open_data
 from xmixup_jax.run.start import find_match
@@ -35,11 +34,17 @@ def run(argv: list[str]) -> None:
     def done(what: str) -> None:
         log.info('%7.1f s  %s', time.perf_counter() - begun, what)
 
-    names = [name for name in data_sets(config).values() if not name.startswith(FOLDER)]
-    raise_all({name: obstacle(make_builder(name, config.data_dir)) for name in names})
-    for name in names:
-        builder = build(name, config.data_dir)
-        done(f'{name} is in {builder.data_dir}')
+    missing = {}
+    for name in data_sets(config).values():
+        try:
+            source, what = find_source(name)
+            folder = source.prepare(what, config)
+        except DataError as error:  # what the other data sets need is said in the same message
+            missing[name] = str(error)
+        else:
+            if folder:
+                done(f'{name} is in {folder}')
+    raise_all(missing)
     check_inputs(config)
     weights = backbone_weights(config)
     done(f'weights are in {weights.path}' if weights else 'no weights: random ones')

@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +19,13 @@ from xmixup_jax.compute.mapping import map_eval_step
 from xmixup_jax.compute.step import Task, TrainState, create_task, feature_step
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
+from xmixup_jax.data.sources import short_name
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import load_arrays, save_arrays
+from xmixup_jax.files import Resumable, load_arrays
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import all_gather, is_first
 from xmixup_jax.weights.pretrained import Weights
-
-_SAVE_SECONDS = 10.0  # between two saves of unfinished class means
 
 
 def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +71,7 @@ def class_means(
     config: ConfigDict,
     state: TrainState,
     records: Records,
-    unfinished: Path | None = None,
+    resumable: Resumable | None = None,
 ) -> np.ndarray:
     """Mean pooled features of each class, on centre crops, in evaluation mode.
 
@@ -84,7 +81,7 @@ def class_means(
         that count (the first ones; 0 for all).
       state: replicated parameters and statistics of the backbone.
       records: labelled images.
-      unfinished: file that keeps what an interrupted call has found, so that the next one goes on.
+      resumable: keeps the sums of an interrupted call, so that the next one goes on.
 
     Returns:
       float32 [K, D].
@@ -100,20 +97,18 @@ def class_means(
         rank = np.arange(len(order)) - starts[records.labels[order]]
         records = records.select(np.sort(order[rank < limit]))
     totals, done = None, 0
-    if unfinished is not None:
-        found = load_arrays(unfinished, 'sums', 'counts', 'done')
+    if resumable is not None:
+        found = resumable.load('sums', 'counts', 'done')
         if found is not None:
             totals, done = (found[0], found[1]), int(found[2])
     rest = records.select(np.arange(done, len(records)))
-    saved_at = time.monotonic()
     mapped = _mapped_feature_step(task, num_classes)
     for result in over_records(mapped, config, state, rest, title='features of'):
         totals = result if totals is None else jax.tree.map(jnp.add, totals, result)
         done += min(config.eval_batch_size, len(records) - done)
-        if unfinished is not None and time.monotonic() - saved_at > _SAVE_SECONDS:
+        if resumable is not None and resumable.due:
             sums, counts = jax.device_get(totals)
-            save_arrays(unfinished, sums=sums, counts=counts, done=done)
-            saved_at = time.monotonic()
+            resumable.save(sums=sums, counts=counts, done=done)
     sums, counts = jax.device_get(totals)
     _check_counts(counts, records)
     return sums / counts[:, None]
@@ -184,24 +179,22 @@ def backbone_class_means(
         params, batch_stats = backbone.fill(state.params, state.batch_stats)
         state = replace(state, params=params, batch_stats=batch_stats)
     # Several processes would have to agree on where to go on.
-    resumable = path is not None and jax.process_count() == 1
-    unfinished = path.with_suffix('.part.npz') if resumable else None
-    means = class_means(task, config, replicate(state), records, unfinished)
-    if path is not None and is_first():
-        save_arrays(path, means=means)
-        path.with_suffix('.part.npz').unlink(missing_ok=True)
+    resumable = None if path is None else Resumable(path)
+    alone = jax.process_count() == 1
+    means = class_means(task, config, replicate(state), records, resumable if alone else None)
+    if resumable is not None and is_first():
+        resumable.finish(means=means)
     return means
 
 
 def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path:
     """Named by everything that the means depend on: weights, network, crop and records."""
-    key: dict[str, Any] = {
+    key = {
         'weights': backbone.digest,
         'model': config.model.to_dict(),
         'crop': [config.resize, config.image_size, config.match.images_per_class],
-        'records': [records.name, records.describe(0), len(records.class_names)],
-        'selection': hashlib.sha256(records.index.tobytes() + records.labels.tobytes()).hexdigest(),
+        'records': records.identity,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    name = records.name.split('/')[-1]
-    return Path(config.cache_dir).expanduser() / 'features' / f'{name}-{digest}.npz'
+    name = f'{short_name(records.name)}-{digest}.npz'
+    return Path(config.cache_dir).expanduser() / 'features' / name

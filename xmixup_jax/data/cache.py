@@ -1,6 +1,5 @@
 """Decoded images that are kept, so that none is decoded twice: in memory or on disk."""
 
-import hashlib
 import logging
 import os
 import shutil
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
+from xmixup_jax.data.sources import short_name
 from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.processes import all_gather
@@ -178,7 +178,7 @@ def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | N
         if kind == 'memory':
             return replace(records, cache=MemoryCache(records.store.kept, config.resize))
         numbers = np.sort(used.index)
-        path = _cache_path(config, used, numbers)
+        path = _cache_path(config, used)
         return replace(records, cache=DiskCache(path, numbers, config.resize))
 
     used = used_records(data, match)
@@ -193,13 +193,9 @@ def _missing(records: Records, size: int) -> int:
     return len(records) - int(np.isin(records.index, kept).sum())
 
 
-def _cache_path(config: ConfigDict, records: Records, numbers: np.ndarray) -> Path:
+def _cache_path(config: ConfigDict, records: Records) -> Path:
     """Named by all that the pixels depend on."""
-    digest = hashlib.sha256(f'{records.name} {config.resize}'.encode())
-    digest.update(numbers.tobytes())
-    for number in numbers:
-        digest.update(records.stamp(int(number)).encode())
-    name = f'{records.name.split("/")[-1]}-{config.resize}-{digest.hexdigest()[:16]}.images'
+    name = f'{short_name(records.name)}-{config.resize}-{records.identity[:16]}.images'
     return Path(config.cache_dir).expanduser() / 'decoded' / name
 
 

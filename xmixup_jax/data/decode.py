@@ -2,15 +2,13 @@
 
 import contextlib
 import struct
+from functools import cache
+from types import ModuleType
 
-import cv2
 import numpy as np
 import simplejpeg
 
 from xmixup_jax.errors import DataError
-
-# The loader has threads of its own; OpenCV's would only contend with them.
-cv2.setNumThreads(0)
 
 MAX_PIXELS = 2**27
 MAX_BYTES = 4 * MAX_PIXELS
@@ -24,11 +22,16 @@ _SCAN = b'\xff\xda'
 _PNG = b'\x89PNG\r\n\x1a\n'
 _ANIMATION = (b'acTL', b'fcTL', b'fdAT')
 _EXIF_WITHIN = 2**16
-_REDUCED = {
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-}
+
+
+@cache
+def _cv2() -> ModuleType:
+    """OpenCV. Whoever only opens data sets need not wait for its import."""
+    import cv2
+
+    # The loader has threads of its own; OpenCV's would only contend with them.
+    cv2.setNumThreads(0)
+    return cv2
 
 
 def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
@@ -54,7 +57,7 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
     whole = _checked(encoded) if 0 < len(encoded) < MAX_BYTES else None
     if whole is not None:
         # OpenCV raises for some damage and returns None for other; both are reported below.
-        with contextlib.suppress(cv2.error):
+        with contextlib.suppress(_cv2().error):
             image = _decode_jpeg(whole, size) if whole.startswith(_JPEG) else _decode(whole)
     if image is None:
         raise DataError(
@@ -72,14 +75,15 @@ def middle_square(image: np.ndarray, size: int) -> np.ndarray:
     top, left = (height - short) // 2, (width - short) // 2
     image = image[top : top + short, left : left + short]
     if short != size:
-        linear = short < _LINEAR_BELOW * size
+        cv2, linear = _cv2(), short < _LINEAR_BELOW * size
         interpolation = cv2.INTER_LINEAR if linear else cv2.INTER_AREA
         image = cv2.resize(image, (size, size), interpolation=interpolation)
     return np.ascontiguousarray(image)
 
 
-def _decode(encoded: bytes, flags: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+def _decode(encoded: bytes, flags: str = 'IMREAD_COLOR_RGB') -> np.ndarray | None:
+    cv2 = _cv2()
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), getattr(cv2, flags))
 
 
 def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
@@ -90,9 +94,10 @@ def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
         if space in ('YCbCr', 'Gray', 'RGB') and b'Exif' not in encoded[:_EXIF_WITHIN]:
             return simplejpeg.decode_jpeg(encoded, 'RGB', min_height=size, min_width=size)
         # OpenCV knows CMYK and orientation, but fewer scales.
-        for divisor, flags in _REDUCED.items():
+        for divisor in (8, 4, 2):
             if min(height, width) >= divisor * size:
-                return cv2.cvtColor(_decode(encoded, flags), cv2.COLOR_BGR2RGB)
+                image, cv2 = _decode(encoded, f'IMREAD_REDUCED_COLOR_{divisor}'), _cv2()
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return _decode(encoded)
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from xmixup_jax.data.pairing import worker_threads
 from xmixup_jax.data.records import Records
+from xmixup_jax.data.sources import short_name
 from xmixup_jax.devices import shard
 
 
@@ -34,7 +35,7 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
         def put(i, records=records, images=images, first=first):
             images[i - first] = records.image_or_next(i, config.resize)
 
-        title = f'{records.name.split("/")[-1]} to the devices'
+        title = f'{short_name(records.name)} to the devices'
         with ThreadPoolExecutor(worker_threads(config.num_threads)) as threads:
             list(tqdm(threads.map(put, wanted), title, len(wanted), unit='image', disable=None))
         pool[name] = shard(images)

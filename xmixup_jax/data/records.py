@@ -1,14 +1,17 @@
-"""Records: random access to the encoded images and the labels of one split of a data set."""
+"""Records: random access to the images and the labels of one split of a data set."""
 
+import hashlib
+import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from xmixup_jax.data.decode import decode
+from xmixup_jax.data.decode import decode, middle_square
 from xmixup_jax.errors import DataError
 
 log = logging.getLogger('xmixup_jax')
@@ -16,7 +19,7 @@ log = logging.getLogger('xmixup_jax')
 
 @dataclass(frozen=True)
 class Store:
-    """What all selections from one split share: decoded images, and the images that are none."""
+    """What all selections from one split share: decoded images, and which cannot be decoded."""
 
     max_bad_images: int
     """Limit of `bad`."""
@@ -49,23 +52,69 @@ class Records:
     """One split, or a selection from it."""
 
     name: str
+    """Of the data set, for people: caches and runs know the data by `identity`."""
     class_names: tuple[str, ...]
     labels: np.ndarray
     """int32 [N], 0 <= label < K = len(class_names)."""
-    read: Callable[[int], bytes]
-    """Record number to encoded image; safe to call from several threads."""
+    read: Callable[[int], bytes | np.ndarray]
+    """Record number to an encoded image, or to uint8 pixels [H, W, 3]; safe to call from several
+    threads."""
     where: Callable[[int], str]
     """Record number to words that find it again, for errors."""
     index: np.ndarray
     """int64 [N], the record numbers of this selection."""
     store: Store = field(compare=False)
-    stamp: Callable[[int], str]
-    """Record number to what changes with the record's bytes, for what is kept on disk."""
+    stamps: np.ndarray
+    """uint64 [records of the whole split], by record number: a hash of what the record is, which
+    changes when its image changes and not when the data set moves. See `sources.stamps`."""
     cache: Any = None
     """A `cache.Cache` for the records that are read again and again, or None."""
 
+    @staticmethod
+    def from_arrays(
+        images: np.ndarray | Sequence[np.ndarray],
+        labels: np.ndarray,
+        class_names: Sequence[str],
+        name: str = 'arrays',
+    ) -> 'Records':
+        """Records of images in memory; see `sources.arrays.open_arrays`."""
+        from xmixup_jax.data.sources.arrays import open_arrays  # which imports this module
+
+        return open_arrays(images, labels, class_names, name)
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    @cached_property
+    def identity(self) -> str:
+        """32 hexadecimal digits that tell data apart by their content.
+
+        They depend on the classes in order, on every record of the whole split and on the
+        selection from it; not on where the data set is or what it is called.
+        """
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for array, kind in ((self.stamps, '<u8'), (self.index, '<i8'), (self.labels, '<i4')):
+            digest.update(f' {len(array)} '.encode())
+            digest.update(np.ascontiguousarray(array, kind))
+        return digest.hexdigest()[:32]
+
+    def summary(self) -> dict[str, Any]:
+        """`identity`, and what it takes to say in words how two data sets differ.
+
+        Returns:
+          JSON values: 'digest', the identity; 'class_names'; and of each class 'counts', its number
+          of records, and 'classes', a digest of their stamps whatever their order.
+        """
+        count = len(self.class_names)
+        by_class = np.lexsort((self.stamps[self.index], self.labels))
+        ends = np.searchsorted(self.labels[by_class], np.arange(1, count))
+        of_class = np.split(self.stamps[self.index][by_class].astype('<u8'), ends)
+        return {
+            'digest': self.identity,
+            'class_names': list(self.class_names),
+            'counts': [len(stamps) for stamps in of_class],
+            'classes': [hashlib.sha256(stamps).hexdigest()[:12] for stamps in of_class],
+        }
 
     def image(self, i: int, resize: int) -> np.ndarray | None:
         """uint8 [resize, resize, 3]; decoded once, if there is a cache.
@@ -83,13 +132,19 @@ class Records:
         image = None if self.cache is None else self.cache.get(number)
         if image is None:
             try:
-                image = decode(self.read(number), resize, self.where(number))
+                image = self._decoded(number, resize)
             except DataError as error:
                 store.skip(number, error)
                 return None
             if self.cache is not None:
                 self.cache.put(number, image)
         return image
+
+    def _decoded(self, number: int, resize: int) -> np.ndarray:
+        content = self.read(number)
+        if isinstance(content, np.ndarray):
+            return middle_square(content, resize)
+        return decode(content, resize, self.where(number))
 
     def image_or_next(self, i: int, resize: int) -> np.ndarray:
         """`image`, or that of the next record of the same class that can be decoded.

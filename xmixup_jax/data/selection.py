@@ -1,8 +1,4 @@
-"""Opening data sets, and choosing the records of a run.
-
-A data set is named either `NAME` (a tfds builder, read as array_record without TensorFlow) or
-`folder:PATH` (an image folder).
-"""
+"""Opening data sets, and choosing the records of a run."""
 
 from typing import NamedTuple
 
@@ -10,8 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.folder import FOLDER, folder_path, open_folder
-from xmixup_jax.data.sources.tfds import open_tfds, unprepared
+from xmixup_jax.data.sources import find_source
 from xmixup_jax.errors import DataError
 
 
@@ -50,8 +45,9 @@ def draw_positions(records: Records, shots: int, sample_rate: float, seed: int) 
     return np.sort(np.concatenate(positions))
 
 
-Opened = dict[tuple[str, str], Records]
-"""Whole splits by name of the data set and split, for runs that share what they have opened."""
+Opened = dict[tuple[str, str, float], Records]
+"""Whole splits by name of the data set, split and test_share, for runs that share what they have
+opened."""
 
 
 def open_split(
@@ -66,22 +62,20 @@ def open_split(
       opened: where to look first, and to leave what is opened, decoded images included.
 
     Raises:
-      DataError: the data set, the split or its classes cannot be had; says what to do.
+      DataError: the data set, the split or its classes are missing; says what to do.
     """
-    if opened is not None and (dataset.name, split) in opened:
-        return opened[dataset.name, split]
-    missing = problem(dataset.name, config)
+    key = (dataset.name, split, dataset.test_share)
+    if opened is not None and key in opened:
+        return opened[key]
+    source, what = find_source(dataset.name)
+    missing = source.problem(what, config)
     if missing:
         raise DataError(missing)
-    store = Store(config.max_bad_images)
-    if dataset.name.startswith(FOLDER):
-        records = open_folder(dataset, split, store)
-    else:
-        records = open_tfds(dataset.name, split, config, store)
+    records = source.open(what, dataset, split, config, Store(config.max_bad_images))
     if not len(records):
         raise DataError(f'split {split!r} of {dataset.name} holds no images')
     if opened is not None:
-        opened[dataset.name, split] = records
+        opened[key] = records
     return records
 
 
@@ -118,16 +112,3 @@ def train_and_test(
             f'their classes, for example {odd[0]!r}: both need the same class folders'
         )
     return train, test
-
-
-def problem(name: str, config: ConfigDict) -> str | None:
-    """Says what is missing before data set `name` can be read and how to get it, or None."""
-    if not name.startswith(FOLDER):
-        return unprepared(name, config)
-    path = folder_path(name)
-    if path.is_dir():
-        return None
-    return (
-        f'image folder {path} does not exist: it should hold SPLIT/CLASS/FILE or CLASS/FILE; '
-        'name another with folder:PATH'
-    )

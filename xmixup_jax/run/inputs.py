@@ -11,7 +11,8 @@ from xmixup_jax.compute.step import Task
 from xmixup_jax.data.cache import choose, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.pool import fill_pool
-from xmixup_jax.data.selection import Data, Opened, problem, train_and_test, train_records
+from xmixup_jax.data.selection import Data, Opened, train_and_test, train_records
+from xmixup_jax.data.sources import problem
 from xmixup_jax.devices import shard
 from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.matching import ClassMatch, check_assignment
@@ -53,7 +54,7 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
 
     Args:
       config: of the run.
-      opened: what earlier runs have opened, to share it; see `sources.open_split`.
+      opened: what earlier runs have opened, to share it; see `selection.open_split`.
     """
     target, test = train_and_test(config.target, config, opened)
     if not uses_source(config):

@@ -1,28 +1,45 @@
-"""Image folders: PATH/SPLIT/CLASS/FILE, or PATH/CLASS/FILE, which is divided at random."""
+"""Image folders, `folder:PATH`: PATH/SPLIT/CLASS/FILE, or PATH/CLASS/FILE, divided at random."""
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.data.decode import MAX_BYTES
 from xmixup_jax.data.records import Records, Store
+from xmixup_jax.data.sources.image_files import UNDIVIDED_SPLITS, open_files, part_of, stamp
 from xmixup_jax.errors import DataError
 
-FOLDER = 'folder:'
 IMAGE_SUFFIXES = (
     '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif'
 )  # fmt: skip
 
 
-def folder_path(name: str) -> Path:
-    """The folder that `folder:PATH` names."""
-    return Path(name.removeprefix(FOLDER)).expanduser()
+class Image(NamedTuple):
+    """A file, and a hash of what it is; see `Records.stamps`."""
+
+    path: Path
+    stamp: int
 
 
-def open_folder(dataset: ConfigDict, split: str, store: Store) -> Records:
-    """Opens one split of the image folder `dataset.name`.
+def problem(what: str, config: ConfigDict) -> str | None:
+    """Says so if the folder does not exist."""
+    path = Path(what).expanduser()
+    if path.is_dir():
+        return None
+    return (
+        f'image folder {path} does not exist: it should hold SPLIT/CLASS/FILE or CLASS/FILE; '
+        'name another with folder:PATH'
+    )
+
+
+def prepare(what: str, config: ConfigDict) -> None:
+    """A folder needs no preparation."""
+
+
+def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: Store) -> Records:
+    """Opens one split.
 
     Without split folders there are the splits 'train' and 'test': `dataset.test_share` of each
     class's images, rounded, are the test's, the same in every run whatever its seed.
@@ -30,55 +47,50 @@ def open_folder(dataset: ConfigDict, split: str, store: Store) -> Records:
     Raises:
       DataError: there is no such split, or a class without images.
     """
-    root = folder_path(dataset.name)
+    root = Path(what).expanduser()
     if (root / split).is_dir():
-        return _records(dataset.name, _class_files(root / split), store)
+        return _records(dataset.name, class_images(root / split), store)
     present = sorted(path.name for path in root.iterdir() if path.is_dir())
     undivided = any(_images(root / name) for name in present)
-    if not undivided or split not in ('train', 'test'):
-        has = ', '.join(('train', 'test') if undivided else present) or 'none'
+    if not undivided or split not in UNDIVIDED_SPLITS:
+        has = ', '.join(UNDIVIDED_SPLITS if undivided else present) or 'none'
         raise DataError(f'{root} has no split {split!r}: it has {has}')
     chosen = {}
-    for label, (folder, files) in enumerate(_class_files(root).items()):
-        order = np.random.default_rng(label).permutation(len(files))
-        count = min(round(dataset.test_share * len(files)), len(files) - 1)
-        part = order[:count] if split == 'test' else order[count:]
-        chosen[folder] = [files[i] for i in np.sort(part)]
+    for label, (folder, images) in enumerate(class_images(root).items()):
+        part = part_of(split, len(images), label, dataset.test_share)
+        chosen[folder] = [images[i] for i in part]
     return _records(dataset.name, chosen, store)
 
 
-def _images(folder: Path) -> list[Path]:
-    # Regular files alone: reading a pipe would wait for ever.
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file()]
-    return sorted(folder / name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+def class_images(root: Path) -> dict[Path, list[Image]]:
+    """The images of each class folder.
 
-
-def _read(file: Path) -> bytes:
-    """Of a file too large for an image only the beginning, which cannot be decoded."""
-    with file.open('rb') as opened:
-        return opened.read(MAX_BYTES)
-
-
-def _class_files(root: Path) -> dict[Path, list[Path]]:
-    """The images of each class folder."""
+    Raises:
+      DataError: a class has none.
+    """
     classes = {path: _images(path) for path in sorted(root.iterdir()) if path.is_dir()}
-    for folder, files in classes.items():
-        if not files:
+    for folder, images in classes.items():
+        if not images:
             raise DataError(f'class folder {folder} holds no images: fill or remove it')
     return classes
 
 
-def _records(name: str, classes: dict[Path, list[Path]], store: Store) -> Records:
-    files = [file for class_files in classes.values() for file in class_files]
-    counts = [len(class_files) for class_files in classes.values()]
-    return Records(
-        name=name,
-        class_names=tuple(folder.name for folder in classes),
-        labels=np.repeat(np.arange(len(counts), dtype=np.int32), counts),
-        read=lambda i: _read(files[i]),
-        where=lambda i: str(files[i]),
-        index=np.arange(len(files)),
-        store=store,
-        stamp=lambda i: '{0.st_size} {0.st_mtime_ns}'.format(files[i].stat()),
-    )
+def _images(folder: Path) -> list[Image]:
+    images = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            # Regular files alone: reading a pipe would wait for ever.
+            if entry.is_file() and Path(entry.name).suffix.lower() in IMAGE_SUFFIXES:
+                found = entry.stat()
+                hashed = stamp(folder.name, entry.name, found.st_size, found.st_mtime_ns)
+                images.append(Image(folder / entry.name, hashed))
+    return sorted(images)
+
+
+def _records(name: str, classes: dict[Path, list[Image]], store: Store) -> Records:
+    images = [image for class_images in classes.values() for image in class_images]
+    counts = [len(class_images) for class_images in classes.values()]
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    names = [folder.name for folder in classes]
+    files = [image.path for image in images]
+    return open_files(name, names, labels, files, (image.stamp for image in images), store)

@@ -1,12 +1,15 @@
-"""Data sets of tfds, and of the project's own builders, stored as array_record."""
+"""Data sets of tfds and of the project's own builders, `tfds:NAME` or `NAME`, as array_record.
+
+They are read without TensorFlow.
+"""
 
 import difflib
 import hashlib
 import importlib.util
+import json
 import logging
 import re
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +21,13 @@ from tqdm import tqdm
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.errors import DataError, first_line
-from xmixup_jax.files import file_lock, load_arrays, save_arrays
+from xmixup_jax.files import Resumable, file_lock, load_arrays
 
 log = logging.getLogger('xmixup_jax')
 
 # Builders whose images come inside a package, so that preparing them needs no permission.
 IN_PACKAGES = ('mnist5k', 'uci_digits')
 _CHUNK = 1000  # records that are read at once for their labels
-_SAVE_SECONDS = 10.0  # between two saves of an unfinished label index
 
 
 def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -61,20 +63,25 @@ def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         absl_logging.set_verbosity(verbosity)
 
 
-def unprepared(name: str, config: ConfigDict) -> str | None:
-    """Says how to get a data set that is not on disk yet, or None."""
-    if name in IN_PACKAGES:
+def problem(what: str, config: ConfigDict) -> str | None:
+    """Says how to get a data set that is not on disk yet."""
+    if what in IN_PACKAGES:
         return None
     try:
-        builder = make_builder(name, config.data_dir)
+        builder = make_builder(what, config.data_dir)
     except DataError as error:
         return str(error)
     if builder.info.splits:
         return None
     return (
-        f'data set {name} is not prepared in {builder.data_dir}: {_archives(builder)}run  '
-        'python -m xmixup_jax.cli.prepare  with the same --config flags'
+        f'data set {what} is not prepared in {builder.data_dir}: {_archives(builder)}run  '
+        'xmixup prepare  with the same --config flags'
     )
+
+
+def prepare(what: str, config: ConfigDict) -> str:
+    """Downloads and converts the data set; the folder it is in."""
+    return str(build(what, config.data_dir).data_dir)
 
 
 def _archives(builder: tfds.core.DatasetBuilder) -> str:
@@ -141,13 +148,13 @@ def obstacle(builder: tfds.core.DatasetBuilder) -> str | None:
     return None
 
 
-def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Records:
+def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: Store) -> Records:
     """Opens one split of a prepared data set.
 
     Raises:
       DataError: the split or its format is not there.
     """
-    builder = build(name, config.data_dir)
+    builder = build(what, config.data_dir)
     image_key, label_key = builder.info.supervised_keys or ('image', 'label')
     try:
         data_source = builder.as_data_source(
@@ -155,11 +162,11 @@ def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Record
         )
     except (ValueError, KeyError) as error:
         raise DataError(
-            f'{name} has no split {split!r}: it has {", ".join(sorted(builder.info.splits))}'
+            f'{what} has no split {split!r}: it has {", ".join(sorted(builder.info.splits))}'
         ) from error
     except NotImplementedError as error:
         raise DataError(
-            f'{name} in {builder.data_dir} is not stored as array_record: prepare it again '
+            f'{what} in {builder.data_dir} is not stored as array_record: prepare it again '
             "with file_format='array_record' in another data_dir"
         ) from error
 
@@ -170,22 +177,29 @@ def open_tfds(name: str, split: str, config: ConfigDict, store: Store) -> Record
         return lambda raw: features.deserialize_example_np(raw, decoders=decoders)[key]
 
     image, label = parser(image_key), parser(label_key)
-    path = _labels_path(builder, split, len(data_source), config.cache_dir)
+    count = len(data_source)
+    digest = _digest(builder, split, count)
+    labels_path = Path(config.cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npz'
     return Records(
-        name=name,
+        name=dataset.name,
         class_names=tuple(builder.info.features[label_key].names),
-        labels=split_labels(data_source, label, path, f'{builder.name} {split}'),
+        labels=split_labels(data_source, label, labels_path, f'{builder.name} {split}'),
         read=lambda i: image(data_source[i]),
-        where=lambda i: f'record {i} of {name} ({split})',
-        index=np.arange(len(data_source)),
+        where=lambda i: f'record {i} of {what} ({split})',
+        index=np.arange(count),
         store=store,
-        stamp=lambda i: f'{builder.data_dir} {split} {i}',
+        # Wraps around at 2**64.
+        stamps=np.uint64(int(digest, 16)) + np.arange(count, dtype=np.uint64),
     )
 
 
-def _labels_path(builder, split: str, count: int, cache_dir: str) -> Path:
-    digest = hashlib.sha256(f'{builder.data_dir} {split} {count}'.encode()).hexdigest()[:16]
-    return Path(cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npz'
+def _digest(builder: tfds.core.DatasetBuilder, split: str, count: int) -> str:
+    """16 hexadecimal digits of what the records of a split are, wherever the data set is."""
+    stored = [
+        (name, each.shard_lengths, each.num_bytes) for name, each in builder.info.splits.items()
+    ]
+    content = [builder.info.full_name, sorted(stored), split, count]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def split_labels(data_source, label, path: Path, title: str) -> np.ndarray:
@@ -213,12 +227,11 @@ def split_labels(data_source, label, path: Path, title: str) -> np.ndarray:
 
 def _find_labels(data_source, label, path: Path, title: str) -> np.ndarray:
     labels, done = np.empty(len(data_source), np.int32), 0
-    unfinished = path.with_suffix('.part.npz')
-    found = load_arrays(unfinished, 'labels')
+    resumable = Resumable(path)
+    found = resumable.load('labels')
     if found is not None:
         done = len(found[0])
         labels[:done] = found[0]
-    saved = time.monotonic()
     with tqdm(
         total=len(labels),
         initial=done,
@@ -233,9 +246,7 @@ def _find_labels(data_source, label, path: Path, title: str) -> np.ndarray:
             ]
             done = chunk.stop
             bar.update(len(chunk))
-            if time.monotonic() - saved > _SAVE_SECONDS:
-                save_arrays(unfinished, labels=labels[:done])
-                saved = time.monotonic()
-    save_arrays(path, labels=labels)
-    unfinished.unlink(missing_ok=True)
+            if resumable.due:
+                resumable.save(labels=labels[:done])
+    resumable.finish(labels=labels)
     return labels

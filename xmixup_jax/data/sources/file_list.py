@@ -1,0 +1,197 @@
+"""Lists of image files with their labels, `csv:FILE`.
+
+The file is a table with a header and the columns `path`, `label` and, if it names the splits,
+`split`; others are ignored. Paths are relative to the file's folder, or absolute.
+"""
+
+import csv
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax.data.records import Records, Store
+from xmixup_jax.data.sources.image_files import UNDIVIDED_SPLITS, open_files, part_of, stamp
+from xmixup_jax.errors import DataError
+
+_REQUIRED = ('path', 'label')
+_SHOWN = 5  # faulty rows or files in a message
+
+
+class Row(NamedTuple):
+    """A line of the list. Rows are sorted, so that their order in the file has no effect."""
+
+    label: str
+    path: str
+    """Of the image; absolute."""
+    split: str | None
+    """None if there is no such column."""
+
+
+def problem(what: str, config: ConfigDict) -> str | None:
+    """Says so if the file does not exist, or lacks a column."""
+    path = Path(what).expanduser()
+    if not path.is_file():
+        return (
+            f'list of images {path} does not exist: it should be a table with the columns '
+            'path,label and optionally split; name another with csv:FILE'
+        )
+    try:
+        with _opened(path) as file:
+            _table(path, file)
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def prepare(what: str, config: ConfigDict) -> None:
+    """A list needs no preparation."""
+
+
+def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: Store) -> Records:
+    """Opens one split. The classes are the labels of the whole list, sorted.
+
+    Without a column `split` the list is divided as a folder without split folders is; see
+    `folder.open`.
+
+    Raises:
+      DataError: there is no such split, a row lacks a value or is there twice, or a file is
+        missing.
+    """
+    path = Path(what).expanduser()
+    rows = read_rows(path)
+    class_names = sorted({row.label for row in rows})
+    rows = _in_split(path, rows, split, dataset.test_share)
+    absent = sorted(set(class_names) - {row.label for row in rows})
+    if absent and split == dataset.split:  # a test need not have every class
+        raise DataError(
+            f'{path} has no images of {_first(absent)} in the split {split!r}: add some, or remove '
+            'the class from the other splits'
+        )
+    number = {name: i for i, name in enumerate(class_names)}
+    labels = np.array([number[row.label] for row in rows], np.int32)
+    files = [Path(row.path) for row in rows]
+    return open_files(dataset.name, class_names, labels, files, _stamps(path, rows), store)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of the list, sorted.
+
+    Raises:
+      DataError: a column or a value is missing, or a file is listed twice.
+    """
+    rows: list[Row] = []
+    faults: dict[str, list[str]] = {}
+    folder = os.path.abspath(path.parent)  # noqa: PTH100  (a million strings, not Paths)
+    with _opened(path) as file:
+        table = _table(path, file)
+        keys = [key for key in Row._fields if key in table.fieldnames]
+        try:
+            for line in table:
+                values = {key: (line[key] or '').strip() for key in keys}
+                found = [f'without a {key}' for key in keys if not values[key]]
+                if None in line:
+                    found.append('with more values than the header has columns')
+                for fault in found:
+                    faults.setdefault(fault, []).append(f'line {table.line_num}')
+                image = os.path.normpath(os.path.join(folder, values['path']))  # noqa: PTH118
+                rows.append(Row(values['label'], image, values.get('split')))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise _unreadable(path, error) from error
+    for fault, lines in faults.items():
+        raise DataError(
+            f'{path} has rows {fault}: {len(lines)} ({_first(lines)}); correct or remove them'
+        )
+    if not rows:
+        raise DataError(f'{path} lists no images: add rows below its header')
+    counts = Counter(row.path for row in rows)
+    twice = [image for image, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(
+            f'{path} lists {len(twice)} files more than once ({_first(twice)}): keep a row of each'
+        )
+    return sorted(rows)
+
+
+def _opened(path: Path) -> TextIO:
+    return path.open(encoding='utf-8-sig', newline='')
+
+
+def _table(path: Path, file: TextIO) -> csv.DictReader:
+    """A reader of the rows below the header.
+
+    Raises:
+      DataError: the header lacks a column.
+    """
+    table = csv.DictReader(file, skipinitialspace=True)
+    try:
+        header = [(name or '').strip() for name in table.fieldnames or ()]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+    table.fieldnames = header
+    missing = [name for name in _REQUIRED if name not in header]
+    if missing:
+        raise DataError(
+            f'{path} has no column {missing[0]!r}: its first line is {",".join(header)[:80]!r} '
+            'and should be path,label or path,label,split'
+        )
+    return table
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f'{path} is not a table in UTF-8 with commas ({error}): save it as one')
+
+
+def _in_split(path: Path, rows: list[Row], split: str, share: float) -> list[Row]:
+    divided = rows[0].split is not None
+    splits = sorted({row.split for row in rows}) if divided else UNDIVIDED_SPLITS
+    if split not in splits:
+        raise DataError(f'{path} has no split {split!r}: it has {", ".join(splits)}')
+    if divided:
+        return [row for row in rows if row.split == split]
+    chosen = []
+    first, counts = 0, Counter(row.label for row in rows)
+    for label, name in enumerate(sorted(counts)):
+        part = part_of(split, counts[name], label, share)
+        chosen += [rows[first + i] for i in part]
+        first += counts[name]
+    return chosen
+
+
+def _stamps(path: Path, rows: Sequence[Row]) -> list[int]:
+    """A hash of each row and its file; see `Records.stamps`.
+
+    Raises:
+      DataError: files are missing.
+    """
+    missing, found = [], []
+    for row in rows:
+        try:
+            file = os.stat(row.path)  # noqa: PTH116
+        except (OSError, ValueError):  # a name that no file can have
+            file = None
+        # Regular files alone: reading a pipe would wait for ever.
+        if file is None or not stat.S_ISREG(file.st_mode):
+            missing.append(row.path)
+        else:
+            found.append(file)
+    if missing:
+        raise DataError(
+            f'{len(missing)} of {len(rows)} files that {path} lists are missing '
+            f'({_first(missing)}): paths are relative to {path.parent}; correct or remove them'
+        )
+    # Not relative to the list, whose place beside its images does not matter.
+    root = os.path.commonpath([os.path.dirname(row.path) for row in rows])  # noqa: PTH120
+    return [
+        stamp(row.label, row.path[len(root) :].lstrip('/'), file.st_size, file.st_mtime_ns)
+        for row, file in zip(rows, found, strict=True)
+    ]
+
+
+def _first(words: Sequence[str]) -> str:
+    return ', '.join(words[:_SHOWN]) + (', ...' if len(words) > _SHOWN else '')
