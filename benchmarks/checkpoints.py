@@ -13,7 +13,6 @@ background, and until it is done. The shares are of the time of config.checkpoin
 
 import argparse
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ import orbax.checkpoint as ocp
 from benchmarks import synthetic
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
-from xmixup_jax.devices import shard_steps
 from xmixup_jax.integrity import network_digest, tree_digest
 from xmixup_jax.run.checkpoint import Checkpoints
 
@@ -37,11 +35,9 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--output', type=Path)
     args, rest = parser.parse_known_args(argv)
     config, _ = read_command(rest)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        weights = synthetic.random_weights(config, folder / 'weights.safetensors')
-        start = synthetic.start(config, config.method, weights, args.classes, folder)
-        batch = shard_steps([synthetic.batch(config, args.classes, 0)])
+    opened = synthetic.starts(config, [config.method], args.classes)
+    with opened as (starts, (batch, *_), folder):
+        start = starts[config.method]
         checkpoints = Checkpoints(folder / 'run', config.keep_checkpoints)
         plain = ocp.CheckpointManager(
             folder / 'plain', options=ocp.CheckpointManagerOptions(max_to_keep=2)

@@ -19,7 +19,6 @@ import argparse
 import collections
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,6 @@ from benchmarks import synthetic
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.compute.cost import BATCHES, only_used
-from xmixup_jax.devices import shard_steps
 
 
 def run(argv: list[str]) -> None:
@@ -40,14 +38,10 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--output', type=Path)
     args, rest = parser.parse_known_args(argv)
     config, _ = read_command(rest)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        weights = synthetic.random_weights(config, folder / 'weights.safetensors')
-        start = synthetic.start(config, config.method, weights, args.classes, folder)
-        batches = [
-            only_used(shard_steps([synthetic.batch(config, args.classes, i)]), start)
-            for i in range(BATCHES)
-        ]
+    opened = synthetic.starts(config, [config.method], args.classes)
+    with opened as (starts, batches, folder):
+        start = starts[config.method]
+        batches = [only_used(each, start) for each in batches]
         lowered = start.task.train_steps.lower(start.constants, start.state, {}, batches[0])
         compiled = lowered.compile()
         state, _ = compiled(start.constants, start.state, {}, batches[0])

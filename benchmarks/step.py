@@ -17,7 +17,6 @@ cuDNN's: the share is at least this.)
 
 import argparse
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.compute import cost
 from xmixup_jax.compute.step import train_steps
-from xmixup_jax.devices import shard_steps
 from xmixup_jax.methods import METHODS
 from xmixup_jax.run.start import Start
 
@@ -51,15 +49,7 @@ def run(argv: list[str]) -> None:
         f'{config.precision}, {devices} x {jax.devices()[0].device_kind}: matrix products '
         f'{gflops:.0f} GFLOP/s, copies {gbytes:.1f} GB/s'
     )
-    with tempfile.TemporaryDirectory() as folder:
-        weights = synthetic.random_weights(config, Path(folder) / 'weights.safetensors')
-        starts = {
-            name: synthetic.start(config, name, weights, args.classes, Path(folder))
-            for name in names
-        }
-        batches = [
-            shard_steps([synthetic.batch(config, args.classes, i)]) for i in range(cost.BATCHES)
-        ]
+    with synthetic.starts(config, names, args.classes) as (starts, batches, _):
         costs = cost.measure_steps(starts, batches)
         gflop = {name: step_gflop(start, batches[0]) for name, start in starts.items()}
     base = costs.get('finetune', next(iter(costs.values())))

@@ -15,13 +15,12 @@ import sys
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from xmixup_jax.cli.flags import parse_flags
 from xmixup_jax.cli.program import setup
 from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
-from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.run.grid import Run, rows_of
 
 
 def main(argv: list[str]) -> None:
@@ -38,18 +37,22 @@ def main(argv: list[str]) -> None:
     grid = list(itertools.product(*(vary.split('=', 1)[1].split(',') for vary in args.vary)))
     seeds = args.seeds.split(',')
 
-    rows = []
-    for values, seed in tqdm(list(itertools.product(grid, seeds)), unit='run', disable=None):
+    runs = []
+    for values, seed in itertools.product(grid, seeds):
         chosen = dict(zip(keys, values, strict=True))
         overrides = [f'--config.{key}={value}' for key, value in chosen.items()]
         config, _ = parse_flags(['sweep', *config_args, *overrides, f'--config.seed={seed}'])
         validate(config, jax.device_count())
-        setup(config.cache_dir)
         name = '-'.join(f'{key.split(".")[-1]}={value}' for key, value in chosen.items())
-        result = train_and_evaluate(config, args.workdir / (name or 'run') / f'seed{seed}')
-        rows.append(
-            {**chosen, 'seed': seed, 'top1': 100 * result['top1'], 'seconds': result['seconds']}
-        )
+        folder = args.workdir / (name or 'run') / f'seed{seed}'
+        runs.append(Run(config, folder, chosen | {'seed': seed}))
+    setup(runs[0].config.cache_dir)
+    rows = []
+    for row in rows_of(runs, 'sweep'):
+        if 'error' in row:
+            raise UserError(row['error'])
+        columns = (*keys, 'seed', 'seconds')
+        rows.append({key: row[key] for key in columns} | {'top1': 100 * row['top1']})
         jax.clear_caches()
 
     with (args.workdir / 'sweep.csv').open('w', newline='') as file:
@@ -72,7 +75,7 @@ def markdown(rows: list[dict], keys: list[str]) -> str:
         spread = f' ± {statistics.stdev(top1):.2f}' if len(top1) > 1 else ''
         lines.append(
             '| '
-            + ' | '.join([*values, f'{statistics.mean(top1):.2f}{spread}', str(len(top1))])
+            + ' | '.join(map(str, [*values, f'{statistics.mean(top1):.2f}{spread}', len(top1)]))
             + ' |'
         )
     return '\n'.join(lines) + '\n'

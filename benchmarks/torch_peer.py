@@ -15,7 +15,6 @@ over PyTorch's in that row; XMixup is set against PyTorch's mixup, which mixes a
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import jax
@@ -27,7 +26,6 @@ from tests.torch_networks import peer
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.compute import augment, cost
-from xmixup_jax.devices import shard_steps
 
 CLASSES = 100
 OURS = {'finetune': 'finetune', 'xmixup': 'mixup', 'mixup': 'mixup'}
@@ -118,21 +116,18 @@ def run(argv: list[str]) -> None:
         for way, peer in peers.items()
         for method in dict.fromkeys(beside.values())
     }
-    with tempfile.TemporaryDirectory() as folder:
-        weights = synthetic.random_weights(config, Path(folder) / 'weights.safetensors')
-        starts = {
-            name: synthetic.start(config, name, weights, CLASSES, Path(folder)) for name in beside
-        }
-    ours = [shard_steps([batch]) for batch in batches]
-    states = {name: start.state for name, start in starts.items()}
+    with synthetic.starts(config, list(beside), CLASSES) as (starts, ours, _):
+        states = {name: start.state for name, start in starts.items()}
 
-    def our_step(name: str, i: int) -> None:
-        start, inputs = starts[name], cost.only_used(ours[i % len(ours)], starts[name])
-        states[name], metrics = start.task.train_steps(start.constants, states[name], {}, inputs)
-        jax.block_until_ready((states[name], metrics))
+        def our_step(name: str, i: int) -> None:
+            start, inputs = starts[name], cost.only_used(ours[i % len(ours)], starts[name])
+            states[name], metrics = start.task.train_steps(
+                start.constants, states[name], {}, inputs
+            )
+            jax.block_until_ready((states[name], metrics))
 
-    actions |= {f'jax {name}': lambda i, name=name: our_step(name, i) for name in beside}
-    times = {name: float(np.median(each)) for name, each in cost.in_turns(actions).items()}
+        actions |= {f'jax {name}': lambda i, name=name: our_step(name, i) for name in beside}
+        times = {name: float(np.median(each)) for name, each in cost.in_turns(actions).items()}
     print(
         f'{config.model.name}, {config.image_size} px, batch {config.batch_size}, '
         f'{config.precision}, {jax.devices()[0].device_kind}, torch {torch.__version__}, '

@@ -9,7 +9,7 @@ from scipy import stats
 from benchmarks.study import tasks
 from benchmarks.study.names import COMPARED, NAMES
 from benchmarks.study.plan import Row, by_key, images
-from xmixup_jax.report.tables import BASELINE, time_ratio, training_seconds
+from xmixup_jax.report.tables import BASELINE, half_interval, time_ratio, training_seconds
 
 Seeds = dict[int, float]
 
@@ -135,13 +135,7 @@ def over_tasks(by_task: dict[str, Seeds]) -> tuple[float, float, float]:
     if not seeds:
         return np.nan, np.nan, np.nan
     table = np.array([[each[seed] for seed in seeds] for each in by_task.values()])
-    return float(table.mean()), _half(table.mean(0)), _half(table.mean(1))
-
-
-def _half(values: np.ndarray) -> float:
-    if len(values) < 2:
-        return np.nan
-    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return float(table.mean()), half_interval(table.mean(0)), half_interval(table.mean(1))
 
 
 def accuracy(rows: list[Row]) -> Fraction:

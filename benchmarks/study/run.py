@@ -48,9 +48,9 @@ from benchmarks.study.probe import probe
 from xmixup_jax import config as config_lib
 from xmixup_jax.cli.program import run_and_exit, setup
 from xmixup_jax.data.selection import Opened
-from xmixup_jax.errors import ConfigError, Diverged, Interrupted, UserError
+from xmixup_jax.errors import ConfigError, Interrupted, UserError
+from xmixup_jax.run.grid import Run, row_of
 from xmixup_jax.run.inputs import open_data
-from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.run.workdir import METRICS
 
 
@@ -187,20 +187,19 @@ def _make(case: Case, data: Path, workdir: Path) -> Row:
         'batch_norm': config.batch_norm,
         'learning_rate': '' if case.name == PROBE else config.optimizer.learning_rate,
     }
-    records = open_data(config, _opened)
     if case.name == PROBE:
-        result = probe(config, records)
+        result = probe(config, open_data(config, _opened))
         return row | result | {'device': result['devices']}
     folder = run_folder(workdir, case.key)
     try:
-        result = train_and_evaluate(config, folder, records)
-    except Diverged as error:
-        return row | {'error': str(error)}
+        row = row_of(Run(config, folder, row), _opened)
     except Interrupted:  # it has saved; as an exception the pool would hand out the next runs
         os._exit(Interrupted.exit_code)
+    if 'error' in row:
+        return row
     with (folder / METRICS).open() as file:
         *_, last = csv.DictReader(file)
-    return row | result | {'train_top1': last['top1'], 'device': result['devices']}
+    return row | {'train_top1': last['top1'], 'device': row['devices']}
 
 
 def run_folder(workdir: Path, key: tuple) -> Path:

@@ -24,38 +24,25 @@ import itertools
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from xmixup_jax.cli.flags import parse_flags
 from xmixup_jax.cli.program import setup
 from xmixup_jax.compute import cost
 from xmixup_jax.config import validate
-from xmixup_jax.data.selection import Opened
-from xmixup_jax.errors import Diverged, UserError
+from xmixup_jax.errors import UserError
 from xmixup_jax.files import write_json
 from xmixup_jax.methods import METHODS
 from xmixup_jax.processes import connect, is_first
 from xmixup_jax.report import tables
 from xmixup_jax.report.comparison import write_report
 from xmixup_jax.run.finished import measure
-from xmixup_jax.run.inputs import check_inputs, open_data
-from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.run.grid import Run, rows_of
+from xmixup_jax.run.inputs import check_inputs
 from xmixup_jax.run.workdir import REPORT
 
 log = logging.getLogger('xmixup_jax')
-
-
-class Run(NamedTuple):
-    """One cell of the comparison."""
-
-    config: ConfigDict
-    workdir: Path
-    labels: dict[str, Any]
-    """sample_rate (None: the configuration's own), method, seed."""
 
 
 def parse(argv: list[str]) -> tuple[list[Run], Path]:
@@ -100,22 +87,16 @@ def compare(runs: list[Run], workdir: Path) -> list[Run]:
     """
     for run in {run.labels['method']: run for run in runs}.values():
         check_inputs(run.config)
-    rows, failed = [], []
-    opened: Opened = {}
+    rows: list[tables.Row] = []
     try:
-        for run in tqdm(runs, desc='comparison', unit='run', disable=None):
-            try:
-                data = open_data(run.config, opened)
-                rows.append(run.labels | train_and_evaluate(run.config, run.workdir, data))
-            except Diverged as error:
-                log.warning('%s: %s', run.workdir, error)
-                rows.append(run.labels | {'error': str(error)})
-                failed.append(run)
+        for row in rows_of(runs, 'comparison'):
+            rows.append(row)
             if is_first():
                 tables.write_csv(workdir, rows)
     finally:
         if rows and is_first():
             write_outcome(runs, workdir, rows, {})
+    failed = [run for run, row in zip(runs, rows, strict=True) if 'error' in row]
     if jax.process_count() == 1:  # steps are timed, and their memory is read, in one process
         write_outcome(runs, workdir, rows, step_costs(runs, failed, workdir))
     return failed

@@ -85,10 +85,15 @@ def paired_difference(top1: dict[int, float], baseline: dict[int, float]) -> tup
     """
     seeds = sorted(top1.keys() & baseline.keys())
     differences = np.array([top1[seed] - baseline[seed] for seed in seeds])
-    if len(differences) < 2:
-        return (float(differences.mean()) if len(differences) else np.nan), np.nan
-    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return float(differences.mean()), float(half)
+    mean = float(differences.mean()) if len(differences) else np.nan
+    return mean, half_interval(differences)
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half the 95 % interval of the mean of [N] values (Student's t); NaN for fewer than two."""
+    if len(values) < 2:
+        return np.nan
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def by_method(rows: list[Row], key: str) -> dict[str, dict[int, float]]:
