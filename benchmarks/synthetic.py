@@ -22,7 +22,8 @@ from xmixup_jax.models import create_model
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.start import Start, begin
 from xmixup_jax.run.train import train_and_evaluate
-from xmixup_jax.weights.pretrained import Weights, save_weights
+from xmixup_jax.weights.files import save_weights
+from xmixup_jax.weights.pretrained import Weights
 
 PyTree = Any
 PRETRAINED_CLASSES = 1000

@@ -19,7 +19,8 @@ from torch_networks import peer
 from xmixup_jax.methods.fsp import flow
 from xmixup_jax.models import MODELS, cpu, create_model, forward, vit
 from xmixup_jax.run.train import train_and_evaluate
-from xmixup_jax.weights.pretrained import Weights, torch_tensors
+from xmixup_jax.weights.files import torch_tensors
+from xmixup_jax.weights.pretrained import Weights
 
 CLASSES = 7
 SIZES = {'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}

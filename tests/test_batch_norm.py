@@ -27,7 +27,7 @@ from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.base import BATCH_NORMS, MOMENTUM
 from xmixup_jax.run.train import train_and_evaluate
-from xmixup_jax.weights.pretrained import save_weights
+from xmixup_jax.weights.files import save_weights
 
 STORED = normal(D), np.abs(normal(D, seed=1)) + 0.5
 

@@ -24,7 +24,7 @@ from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import forward
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.train import train_and_evaluate
-from xmixup_jax.weights.pretrained import save_weights
+from xmixup_jax.weights.files import save_weights
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import xmixup_jax
 from xmixup_jax import losses
 from xmixup_jax.compute.step import create_task
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.weights.pretrained import save_weights
+from xmixup_jax.weights.files import save_weights
 
 MODULES = [module.name for module in pkgutil.walk_packages(xmixup_jax.__path__, 'xmixup_jax.')]
 WITH_EXAMPLES = [name for name in MODULES if '>>>' in Path(

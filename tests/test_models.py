@@ -6,7 +6,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import load_file
 
 from xmixup_jax.models import create_model, forward
-from xmixup_jax.weights.pretrained import save_weights
+from xmixup_jax.weights.files import save_weights
 
 
 def make(name='resnet10', width=4, stem='imagenet', num_logits=3, seed=0):

@@ -19,7 +19,7 @@ from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.weights.pretrained import save_weights
+from xmixup_jax.weights.files import save_weights
 
 SIZES = Sizes(10, 10)  # with the columns of ten source classes, which predictions leave out
 

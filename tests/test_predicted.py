@@ -17,7 +17,8 @@ from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import forward
 from xmixup_jax.run.start import find_match
 from xmixup_jax.run.train import train_and_evaluate
-from xmixup_jax.weights.pretrained import Weights, save_weights
+from xmixup_jax.weights.files import save_weights
+from xmixup_jax.weights.pretrained import Weights
 
 
 def weights_of(config, path, classes, names=None):

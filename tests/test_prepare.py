@@ -14,7 +14,8 @@ from xmixup_jax.compute.step import Sizes, create_task
 from xmixup_jax.data.selection import open_split
 from xmixup_jax.data.sources import tfds as tfds_source
 from xmixup_jax.run.train import train_and_evaluate
-from xmixup_jax.weights.pretrained import Weights, save_weights
+from xmixup_jax.weights.files import save_weights
+from xmixup_jax.weights.pretrained import Weights
 
 
 def test_prepare_leaves_nothing_slow_to_the_run(config, tmp_path):

@@ -27,7 +27,8 @@ from xmixup_jax.models.efficientnet_lite import timm_key
 from xmixup_jax.predictor import load
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights import find as find_weights
-from xmixup_jax.weights.pretrained import Weights, save_weights, torch_tensors
+from xmixup_jax.weights.files import save_weights, torch_tensors
+from xmixup_jax.weights.pretrained import Weights
 from xmixup_jax.weights.torch_file import TorchFileError, read_torch_file
 
 SMALL = ConfigDict({'name': 'resnet10', 'width': 4, 'stem': 'cifar', 'normalization': ''})

@@ -24,8 +24,9 @@ from xmixup_jax.data.pairing import worker_threads
 from xmixup_jax.errors import DataError
 from xmixup_jax.models import create_model, forward
 from xmixup_jax.optimizer import HEAD
+from xmixup_jax.weights.files import read_metadata
 from xmixup_jax.weights.find import WEIGHTS_FILE
-from xmixup_jax.weights.pretrained import Weights, read_metadata
+from xmixup_jax.weights.pretrained import Weights
 
 # What cannot be decoded is reported by this program, with the file's name.
 logging.getLogger('PIL').setLevel(logging.CRITICAL)

@@ -16,7 +16,7 @@ from xmixup_jax.methods.base import Sizes
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.run.workdir import damaged_files
-from xmixup_jax.weights.pretrained import save_weights
+from xmixup_jax.weights.files import save_weights
 
 RNG = np.random.default_rng()
 

@@ -24,7 +24,7 @@ from xmixup_jax.errors import DataError
 from xmixup_jax.files import atomic_write, write_json
 from xmixup_jax.predictor import TrainedModel, load
 from xmixup_jax.trees import write_tree
-from xmixup_jax.weights.pretrained import save_weights, torch_tensors
+from xmixup_jax.weights.files import save_weights, torch_tensors
 
 FILES = {
     'safetensors': 'model.safetensors',

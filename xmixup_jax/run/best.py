@@ -11,7 +11,8 @@ from xmixup_jax.errors import DataError
 from xmixup_jax.files import set_aside
 from xmixup_jax.processes import first_process, is_first
 from xmixup_jax.run.workdir import BEST
-from xmixup_jax.weights.pretrained import Weights, read_metadata, save_weights
+from xmixup_jax.weights.files import read_metadata, save_weights
+from xmixup_jax.weights.pretrained import Weights
 
 log = logging.getLogger('xmixup_jax')
 

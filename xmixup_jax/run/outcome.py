@@ -20,8 +20,8 @@ from xmixup_jax.run.inputs import first_inputs
 from xmixup_jax.run.provenance import commit
 from xmixup_jax.run.start import Start
 from xmixup_jax.run.workdir import RESULT, seal
+from xmixup_jax.weights.files import save_weights
 from xmixup_jax.weights.find import WEIGHTS_FILE
-from xmixup_jax.weights.pretrained import save_weights
 
 
 def test(

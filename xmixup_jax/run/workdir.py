@@ -14,12 +14,13 @@ from xmixup_jax.files import atomic_write, file_lock, read_json, set_aside, writ
 from xmixup_jax.integrity import sha256
 from xmixup_jax.processes import broadcast, every_process, first_process
 from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.weights.files import is_whole
 from xmixup_jax.weights.find import WEIGHTS_FILE
-from xmixup_jax.weights.pretrained import is_whole
 
 log = logging.getLogger('xmixup_jax')
 
 CONFIG = 'config.json'
+DATA = 'data.json'
 RESULT = 'result.json'
 # Digests of a finished run's files, as `sha256sum --check` reads them; written last.
 SUMS = 'SHA256SUMS'
@@ -28,7 +29,7 @@ MATCH = 'match.json'
 ENVIRONMENT = 'environment.json'
 BEST = 'best_model.safetensors'
 REPORT = 'report.html'
-_FILES = (CONFIG, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST, REPORT)
+_FILES = (CONFIG, DATA, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST, REPORT)
 
 
 @contextlib.contextmanager
@@ -38,6 +39,11 @@ def locked(folder: Path, key: str = '--workdir', wait: bool = False) -> Iterator
         # By the first process, for all of them.
         first_process(stack.enter_context)(file_lock(folder, key, wait))
         yield
+
+
+def has_result(workdir: Path) -> bool:
+    """Whether the run in the folder has come to its end, whole or damaged."""
+    return broadcast((workdir / RESULT).exists())
 
 
 def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[str, Any] | None:

@@ -1,0 +1,156 @@
+"""Files of weights, by their keys in timm's layout (for ResNets also torchvision's).
+
+`layer1.0.conv1.weight` [O, I, kH, kW] here is `layer1` / 0 / `conv1` / `kernel` [kH, kW, I, O];
+`bn1.weight`, `.bias`, `.running_mean` and `.running_var` are scale, bias, mean and var. The head,
+`fc` here, has timm's name in files.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from xmixup_jax.errors import DataError, UserError, first_line
+from xmixup_jax.files import atomic_write, read_json
+from xmixup_jax.integrity import arrays_digest, json_array, network_digest
+from xmixup_jax.models import MODELS
+from xmixup_jax.optimizer import HEAD
+from xmixup_jax.trees import read_tree
+from xmixup_jax.weights.find import TORCH_SUFFIXES
+from xmixup_jax.weights.torch_file import TorchFileError, read_torch_file
+
+PyTree = Any
+_HEADER = 'xmixup_jax'  # entry of a file's header
+_NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+
+
+def tensor_key(model: str, path) -> str:
+    *parents, leaf = [str(entry.key) for entry in path]
+    if parents and parents[0] == HEAD:
+        parents[0] = MODELS[model].head
+    return '.'.join([*parents, _NAMES.get(leaf, leaf)])
+
+
+def _to_torch(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:
+        array = array.transpose(3, 2, 0, 1)
+    elif array.ndim == 2:
+        array = array.T
+    return np.ascontiguousarray(array)
+
+
+def from_torch(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 4:
+        return array.transpose(2, 3, 1, 0)
+    return array.T if array.ndim == 2 else array
+
+
+def torch_tensors(model: str, params: PyTree, batch_stats: PyTree) -> dict[str, np.ndarray]:
+    """All parameters and statistics by timm's keys, with PyTorch's axes.
+
+    Args:
+      model: config.model.name.
+    """
+    tensors = {}
+    for tree in (params, batch_stats):
+        for path, array in jax.tree.leaves_with_path(tree):
+            tensors[tensor_key(model, path)] = _to_torch(np.asarray(array))
+    return tensors
+
+
+def save_weights(
+    path: Path, model: str, params: PyTree, batch_stats: PyTree, metadata: dict[str, Any]
+) -> None:
+    """Writes a safetensors file; it appears whole or not at all, and holds a digest of itself.
+
+    `metadata`, JSON values, becomes one entry of the file's header: safetensors writes several in
+    an order that changes, and equal runs should leave equal files.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    tensors = torch_tensors(model, params, batch_stats)
+    header = {'content': metadata, 'digest': _digest(tensors, metadata)}
+    with atomic_write(path) as partial:
+        try:
+            save_file(tensors, partial, {_HEADER: json.dumps(header)})
+        except SafetensorError as error:
+            raise UserError(f'{path} cannot be written ({error}): make room') from error
+
+
+def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> str:
+    return arrays_digest({**tensors, _HEADER: json_array(metadata)})
+
+
+def read_tensors(path: Path, model: str) -> dict[str, np.ndarray]:
+    """All tensors, by the keys that the file has."""
+    if path.is_dir():
+        return _read_orbax(path, model)
+    try:
+        if path.suffix in TORCH_SUFFIXES:
+            return read_torch_file(path)
+        with safe_open(path, framework='numpy') as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            header = _read_header(file)
+    except TorchFileError as error:
+        raise DataError(f'weights {path} cannot be read: {error}') from error
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise DataError(
+            f'weights file {path} is not a readable safetensors file: {error}'
+        ) from error
+    if header and header['digest'] != _digest(tensors, header['content']):
+        raise DataError(
+            f'weights file {path} is damaged, it is not what was written: restore it from a copy'
+        )
+    return tensors
+
+
+def _read_header(file: safe_open) -> dict[str, Any]:
+    """What `save_weights` wrote beside the tensors; {} in files from elsewhere."""
+    header = json.loads((file.metadata() or {}).get(_HEADER, '{}'))
+    if header and not (isinstance(header, dict) and {'content', 'digest'} <= header.keys()):
+        raise ValueError(f'its header {_HEADER} is damaged')
+    return header
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `save_weights` was given as `metadata`; {} for files from elsewhere.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework='numpy') as file:
+            return _read_header(file).get('content', {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f'{path} is not a readable safetensors file: {error}') from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file is there, and is what `save_weights` wrote."""
+    try:
+        return path.is_file() and bool(read_metadata(path)) and bool(read_tensors(path, ''))
+    except DataError:
+        return False
+
+
+def _read_orbax(path: Path, model: str) -> dict[str, np.ndarray]:
+    """'params' and 'batch_stats' of an orbax checkpoint, which may hold more."""
+    try:
+        tree = read_tree(path)
+    except Exception as error:  # orbax has no common class for what a damaged file raises
+        raise DataError(
+            f'weights {path} cannot be read as an orbax checkpoint: {first_line(error)}'
+        ) from error
+    if not {'params', 'batch_stats'} <= tree.keys():
+        raise DataError(f"weights {path} hold no 'params' and 'batch_stats', as this program's do")
+    meta = path.with_name('meta') / 'metadata'  # of a run's checkpoint, see `Checkpoints`
+    if meta.is_file():
+        found = network_digest(tree['params'], tree['batch_stats'])
+        if read_json(meta).get('network') != found:
+            raise DataError(f'weights {path} are damaged, they are not what was written')
+    return torch_tensors(model, tree['params'], tree['batch_stats'])
