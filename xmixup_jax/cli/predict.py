@@ -21,9 +21,9 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from PIL import Image
 from tqdm import tqdm
@@ -33,7 +33,7 @@ from xmixup_jax.data.sources.folder import IMAGE_SUFFIXES
 from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.predictor import Prediction, load
 
-Write = Callable[[Path, Prediction], None]
+FORMATS = ('table', 'csv', 'json')
 
 
 def find_images(paths: list[Path]) -> list[Path]:
@@ -58,44 +58,31 @@ def find_images(paths: list[Path]) -> list[Path]:
     return found
 
 
-@contextmanager
-def _table(top: int) -> Iterator[Write]:
-    def write(path: Path, prediction: Prediction) -> None:
-        pairs = zip(prediction.class_names[:top], prediction.probabilities[:top], strict=True)
-        print(path, *(f'{100 * p:6.2f} %  {name}' for name, p in pairs), sep='\n  ')
+def write(results: Iterable[tuple[Path, Prediction]], form: str, top: int, out: TextIO) -> None:
+    """Writes predictions as they come.
 
-    yield write
-
-
-@contextmanager
-def _csv(top: int) -> Iterator[Write]:
-    writer = csv.writer(sys.stdout, lineterminator='\n')
-    writer.writerow(['image', 'rank', 'class', 'probability'])
-
-    def write(path: Path, prediction: Prediction) -> None:
-        pairs = zip(prediction.class_names[:top], prediction.probabilities[:top], strict=True)
-        writer.writerows([path, i, name, f'{p:.6f}'] for i, (name, p) in enumerate(pairs, 1))
-
-    yield write
-
-
-@contextmanager
-def _json(top: int) -> Iterator[Write]:
-    """A list, written as it grows."""
+    Args:
+      results: files and what the network says of them.
+      form: one of `FORMATS`.
+      top: classes of each file.
+      out: where to.
+    """
+    table = csv.writer(out, lineterminator='\n')
+    if form == 'csv':
+        table.writerow(['image', 'rank', 'class', 'probability'])
     before = '[\n'
-
-    def write(path: Path, prediction: Prediction) -> None:
-        nonlocal before
-        pairs = zip(prediction.class_names[:top], prediction.probabilities[:top], strict=True)
-        classes = [{'class': name, 'probability': round(float(p), 6)} for name, p in pairs]
-        print(before, json.dumps({'image': str(path), 'classes': classes}), sep='', end='')
-        before = ',\n'
-
-    yield write
-    print('[]' if before == '[\n' else '\n]')
-
-
-FORMATS = {'table': _table, 'csv': _csv, 'json': _json}
+    for path, prediction in results:
+        pairs = list(zip(prediction.class_names, prediction.probabilities, strict=True))[:top]
+        if form == 'table':
+            print(path, *(f'{100 * p:6.2f} %  {name}' for name, p in pairs), sep='\n  ', file=out)
+        elif form == 'csv':
+            table.writerows([path, i, name, f'{p:.6f}'] for i, (name, p) in enumerate(pairs, 1))
+        else:
+            classes = [{'class': name, 'probability': round(float(p), 6)} for name, p in pairs]
+            out.write(before + json.dumps({'image': str(path), 'classes': classes}))
+            before = ',\n'
+    if form == 'json':
+        out.write('[]\n' if before == '[\n' else '\n]\n')
 
 
 def run(argv: list[str]) -> None:
@@ -115,13 +102,17 @@ def run(argv: list[str]) -> None:
     setup(model.config.cache_dir)
     paths = find_images(args.images)
     bad = 0
-    bar = tqdm(paths, 'predict', unit='image', disable=None, leave=False)
-    with FORMATS[args.format](args.top or len(model.class_names)) as write:
+
+    def decoded() -> Iterator[tuple[Path, Prediction]]:
+        nonlocal bad
+        bar = tqdm(paths, 'predict', unit='image', disable=None, leave=False)
         for path, result in zip(paths, model.stream(bar, args.batch_size), strict=True):
             if isinstance(result, DataError):
                 tqdm.write(f'xmixup: {result}', file=sys.stderr)
                 bad += 1
             else:
-                write(path, result)
+                yield path, result
+
+    write(decoded(), args.format, args.top or len(model.class_names), sys.stdout)
     if bad:
         raise UserError(f'{bad} of {len(paths)} images could not be decoded; they are named above')
