@@ -1,6 +1,6 @@
 """Opening data sets, and choosing the records of a run."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,6 +17,11 @@ class Data(NamedTuple):
     test: Records | None
     source: Records | None
     """None for methods that use none."""
+
+    def summary(self) -> dict[str, dict[str, Any] | None]:
+        """`Records.summary` of 'target', 'test' and 'source'."""
+        parts = self._asdict().items()
+        return {part: None if each is None else each.summary() for part, each in parts}
 
 
 def draw_positions(records: Records, shots: int, sample_rate: float, seed: int) -> np.ndarray:

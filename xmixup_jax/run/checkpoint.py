@@ -51,6 +51,8 @@ class Meta(NamedTuple):
     """Those of metrics.csv."""
     constants: str
     """Digest of what `save_constants` wrote."""
+    data: dict[str, Any] | None = None
+    """`Data.summary`; None in checkpoints of earlier versions."""
 
     def to_json(self) -> dict[str, Any]:
         match = self.match and {key: value.tolist() for key, value in self.match._asdict().items()}

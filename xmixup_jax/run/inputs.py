@@ -11,6 +11,7 @@ from xmixup_jax.compute.step import Task
 from xmixup_jax.data.cache import choose, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.pool import fill_pool
+from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, Opened, train_and_test, train_records
 from xmixup_jax.data.sources import problem
 from xmixup_jax.devices import shard
@@ -68,6 +69,29 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
             config.match.classes_per_target,
         )
     return Data(target, test, source)
+
+
+@every_process
+def source_data(config: ConfigDict, pretrain: ConfigDict, source: Records | None) -> Data:
+    """What the network is trained on with config.weights=source.
+
+    Args:
+      config: of the run.
+      pretrain: of the training on the source, see `config.pretrain_config`.
+      source: of the run, if it has one. Where it is not the configuration's, but the caller's own,
+        there is no test.
+    """
+    opened: Opened = {}
+    if source is not None and not _is_configured(source, config, opened):
+        return Data(source, None, None)
+    return Data(*train_and_test(pretrain.target, pretrain, opened), None)
+
+
+def _is_configured(source: Records, config: ConfigDict, opened: Opened) -> bool:
+    try:
+        return train_records(config.source, config, opened).identity == source.identity
+    except DataError:  # the configuration need not name one
+        return False
 
 
 class Inputs(NamedTuple):

@@ -142,6 +142,7 @@ def begin(
         seconds=max(0.0, earlier_seconds) + time.perf_counter() - begun,
         rows=[],
         constants=checkpoints.save_constants(constants),
+        data=data.summary(),
     )
     return Start(task, replicate(state), replicate(constants), meta)
 

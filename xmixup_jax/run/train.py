@@ -10,17 +10,20 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
 from xmixup_jax.compute.reestimation import with_clean_statistics
+from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
+from xmixup_jax.data.sources import short_name
 from xmixup_jax.processes import every_process
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.checkpoint import Checkpoints
-from xmixup_jax.run.inputs import check_inputs, open_data, open_input
+from xmixup_jax.run.data_identity import data_digest, same_data
+from xmixup_jax.run.inputs import check_inputs, open_input, source_data
 from xmixup_jax.run.loop import fit
 from xmixup_jax.run.outcome import summary, test, write_outcome
 from xmixup_jax.run.provenance import record
 from xmixup_jax.run.start import begin, report_match, resume
 from xmixup_jax.run.tracking import tracked
-from xmixup_jax.run.workdir import ENVIRONMENT, RESULT, claim, locked
+from xmixup_jax.run.workdir import ENVIRONMENT, RESULT, claim, has_result, locked
 from xmixup_jax.weights.find import find_weights
 from xmixup_jax.weights.pretrained import Weights
 
@@ -36,7 +39,7 @@ def train_and_evaluate(
       config: an experiment, as `config.validate` accepts it.
       workdir: folder of the run; gets config.json, environment.json, match.json, metrics.csv,
         tensorboard/, checkpoints/, constants/, model.safetensors, best_model.safetensors,
-        result.json, report.html and SHA256SUMS.
+        result.json, data.json, report.html and SHA256SUMS.
       data: the records, if the caller has them; otherwise those of the configuration are opened.
 
     Returns:
@@ -45,14 +48,15 @@ def train_and_evaluate(
     Raises:
       UserError: the user can mend it; the message says how.
     """
-    if data is None:
+    if data is None and not has_result(workdir):
         check_inputs(config)
     with (
         locked(workdir),
         contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)) as checkpoints,
     ):
         finished = claim(config, workdir, checkpoints)
-        return finished or _train(config, checkpoints, data or open_data(config))
+        data = same_data(config, checkpoints, data, finished is not None)
+        return finished or _train(config, checkpoints, data)
 
 
 def _train(config: ConfigDict, checkpoints: Checkpoints, data: Data) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def _train(config: ConfigDict, checkpoints: Checkpoints, data: Data) -> dict[str
 
     start = resume(config, checkpoints)
     if start is None:
-        start = begin(config, data, backbone_weights(config), checkpoints, train)
+        start = begin(config, data, backbone_weights(config, data.source), checkpoints, train)
     record(workdir / ENVIRONMENT, int(start.state.step))
     if start.meta.match is not None:
         report_match(workdir, start.meta.match, data)
@@ -83,21 +87,30 @@ def _train(config: ConfigDict, checkpoints: Checkpoints, data: Data) -> dict[str
         return result
 
 
-def backbone_weights(config: ConfigDict) -> Weights | None:
-    """The weights to start from; trains them on the source if no run before has done so."""
+def backbone_weights(config: ConfigDict, source: Records | None = None) -> Weights | None:
+    """The weights to start from; trains them on the source if no run before has done so.
+
+    Args:
+      config: of the run.
+      source: of the run, if it is not the configuration's.
+    """
     if config.weights == '':
         return None
     if config.weights != 'source':
         return _read_weights(config.weights, config.model.name)
     pretrain = config_lib.pretrain_config(config)
-    name = f'{config.source.name.split("/")[-1]}-{config.model.name}-{config_lib.digest(pretrain)}'
+    data = source_data(config, pretrain, source)
+    # The folder knows the data by their content: where they are must not be in its configuration.
+    short = short_name(data.target.name)
+    pretrain.source.name = pretrain.target.name = short
+    name = f'{short}-{config.model.name}-{config_lib.digest(pretrain)}-{data_digest(data)}'
     folder = Path(config.cache_dir).expanduser() / 'pretrained' / name
     with locked(folder.with_name(folder.name + '.lock'), '--config.cache_dir', wait=True):
         if not (folder / RESULT).exists():
             log.info(
-                'Training %s on %s, once, in %s', config.model.name, config.source.name, folder
+                'Training %s on %s, once, in %s', config.model.name, data.target.name, folder
             )
-        train_and_evaluate(pretrain, folder)  # if that has not been done
+        train_and_evaluate(pretrain, folder, data)  # if that has not been done
     return _read_weights(str(folder), config.model.name)
 
 

@@ -1,0 +1,193 @@
+"""The data of a run: they are the ones that it was begun with, or the run is refused."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax.data.selection import Data
+from xmixup_jax.errors import ConfigError, UserError, first_line
+from xmixup_jax.files import read_json, write_json
+from xmixup_jax.integrity import arrays_digest, json_array
+from xmixup_jax.processes import all_gather, every_process, first_process
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.inputs import open_data
+from xmixup_jax.run.workdir import DATA
+
+log = logging.getLogger('xmixup_jax')
+
+_SHOWN = 5  # classes in a message
+
+Summary = dict[str, Any]
+"""What `Records.summary` returns."""
+Summaries = dict[str, Summary | None]
+"""What `Data.summary` returns."""
+
+
+def same_data(
+    config: ConfigDict, checkpoints: Checkpoints, data: Data | None, finished: bool
+) -> Data | None:
+    """Opens the data, if need be, and compares them with those that the run was begun with.
+
+    Args:
+      config: of the run.
+      checkpoints: of the run; they know its data too, where data.json is lost.
+      data: the records, if the caller of the run has them.
+      finished: whether only the result of the run is wanted.
+
+    Returns:
+      the data; None if the run is finished and they can no longer be opened.
+
+    Raises:
+      ConfigError: they are other data; says what differs.
+      DataError: they cannot be opened, and the run is not finished.
+    """
+    if data is None:
+        try:
+            data = open_data(config)
+        except UserError as error:
+            if not finished:
+                raise
+            log.warning(
+                '%s is finished; whether its data have changed since is not known: %s',
+                checkpoints.workdir,
+                first_line(error),
+            )
+            return None
+    read = _read(checkpoints.workdir)
+    stored = read
+    if stored is None:  # all processes have found it so
+        meta = checkpoints.restore_meta()
+        stored = meta and meta.data
+    _settle(config, checkpoints.workdir, read, stored, data.summary(), finished)
+    return data
+
+
+def data_digest(data: Data) -> str:
+    """16 hexadecimal digits that tell data apart by their content; the same in all processes."""
+    parts = [None if records is None else records.identity for records in data]
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()[:8]
+    # Copies on several machines may differ in the times of their files.
+    return all_gather(np.frombuffer(digest, np.uint8))[0].tobytes().hex()
+
+
+@every_process
+def _read(workdir: Path) -> Summaries | None:
+    """The content of data.json; None if there is none, or a damaged one."""
+    path = workdir / DATA
+    try:
+        stored = read_json(path)
+        if stored.pop('seal') == _seal(stored):
+            return stored
+        log.warning('%s is damaged: the checkpoints know the data, too', path)
+    except FileNotFoundError:
+        pass
+    except (UserError, AttributeError, KeyError, TypeError) as error:
+        log.warning('%s is damaged (%s): the checkpoints know the data, too', path, error)
+    return None
+
+
+def _seal(summaries: Summaries) -> str:
+    return arrays_digest({'json': json_array(summaries)})
+
+
+@first_process
+def _settle(
+    config: ConfigDict,
+    workdir: Path,
+    read: Summaries | None,
+    stored: Summaries | None,
+    given: Summaries,
+    finished: bool,
+) -> None:
+    """Refuses other data than the stored ones, and writes data.json where it is not up to date."""
+    if stored is not None:
+        _check(config, workdir, stored, given)
+    kept = stored if finished else given
+    if kept is not None and kept != read:
+        write_json(workdir / DATA, {**kept, 'seal': _seal(kept)})
+
+
+def _check(config: ConfigDict, workdir: Path, stored: Summaries, given: Summaries) -> None:
+    """Raises ConfigError if the data differ.
+
+    With config.allow_changes the files may differ, as those of a copy do in their times, as long as
+    every class has as many images.
+    """
+    differences = {part: difference(stored[part], given[part]) for part in stored}
+    words = '; '.join(f'{part}: {text}' for part, text in differences.items() if text)
+    if not words:
+        return
+    as_many = _counts(stored) == _counts(given)
+    if as_many and config.allow_changes:
+        log.warning('%s goes on with other data: %s', workdir, words)
+        return
+    copied = ', or if it is but a copy of them --config.allow_changes=True' if as_many else ''
+    raise ConfigError(
+        f'{workdir / DATA} is of a run on other data ({words}): restore them, or choose another '
+        f'--workdir{copied}'
+    )
+
+
+def _counts(summaries: Summaries) -> list[list]:
+    return [each and [each['class_names'], each['counts']] for each in summaries.values()]
+
+
+def difference(old: Summary | None, new: Summary | None) -> str:
+    """Says in words how data differ; '' if they do not.
+
+    Args:
+      old, new: of `Records.summary`; None where there are no records.
+
+    >>> old = {'digest': 'a', 'class_names': ['cat', 'dog'], 'counts': [3, 5], 'classes': 'ab'}
+    >>> new = {'digest': 'b', 'class_names': ['cat', 'emu'], 'counts': [4, 5], 'classes': 'cd'}
+    >>> difference(old, new)
+    "class 'dog' is gone, class 'emu' is new, images are new: 1 of class 'cat'"
+    """
+    if old is None or new is None:
+        if old is new:
+            return ''
+        return 'there are none now' if new is None else 'there were none before'
+    if old['digest'] == new['digest']:
+        return ''
+    return ', '.join(_differences(old, new))
+
+
+def _differences(old: Summary, new: Summary) -> Iterator[str]:
+    before, after = (
+        dict(
+            zip(each['class_names'], zip(each['counts'], each['classes'], strict=True), strict=True)
+        )
+        for each in (old, new)
+    )
+    gone, added = (
+        [name for name in a if name not in b] for a, b in ((before, after), (after, before))
+    )
+    for what, names in (('gone', gone), ('new', added)):
+        if names:
+            yield f'{_classes(names)} {"are" if len(names) > 1 else "is"} {what}'
+    grown = {name: after[name][0] - before[name][0] for name in before if name in after}
+    for what, sign in (('new', 1), ('gone', -1)):
+        names = [name for name, count in grown.items() if sign * count > 0]
+        if names:
+            count = sum(sign * grown[name] for name in names)
+            yield f'images are {what}: {count} of {_classes(names)}'
+    changed = [name for name in grown if not grown[name] and before[name] != after[name]]
+    if changed:
+        yield f'images have changed of {_classes(changed)}'
+    if gone or added or changed or any(grown.values()):
+        return
+    if list(before) != list(after):
+        yield 'the classes are in another order'
+    else:
+        yield 'images of the split have changed that are not in the selection'
+
+
+def _classes(names: Sequence[str]) -> str:
+    shown = ', '.join(map(repr, names[:_SHOWN])) + (', ...' if len(names) > _SHOWN else '')
+    return f'{len(names)} classes ({shown})' if len(names) > 1 else f'class {shown}'
