@@ -100,11 +100,11 @@ def in_several_processes(environ: Mapping[str, str]) -> bool:
 
 
 def _watch(host: str) -> None:
-    """Ends this process as soon as another one has ended before its time.
+    """Ends this process with one line as soon as another one has crashed.
 
-    Each process has a connection to the first one, which breaks when either ends. (JAX ends the
-    process from C++ after missed heartbeats; that remains for a machine that is lost with its
-    connections.)
+    Each process has a connection to the first one, which breaks when either ends. Without it the
+    others hang in a collective until JAX misses heartbeats and aborts them from C++, with a stack
+    trace and no exit code 75. That remains for a machine that is lost with its connections.
 
     Args:
       host: name of the first process's machine, in that process.

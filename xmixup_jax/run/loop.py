@@ -179,8 +179,10 @@ def fit(
 class AgreedStop:
     """Whether to stop: the same answer after the same step in all processes.
 
-    A signal reaches the processes at different steps. Each puts what it knows into its batches, and
-    the step returns the largest of all; that is read late, when the devices have more to do.
+    A signal reaches the processes at different steps. Each process puts what it knows into its
+    batches, and the step returns the maximum over all of them, which is read late so that the
+    devices never wait. (JAX's preemption sync point reacts to SIGTERM alone, which it takes from
+    the program, and not to Ctrl-C; a run of one process would need a second mechanism.)
     """
 
     def __init__(self, stopping: Callable[[], bool]):
