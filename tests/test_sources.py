@@ -2,8 +2,10 @@
 
 import csv
 import importlib.metadata
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -97,27 +99,28 @@ def test_opening_a_module_imports_no_heavy_library():
 
 
 def test_a_kind_of_another_package(tmp_path, monkeypatch, config):
-    (tmp_path / 'random_images.py').write_text(
-        'import numpy as np\n'
-        'from xmixup_jax.data.records import Records\n'
-        'def problem(what, config):\n'
-        '    return None if what.isdigit() else f"{what} is no number"\n'
-        'def prepare(what, config):\n'
-        '    return None\n'
-        'def open(what, dataset, split, config, store):\n'
-        '    images = np.zeros((int(what), 4, 4), np.uint8)\n'
-        '    return Records.from_arrays(images, np.zeros(int(what), int), ["a"], dataset.name)\n'
-    )
+    """The example of docs/add_data.md."""
+    page = (Path(__file__).parents[1] / 'docs' / 'add_data.md').read_text()
+    (tmp_path / 'zipped.py').write_text(re.search('```python\n(.*?)```', page, re.DOTALL)[1])
     monkeypatch.syspath_prepend(tmp_path)
-    group = 'xmixup_jax.sources'
-    point = importlib.metadata.EntryPoint('random', 'random_images', group)
+    point = importlib.metadata.EntryPoint('zip', 'zipped', 'xmixup_jax.sources')
     monkeypatch.setattr(
         importlib.metadata, 'entry_points', lambda group: [point] if group == point.group else []
     )
-    assert problem('random:x', config) == 'x is no number'
-    records = open_split(defaults.dataset('random:7', 'train', ''), 'train', config)
-    assert (len(records), records.name) == (7, 'random:7')
-    assert 'csv:..., random:...' in problem('rondom:7', config)
+    names = ['train/b/1.png', 'train/a/2.png', 'train/a/1.png', 'test/a/3.png', 'test/b/4.png']
+    write_images(tmp_path, names)
+    with zipfile.ZipFile(tmp_path / 'images.zip', 'w') as archive:
+        for name in names:
+            archive.write(tmp_path / name, name)
+    zipped = defaults.dataset(f'zip:{tmp_path}/images.zip', 'train', 'test')
+    folder = defaults.dataset(f'folder:{tmp_path}', 'train', 'test')
+    for a, b in zip(train_and_test(zipped, config), train_and_test(folder, config), strict=True):
+        assert (a.class_names, a.labels.tolist()) == (b.class_names, b.labels.tolist())
+        for i in range(len(a)):
+            np.testing.assert_array_equal(a.image(i, 6), b.image(i, 6))
+    assert len(train_and_test(zipped, config)[0]) == 3
+    assert 'none.zip does not exist: make it first' in problem('zip:none.zip', config)
+    assert 'csv:..., zip:...' in problem('zap:x', config)
 
 
 def test_prepare_says_all_that_is_missing(tmp_path, monkeypatch, config, capsys):

@@ -29,7 +29,7 @@ def optimizer(learning_rate: float, schedule: str = 'step') -> ml_collections.Co
 
 
 def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict:
-    """A tfds name or folder:PATH, and its splits."""
+    """A data set, `folder:PATH`, `csv:FILE` or a name of tfds, and its splits."""
     return ml_collections.ConfigDict(
         {
             'name': name,
@@ -37,7 +37,7 @@ def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict
             'test_split': test_split,  # 'rest': what `shots` leaves of `split`; '': none
             'shots': 0,  # training images of each class, drawn by the seed; 0: all
             'sample_rate': 1.0,  # or the share of each class's training images
-            'test_share': 0.2,  # of each class's images, where a folder has no split folders
+            'test_share': 0.2,  # of each class's images, where a folder or list has no splits
         }
     )
 

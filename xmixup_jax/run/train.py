@@ -107,9 +107,7 @@ def backbone_weights(config: ConfigDict, source: Records | None = None) -> Weigh
     folder = Path(config.cache_dir).expanduser() / 'pretrained' / name
     with locked(folder.with_name(folder.name + '.lock'), '--config.cache_dir', wait=True):
         if not (folder / RESULT).exists():
-            log.info(
-                'Training %s on %s, once, in %s', config.model.name, data.target.name, folder
-            )
+            log.info('Training %s on %s, once, in %s', config.model.name, data.target.name, folder)
         train_and_evaluate(pretrain, folder, data)  # if that has not been done
     return _read_weights(str(folder), config.model.name)
 
