@@ -7,6 +7,7 @@ import torch
 
 from configs import digits
 from xmixup_jax.methods.base import View
+from xmixup_jax.methods.find import options_of
 from xmixup_jax.models import Outputs
 
 B, K, K_0, D = 6, 4, 5, 8
@@ -22,8 +23,9 @@ def make_view(name, **parts):
     config = digits.get_config()
     config.method = name
     parts.setdefault('batch', {'label': jnp.asarray(LABELS)})
-    empty = dict.fromkeys(View._fields)
-    return View(**(empty | {'config': config, 'num_classes': K, 'key': jax.random.key(0)} | parts))
+    known = {'name': name, 'options': options_of(config), 'config': config}
+    known |= {'num_classes': K, 'key': jax.random.key(0)}
+    return View(**(dict.fromkeys(View._fields) | known | parts))
 
 
 def outputs(logits=None, features=None, stages=(), convs=()):

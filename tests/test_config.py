@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,93 @@ def test_impossible_values_end_in_one_line(flag, words):
         validate(config, num_devices=8)
     assert words in str(info.value)
     assert '\n' not in str(info.value)
+
+
+# What each key of a method must be, said here a second time.
+POSITIVE = {'alpha', 'temperature', 'distance', 'head_distance'}
+FROM_ZERO = {'weight', 'beta', 'eta', 'target_weight', 'feature_weight', 'source_weight'}
+FRACTIONS = {'prob', 'p', 'momentum'}
+COUNTS = {'k', 'queue', 'dim', 'images', 'periods', 'every'}
+COUNTS_FROM_ZERO = {'num_classes', 'steps', 'mix_at'}
+# Weights by this name, and a temperature whose 0 stands for a fitted one.
+EXCEPTIONS = {'l2sp.alpha', 'dtnh.alpha', 'delta.alpha', 'cotuning.temperature'}
+OPTIONS = [(name, key) for name, method in METHODS.items() for key in method.options]
+
+
+def wrong_values(name, key):
+    huge, never = (1e300, 2.0**32), (-1.0, math.nan, math.inf, -math.inf)
+    if f'{name}.{key}' in EXCEPTIONS or key in FROM_ZERO:
+        return (*huge, *never)
+    if key in POSITIVE:
+        return (0.0, *huge, *never)
+    if key in FRACTIONS:
+        return (1.0001, *huge, *never)
+    if key in COUNTS:
+        return (0, -1, 2**31)
+    if key in COUNTS_FROM_ZERO:
+        return (-1, 2**31)
+    return () if type(METHODS[name].options[key].default) is bool else ('', 'nonsense')
+
+
+@pytest.mark.parametrize(('name', 'key'), OPTIONS)
+def test_impossible_options_of_any_method_end_in_one_line(name, key):
+    config, _ = parse()
+    good = config[name][key]
+    for wrong in wrong_values(name, key):
+        config[name][key] = wrong
+        with pytest.raises(ConfigError) as info:
+            validate(config, num_devices=8)
+        assert str(info.value).startswith(f'config.{name}.{key}={wrong!r}: must be ')
+        assert '\n' not in str(info.value)
+    config[name][key] = good
+    validate(config, num_devices=8)
+
+
+def test_the_published_values_are_the_defaults():
+    expected = {
+        'l2sp': {'alpha': 0.01, 'beta': 0.01, 'all_parameters': False},
+        'delta': {'alpha': 0.01, 'beta': 0.01, 'images': 128},
+        'fsp': {'weight': 50.0},
+        'bss': {'eta': 0.001, 'k': 1},
+        'dtnh': {'alpha': 0.01, 'beta': 0.01, 'all_parameters': False},
+        'seqtrain': {'num_classes': 0, 'steps': 0},
+        'cotrain': {'target_weight': 0.5, 'weight': 0.5},
+        'xmixup': {
+            'alpha': 0.2,
+            'lam': 'sample',
+            'reflect': True,
+            'label_space': 'joint',
+            'source_head': 'random',
+            'mix_at': 0,
+        },
+        'mixup': {'alpha': 0.2, 'lam': 'batch'},
+        'cutmix': {'alpha': 1.0, 'prob': 0.5, 'lam': 'batch'},
+        'lwf': {'weight': 1.0, 'temperature': 2.0},
+        'stochnorm': {'p': 0.5},
+        'cotuning': {'weight': 2.3, 'temperature': 0.0},
+        'bituning': {
+            'weight': 1.0,
+            'queue': 40,
+            'momentum': 0.999,
+            'temperature': 0.07,
+            'dim': 128,
+        },
+        'rifle': {'periods': 2, 'cyclic': False},
+        'smile': {
+            'alpha': 0.2,
+            'feature_weight': 0.01,
+            'source_weight': 0.1,
+            'momentum': 0.999,
+            'every': 10,
+        },
+        'mars': {'distance': 20.0, 'head_distance': 20.0},
+        'mmd': {'weight': 0.1},
+    }
+    config, _ = parse()
+    for name in METHODS:
+        assert (config[name].to_dict() if name in config else {}) == expected.get(name, {})
+        for key, value in expected.get(name, {}).items():
+            assert type(config[name][key]) is type(value)
 
 
 def test_a_warm_head_needs_pretrained_features():

@@ -1,30 +1,36 @@
-"""Whole runs of every method, and the documented way to add one."""
+"""Whole runs of every method, and the lists of methods in documentation and benchmarks."""
 
-import importlib
+import itertools
 import re
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import jax
+import nbformat
 import numpy as np
 import pytest
 import scipy.special
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.tune import GRIDS
 from tests.test_step import one_and_many_devices, random_batch
-from xmixup_jax.cli.flags import parse_flags
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.features import images_of
-from xmixup_jax.config import validate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.options import options_table
 from xmixup_jax.models import forward
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights.files import save_weights
+
+PAGE = Path(__file__).parents[1] / 'docs' / 'methods.md'
 
 
 @pytest.fixture
@@ -142,29 +148,68 @@ def test_one_and_eight_devices_give_the_same_update(config, name):
     jax.tree.map(close, one_metrics, eight_metrics)
 
 
-def test_the_documented_example_adds_a_method(config, tmp_path, monkeypatch):
-    text = Path('docs/methods.md').read_text()
-    blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-    module, line = blocks[0], blocks[1].strip()
-    code = module.split('"""', 2)[2]
-    assert len([row for row in code.splitlines() if row.strip()]) <= 10
-    path = tmp_path / 'smoothing.py'
-    path.write_text(module)
-    monkeypatch.syspath_prepend(tmp_path)
-    added = eval(f'{{{line}}}', {'smoothing': importlib.import_module('smoothing')})
-    monkeypatch.setitem(METHODS, 'smoothing', added['smoothing'])
+def rows_of(header):
+    """The names in the first column of a table of the page about methods."""
+    lines = PAGE.read_text().splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith('|'), lines[lines.index(header) + 2 :])
+    return [re.match(r'\| `(\w+)` \|', row)[1] for row in rows]
 
-    parsed, _ = parse_flags(
-        ['main', '--config=configs/digits.py', '--config.smoothing.epsilon=0.2']
+
+def test_the_page_about_methods_has_all_of_them():
+    assert rows_of('| name | paper | beside the cross-entropy on the target |') == list(METHODS)
+    formulas = rows_of('| method | added loss, or what is done instead |')
+    assert formulas == [name for name in METHODS if name not in ('finetune', 'xmixup')]
+    public = rows_of('| method | public code | departures here |')
+    assert set(METHODS) - set(public) == {'finetune', 'xmixup', 'seqtrain', 'dtnh'}
+    assert set(public) < set(METHODS)
+
+
+def test_the_page_about_methods_says_what_they_need():
+    text = ' '.join(PAGE.read_text().split())
+    needing = [n for n, m in METHODS.items() if m.needs_head(ConfigDict(m.defaults))]
+    assert f'`{needing[0]}`, `{needing[1]}` and `{needing[2]}` continue the head' in text
+    assert len(needing) == 3
+    (listed,) = re.findall(r'train on mixed or foreign images \((.*?)\)', text)
+    changing = {name for name, method in METHODS.items() if method.changes_images}
+    assert set(re.findall(r'`(\w+)`', listed)) == changing
+
+
+def test_the_table_of_options_has_all_of_them():
+    table = options_table({name: method.options for name, method in METHODS.items()})
+    listed = [tuple(re.findall(r'`([^`]*)`', row)[:2]) for row in table.splitlines()[2:]]
+    assert listed == [(name, key) for name, method in METHODS.items() for key in method.options]
+    assert '| `xmixup` | `alpha` | `0.2` | positive, below 2\\*\\*32 | lam ~ Beta(' in table
+    assert '_help/options.md' in PAGE.read_text()
+
+
+def test_the_notebook_shows_every_method():
+    notebook = nbformat.read(PAGE.parents[1] / 'notebooks' / 'method_tour.ipynb', as_version=4)
+    text = ''.join(cell.source for cell in notebook.cells if cell.cell_type == 'markdown')
+    assert set(METHODS) <= set(re.findall(r'`(\w+)`', text))
+
+
+def test_every_method_has_values_to_tune():
+    assert set(GRIDS) == set(METHODS)
+    for name, (key, values) in GRIDS.items():
+        section, _, option = key.partition('.')
+        assert len(set(values)) == 3
+        if name == 'finetune':
+            assert key == 'optimizer.learning_rate'
+            continue
+        assert section == name
+        described = METHODS[name].options[option]
+        assert all(described.holds(value) for value in values)
+        if name != 'seqtrain':  # whose default stands for the steps on the target
+            assert values[0] == described.default
+
+
+def test_methods_do_without_scikit_learn_until_they_fit_a_classifier():
+    code = 'import sys, xmixup_jax.methods.parts; print("sklearn" in sys.modules)'
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PAGE.parents[1],
     )
-    assert parsed.smoothing.epsilon == 0.2
-    validate(parsed, 8)
-    config.unlock()
-    config.smoothing = parsed.smoothing
-    config.lock()
-    config.method = 'smoothing'
-    result = train_and_evaluate(config, tmp_path / 'run')
-    config.method = 'finetune'
-    plain = train_and_evaluate(config, tmp_path / 'plain')
-    assert result['method'] == 'smoothing'
-    assert result['loss'] != plain['loss']
+    assert done.stdout == 'False\n'

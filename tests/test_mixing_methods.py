@@ -75,10 +75,10 @@ def batch_of_images(size=10):
 
 
 def transformed(name, seed=3, **changes):
-    config = digits.get_config()
-    config[name].update(changes)
+    options = digits.get_config()[name]
+    options.update(changes)
     keys = jax.random.split(jax.random.key(seed), B)
-    transform = on_batch_axis(lambda batch: METHODS[name].transform(config, keys, batch))
+    transform = on_batch_axis(lambda batch: METHODS[name].transform(options, keys, batch))
     batch = batch_of_images()
     return batch, jax.tree.map(np.asarray, transform(batch))
 
@@ -169,7 +169,7 @@ def test_smile():
 
     def ours(z, maps):
         seen = make_view('smile', batch=batch, taught=taught, outputs=outputs(z, stages=(maps,)))
-        seen.config.smile.feature_weight = 0.3
+        seen.options.feature_weight = 0.3
         return smile.loss(seen)
 
     def theirs(z, maps):
@@ -215,14 +215,16 @@ def test_xmixup_of_feature_maps(stage):
     """The stages before on both images apart (batch statistics are of both together), the later
     ones on the mixture."""
     config = digits.get_config()
-    config.xmixup.mix_at, config.xmixup.alpha, config.model.name = stage, 1.0, 'resnet6'
+    config.model.name = 'resnet6'
+    options = config.xmixup
+    options.update(mix_at=stage, alpha=1.0)
     made = create_model(config.model, 7, 12, 0, BatchNorm, 'float32', False)
     keys = jax.random.split(jax.random.key(3), B)
     pair = {'image': normal(B, 12, 12, 3), 'source_image': normal(B, 12, 12, 3, seed=1)}
     labels = {'label': jnp.asarray(LABELS), 'source_label': jnp.zeros(B, jnp.int32)}
-    batch = METHODS['xmixup'].transform(config, keys, pair | labels)
+    batch = METHODS['xmixup'].transform(options, keys, pair | labels)
     np.testing.assert_array_equal(batch['lam'], mixing.sample_lam(keys, 1.0, reflect=True))
-    hook = METHODS['xmixup'].hook(make_view('xmixup', batch=batch)._replace(config=config))
+    hook = METHODS['xmixup'].hook(make_view('xmixup', batch=batch, options=options))
     found = forward(*made, batch['image'], train=False, hook=hook)[0]
 
     mine, other = (forward(*made, image, train=False)[0].stages for image in pair.values())
@@ -240,6 +242,8 @@ def test_xmixup_of_feature_maps(stage):
 def test_xmixup_beyond_the_last_stage_is_refused():
     batch = {'label': jnp.asarray(LABELS)}
     view = make_view('xmixup', outputs=outputs(normal(2 * B, K), stages=(0, 0)), batch=batch)
-    view.config.xmixup.mix_at = 3
-    with pytest.raises(ConfigError, match=r'mix_at=3 is beyond the last stage .* it has 2'):
+    view.options.mix_at = 3
+    with pytest.raises(
+        ConfigError, match=r'config\.xmixup\.mix_at=3 is beyond the last stage .* it has 2'
+    ):
         METHODS['xmixup'].loss(view)

@@ -24,7 +24,8 @@ from xmixup_jax.methods import (
     mars,
     mmd,
 )
-from xmixup_jax.methods.base import Sizes, linear_classifier, with_linear_head
+from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.parts import linear_classifier, with_linear_head
 
 
 @pytest.mark.parametrize('name', ['l2sp', 'dtnh'])
@@ -49,7 +50,7 @@ def test_l2sp_penalty(name, everything):
     def ours(*leaves):
         constants = {'params': tree(start.values())}
         view = make_view(name, params=tree(leaves), constants=constants)
-        view.config[name].update(alpha=0.3, beta=0.2, all_parameters=everything)
+        view.options.update(alpha=0.3, beta=0.2, all_parameters=everything)
         return METHODS[name].penalty(view)
 
     def theirs(*leaves):
@@ -105,7 +106,7 @@ def test_delta_penalty():
             params={'fc': {'kernel': kernel, 'bias': bias}},
         )
         view.config.batch_size = B
-        view.config.delta.alpha, view.config.delta.beta = 0.1, 0.2
+        view.options.update(alpha=0.1, beta=0.2)
         return delta.penalty(view)
 
     def theirs(first, second, kernel, bias):
@@ -208,7 +209,7 @@ def test_fsp_penalty(size, half):
 def test_bss_penalty(rows, k):
     def ours(features):
         view = make_view('bss', outputs=outputs(features=features))
-        view.config.bss.eta, view.config.bss.k = 0.5, k
+        view.options.update(eta=0.5, k=k)
         return bss.penalty(view)
 
     check(ours, lambda f: 0.5 * torch_recipes.bss_penalty(f, k), normal(rows, D))
@@ -259,7 +260,7 @@ def test_mars_projects_every_layer_after_a_step():
         seed: {'bn1': {'mean': normal(4), 'var': np.abs(normal(4, seed=seed))}} for seed in (1, 2)
     }
     view = make_view('mars', constants={'params': start, 'batch_stats': variances[1]})
-    view.config.mars.update(distance=9.0, head_distance=2.0)
+    view.options.update(distance=9.0, head_distance=2.0)
     state = TrainState(jnp.asarray(1), params, variances[2], {}, {})
     found = mars.after_step(view, state).params
 
@@ -279,7 +280,7 @@ def test_mars_projects_every_layer_after_a_step():
         for value in (tree['bn1']['scale'], variances[seed]['bn1']['var'])
     ]
     for distance in (9.0, 0.5):  # the scales are within the first, not within the second
-        view.config.mars.distance = distance
+        view.options.distance = distance
         scale = mars.after_step(view, state).params['bn1']['scale']
         expected = torch_recipes.mars_project_batch_norm(*both, distance)
         np.testing.assert_allclose(scale, expected, **CLOSE)

@@ -1,19 +1,22 @@
-"""Checking and comparing configurations; `defaults` has their schema."""
+"""Checks and compares configurations, and chooses their method; `defaults` has their schema."""
 
 import copy
 import hashlib
 import json
 import math
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from xmixup_jax import defaults
 from xmixup_jax.compute.augment import NORMALIZATIONS
 from xmixup_jax.data.cache import CACHES
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
-from xmixup_jax.mixing import LABEL_SPACES, LAM_DRAWS
+from xmixup_jax.methods.base import Method
+from xmixup_jax.methods.find import Found, find_method, method_name, method_of
 from xmixup_jax.models import MODELS
 from xmixup_jax.models.base import BATCH_NORMS, HEAD_INITS
 from xmixup_jax.models.resnet import STEMS
@@ -50,8 +53,7 @@ _FIXED_KEYS = (
     'batch_size',
 )
 
-_CHOICES = {
-    'method': METHODS,
+_CHOICES: dict[str, Collection[str]] = {
     'model.name': MODELS,
     'model.stem': STEMS,
     'model.normalization': ('', *NORMALIZATIONS),
@@ -59,30 +61,18 @@ _CHOICES = {
     'head_init': HEAD_INITS,
     'match.similarity': SIMILARITIES,
     'match.assignment': ASSIGNMENTS,
-    'xmixup.label_space': LABEL_SPACES,
-    'xmixup.source_head': ('random', 'pretrained'),
-    **{f'{name}.lam': LAM_DRAWS for name in ('xmixup', 'mixup', 'cutmix')},
     'data.cache': CACHES,
     'precision': ('float32', 'bfloat16'),
     'optimizer.schedule': ('step', 'cosine'),
     'pretrain.optimizer.schedule': ('step', 'cosine'),
 }
-# Every number that is a method's own.
-_COEFFICIENTS = tuple(
-    f'{name}.{key}'
-    for name, method in METHODS.items()
-    for key, value in method.defaults.items()
-    if isinstance(value, int | float) and not isinstance(value, bool)
-)
 # Each bound: the keys, a test of the value, and the words for what is allowed.
 _BOUNDS = (
     (
         'steps accumulate_steps steps_per_dispatch batch_size eval_batch_size resize image_size '
         'log_every checkpoint_every keep_checkpoints model.width match.classes_per_target '
-        'xmixup.alpha mixup.alpha cutmix.alpha smile.alpha lwf.temperature bituning.queue '
-        'bituning.temperature bituning.dim rifle.periods bss.k delta.images smile.every '
-        'mars.distance mars.head_distance pretrain.steps '
-        'pretrain.batch_size optimizer.learning_rate pretrain.optimizer.learning_rate',
+        'pretrain.steps pretrain.batch_size optimizer.learning_rate '
+        'pretrain.optimizer.learning_rate',
         lambda value: 0 < value < math.inf,
         'positive',
     ),
@@ -91,19 +81,70 @@ _BOUNDS = (
         'match.images_per_class eval_every optimizer.warmup_steps '
         'pretrain.optimizer.warmup_steps optimizer.weight_decay '
         'pretrain.optimizer.weight_decay optimizer.head_multiplier '
-        'pretrain.optimizer.head_multiplier max_bad_images ' + ' '.join(_COEFFICIENTS),
+        'pretrain.optimizer.head_multiplier max_bad_images',
         lambda value: 0 <= value < 2**32,
         'from 0 to 2**32 - 1',
     ),
     (
         'crop_min_area optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
         'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor '
-        'source.sample_rate target.sample_rate source.test_share target.test_share '
-        'stochnorm.p cutmix.prob bituning.momentum smile.momentum',
+        'source.sample_rate target.sample_rate source.test_share target.test_share',
         lambda value: 0 <= value <= 1,
         'from 0 to 1',
     ),
 )
+
+
+def add_methods(config: ConfigDict, methods: Iterable[str]) -> None:
+    """Adds the options of methods that are not built in, so that they can be set.
+
+    Args:
+      config: with the sections of `defaults` and no others.
+      methods: names and paths, as for config.method.
+
+    Raises:
+      ConfigError: a method cannot be loaded, or its name is taken.
+    """
+    for found in {each.value: each for each in map(find_method, methods)}.values():
+        if found.value not in METHODS:
+            _add_section(config, found)
+
+
+def choose_method(config: ConfigDict, method: str) -> None:
+    """Sets config.method, adds the method's options, and drops those of others not built in.
+
+    Args:
+      config: to change; values of the method's options that it has already stay.
+      method: a built-in method, one of an installed package, or the path of a file.
+
+    Raises:
+      ConfigError: the method cannot be loaded, or its name is taken.
+    """
+    found, known = find_method(method), defaults.get_config()
+    with config.unlocked():
+        for key in [key for key in config if key not in known and key != found.name]:
+            del config[key]
+        if found.value not in METHODS and (found.name in known or found.name not in config):
+            _add_section(config, found)
+        config.method = found.value
+        if found.digest:
+            config.method_digest = found.digest
+
+
+def _add_section(config: ConfigDict, found: Found) -> None:
+    if found.name in config:
+        raise ConfigError(
+            f'config.method={found.value}: another method or value has the name '
+            f'config.{found.name}: rename the method'
+        )
+    with config.unlocked():
+        config[found.name] = ConfigDict(found.method.defaults)
+
+
+def _methods_in(config: ConfigDict) -> dict[str, Method]:
+    """Every method whose options the configuration holds."""
+    methods = METHODS | {method_name(config.method): method_of(config)}
+    return {name: method for name, method in methods.items() if name in config}
 
 
 def _get(config: ConfigDict, key: str) -> Any:
@@ -128,6 +169,11 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         for key in keys.split():
             if not holds(_get(config, key)):  # NaN fails every comparison
                 raise ConfigError(f'config.{key}={_get(config, key)}: must be {words}')
+    for name, method in _methods_in(config).items():
+        for key, option in method.options.items():
+            value = config[name][key]
+            if not option.holds(value):
+                raise ConfigError(f'config.{name}.{key}={value!r}: must be {option.allowed}')
     parts = config.accumulate_steps
     for key in ('batch_size', 'eval_batch_size', 'pretrain.batch_size'):
         divisor = num_devices * (1 if key == 'eval_batch_size' else parts)
@@ -151,7 +197,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
             'config.warm_head=True: the head begins as a classifier of pre-trained features, but '
             "config.weights='' has none: give weights, or config.weights=source"
         )
-    predicted = METHODS[config.method].pairs and config.match.similarity == 'predicted'
+    predicted = method_of(config).pairs and config.match.similarity == 'predicted'
     if predicted and not config.weights:
         raise ConfigError(
             "config.match.similarity=predicted needs a pre-trained head, but config.weights='' has "
@@ -202,7 +248,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
 
 
 def _validate_model(config: ConfigDict) -> None:
-    model, known = config.model, MODELS[config.model.name]
+    model, known, norm = config.model, MODELS[config.model.name], method_of(config).norm
     if config.image_size < known.min_size or config.image_size % known.multiple:
         raise ConfigError(
             f'config.image_size={config.image_size}: {model.name} takes images of at least '
@@ -214,13 +260,13 @@ def _validate_model(config: ConfigDict) -> None:
             f'config.model.width={model.width}, config.model.stem={model.stem!r}: only ResNets '
             f'have these options; {model.name} needs the defaults (64, imagenet)'
         )
-    if not known.has_batch_norm and (METHODS[config.method].norm or config.batch_norm != 'batch'):
+    if not known.has_batch_norm and (norm or config.batch_norm != 'batch'):
         raise ConfigError(
             f'config.method={config.method} with config.batch_norm={config.batch_norm} changes '
             f'batch norm, but {model.name} has none: choose another method or network, and '
             'config.batch_norm=batch'
         )
-    if METHODS[config.method].norm and config.batch_norm != 'batch':
+    if norm and config.batch_norm != 'batch':
         raise ConfigError(
             f'config.method={config.method} has a batch norm of its own: use '
             '--config.batch_norm=batch'
@@ -235,9 +281,9 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
     """
     derived = copy.deepcopy(config)
     derived.unlock()
+    choose_method(derived, 'finetune')
     for key in ('seed', 'steps', 'batch_size', 'optimizer'):
         derived[key] = copy.deepcopy(config.pretrain[key])
-    derived.method = 'finetune'
     derived.weights = ''
     derived.batch_norm, derived.head_init = 'batch', 'uniform'
     derived.target = copy.deepcopy(config.source)
@@ -275,10 +321,13 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 def experiment_values(config: ConfigDict) -> dict[str, Any]:
     """The flat configuration without the keys that do not change what is computed.
 
-    Those are the runtime's and the coefficients of the methods that are not used.
+    Those are the runtime's and the options of the methods that are not used. A method in a file
+    goes by its name; config.method_digest tells its content.
     """
-    unused = (*_RUNTIME_KEYS, *(method for method in METHODS if method != config.method))
-    return {key: v for key, v in flatten(config).items() if key.split('.')[0] not in unused}
+    chosen = method_name(config.method)
+    unused = (*_RUNTIME_KEYS, *(method for method in METHODS if method != chosen))
+    values = {key: v for key, v in flatten(config).items() if key.split('.')[0] not in unused}
+    return values | {'method': chosen}
 
 
 def changes(stored: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any, Any]]:

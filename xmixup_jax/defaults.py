@@ -44,7 +44,8 @@ def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.method = 'xmixup'  # a file of xmixup_jax/methods/
+    # A file of xmixup_jax/methods/, the path of a file of your own, or an installed package's.
+    config.method = 'xmixup'
     config.seed = 0  # of the few-shot draw, initialisation, order, pairing and augmentation
 
     config.source = dataset('imagenet2012', 'train', 'validation')
@@ -94,9 +95,9 @@ def get_config() -> ml_collections.ConfigDict:
             'images_per_class': 50,  # for the class means; 0: all
         }
     )
-    # Each method's coefficients, as its file in xmixup_jax/methods/ gives and explains them.
+    # Each method's options, as its file in xmixup_jax/methods/ gives and explains them.
     for name, method in METHODS.items():
-        if method.defaults:
+        if method.options:
             config[name] = ml_collections.ConfigDict(method.defaults)
 
     config.steps = 9000

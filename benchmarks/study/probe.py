@@ -12,7 +12,8 @@ from xmixup_jax.compute.features import outputs_of
 from xmixup_jax.compute.step import Task, TrainState, create_task
 from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate
-from xmixup_jax.methods.base import Sizes, linear_classifier
+from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.parts import linear_classifier
 from xmixup_jax.run.provenance import commit
 from xmixup_jax.run.train import backbone_weights
 

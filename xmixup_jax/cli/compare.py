@@ -9,7 +9,7 @@ comparison.md (mean and standard deviation, paired differences to fine-tuning, c
 comparison.png and report.html, which shows accuracy against training time and leads to the runs'
 own reports.
 
-  --methods       names of methods, or all
+  --methods       names of methods, files that define one (mine.py), or all built-in ones
   --seeds         of the few-shot draw, initialisation, order, pairing and augmentation
   --sample_rates  shares of each class's training images, instead of config.target's
   --workdir       holds a folder for each run
@@ -34,6 +34,7 @@ from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
 from xmixup_jax.files import write_json
 from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import connect, is_first
 from xmixup_jax.report import tables
 from xmixup_jax.report.comparison import write_report
@@ -53,11 +54,11 @@ def parse(argv: list[str]) -> tuple[list[Run], Path]:
     parser.add_argument('--seeds', default='0,1,2,3,4', type=_numbers(int))
     parser.add_argument('--sample_rates', default=[None], type=_numbers(float))
     args, config_args = parser.parse_known_args(connect(argv)[1:])
-    names = list(METHODS) if args.methods == 'all' else args.methods.split(',')
+    methods = list(METHODS) if args.methods == 'all' else args.methods.split(',')
     runs = []
-    for rate, seed, name in itertools.product(args.sample_rates, args.seeds, names):
-        config, _ = parse_flags([argv[0], *config_args])
-        config.method, config.seed = name, seed
+    for rate, seed, method in itertools.product(args.sample_rates, args.seeds, methods):
+        config, _ = parse_flags([argv[0], *config_args, f'--config.method={method}'], methods)
+        config.seed, name = seed, method_name(method)
         folder = args.workdir
         if rate is not None:
             config.target.shots, config.target.sample_rate = 0, rate

@@ -1,7 +1,8 @@
 """The flags that all experiments share: --config, --config.KEY and --workdir."""
 
 import difflib
-import importlib.util
+import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from ml_collections import ConfigDict, config_flags
 
 from xmixup_jax import defaults
 from xmixup_jax.cli.program import setup
-from xmixup_jax.config import flatten, validate
+from xmixup_jax.config import add_methods, choose_method, flatten, validate
 from xmixup_jax.errors import ConfigError
+from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import connect
 
 _PACKAGE = Path(__file__).parents[1]
@@ -34,11 +36,13 @@ def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
     return config, workdir
 
 
-def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
+def parse_flags(argv: list[str], methods: Sequence[str] = ()) -> tuple[ConfigDict, Path]:
     """Reads `--config=NAME`, `--config.KEY=VALUE` and `--workdir=DIR`.
 
     Args:
       argv: the program's name and its arguments.
+      methods: further ones whose options may be given; the configuration has those of the chosen
+        one, and of all that are built in.
 
     Returns:
       (config, workdir), the latter runs/EXPERIMENT-METHOD-seedN unless given.
@@ -46,9 +50,12 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
     Raises:
       ConfigError: an unknown flag or key, a value of the wrong type, an unreadable file.
     """
-    name, argv = _take_config(argv)
+    name, argv = _take_flag('config', argv)
+    if name is None:
+        raise ConfigError('name an experiment, for example --config=digits')
     path = find_experiment(name)
-    config = load_experiment(path)
+    chosen, _ = _take_flag('config.method', argv)
+    config = load_experiment(path, [*methods, *([] if chosen is None else [chosen])])
     _check_keys(argv, config)
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
@@ -64,18 +71,21 @@ def parse_flags(argv: list[str]) -> tuple[ConfigDict, Path]:
             f'unexpected argument {rest[1]!r}: values are given as --config.KEY=VALUE'
         )
     config = values.config
-    default = Path('runs') / f'{path.stem}-{config.method}-seed{config.seed}'
+    choose_method(config, config.method)
+    default = Path('runs') / f'{path.stem}-{method_name(config.method)}-seed{config.seed}'
     return config, Path(values.workdir) if values.workdir else default
 
 
-def _take_config(argv: list[str]) -> tuple[str, list[str]]:
-    """The value of `--config`, and the command line without it."""
-    for i, argument in enumerate(argv):
-        if argument in ('--config', '-config') and i + 1 < len(argv):
-            return argv[i + 1], argv[:i] + argv[i + 2 :]
-        if argument.startswith(('--config=', '-config=')):
-            return argument.split('=', 1)[1], argv[:i] + argv[i + 1 :]
-    raise ConfigError('name an experiment, for example --config=digits')
+def _take_flag(name: str, argv: list[str]) -> tuple[str | None, list[str]]:
+    """The last value of a flag, None without one, and the command line without it."""
+    value, rest, arguments = None, [], iter(argv)
+    for argument in arguments:
+        flag, given, text = argument.partition('=')
+        if flag in (f'--{name}', f'-{name}'):
+            value = text if given else next(arguments, value)
+        else:
+            rest.append(argument)
+    return value, rest
 
 
 def find_experiment(name: str) -> Path:
@@ -94,14 +104,18 @@ def find_experiment(name: str) -> Path:
     )
 
 
-def load_experiment(path: Path) -> ConfigDict:
+def load_experiment(path: Path, methods: Sequence[str] = ()) -> ConfigDict:
     """The configuration of a file; keys that its `get_config` leaves out have their defaults.
 
+    Args:
+      path: of the file.
+      methods: whose options it gets, beside those of its own method and of the built-in ones.
+
     Raises:
-      ConfigError: the file cannot be read, has no `get_config`, or has an unknown key.
+      ConfigError: the file cannot be read, has no `get_config`, or has an unknown key; a method
+        cannot be loaded.
     """
-    spec = importlib.util.spec_from_loader(path.stem, None)
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(path.stem)
     module.__file__ = str(path)
     try:
         exec(compile(path.read_bytes(), str(path), 'exec'), module.__dict__)  # noqa: S102
@@ -112,6 +126,7 @@ def load_experiment(path: Path) -> ConfigDict:
             f'{" ".join(str(error).split())}'
         ) from error
     config = defaults.get_config()
+    add_methods(config, [str(given.get('method', config.method)), *methods])
     known = flatten(config)
     for key, value in flatten(given).items():
         if key not in known:

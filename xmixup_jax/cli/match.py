@@ -15,6 +15,7 @@ from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.find import method_of
 from xmixup_jax.processes import is_first
 from xmixup_jax.run.inputs import check_inputs, open_data
 from xmixup_jax.run.start import find_match, report_match
@@ -37,7 +38,7 @@ def show_match(match: ClassMatch, data: Data, workdir: Path) -> None:
 def run(argv: list[str]) -> None:
     """Matches the classes of the configuration's data."""
     config, workdir = read_command(argv)
-    if not METHODS[config.method].pairs:
+    if not method_of(config).pairs:
         pairing = ', '.join(name for name, method in METHODS.items() if method.pairs)
         raise ConfigError(
             f'config.method={config.method} matches no classes: take one of {pairing}'

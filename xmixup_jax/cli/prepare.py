@@ -17,7 +17,7 @@ from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.match import show_match
 from xmixup_jax.data.sources import find_source
 from xmixup_jax.errors import DataError, raise_all
-from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.find import method_of
 from xmixup_jax.run.inputs import check_inputs, data_sets, open_data
 from xmixup_jax.run.start import find_match
 from xmixup_jax.run.train import backbone_weights
@@ -53,7 +53,7 @@ def run(argv: list[str]) -> None:
     for part, records in parts.items():
         if records is not None:
             done(f'{part}: {len(records)} images of {len(records.class_names)} classes')
-    if METHODS[config.method].pairs:
+    if method_of(config).pairs:
         show_match(find_match(config, weights, data), data, workdir)
         done(f'classes are matched; also in {workdir / MATCH}')
     print('prepared; now run  xmixup train  with the same flags')

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.mapping import map_train_steps
-from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.find import method_of
 
 PyTree = Any
 WARM_UP = 3
@@ -144,6 +144,6 @@ def _no_compilation_cache():
 
 def only_used(batch: PyTree, start: Stepped) -> PyTree:
     """The batch without pairs, if the method uses none."""
-    if METHODS[start.task.config.method].pairs:
+    if method_of(start.task.config).pairs:
         return batch
     return {key: value for key, value in batch.items() if not key.startswith('source_')}

@@ -19,7 +19,7 @@ from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate, shard
-from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.find import method_of
 
 PyTree = Any
 
@@ -28,7 +28,7 @@ def reestimates(config: ConfigDict) -> bool:
     """Whether a network of this experiment gets new statistics before it is tested."""
     if config.batch_norm == 'mixed':
         return True
-    changed = METHODS[config.method].changes_images
+    changed = method_of(config).changes_images
     return config.batch_norm == 'batch' and changed and config.reestimate > 0
 
 

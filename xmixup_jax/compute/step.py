@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute import augment
 from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
 from xmixup_jax.config import experiment_values, unflatten
-from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method, Sizes, View
+from xmixup_jax.methods.find import method_name, method_of, options_of
 from xmixup_jax.models import Outputs, create_model, forward
 from xmixup_jax.models.base import BATCH_NORMS, batch_part
 from xmixup_jax.optimizer import set_peak
@@ -98,14 +98,14 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Task:
     it the compiled steps.
     """
     same = {'seed': 0, 'optimizer.learning_rate': 1.0}
-    values = experiment_values(config) | same | {'remat': config.remat}
+    values = experiment_values(config) | same | {'remat': config.remat, 'method': config.method}
     return _shared_task(json.dumps(values, sort_keys=True), sizes)
 
 
 @lru_cache(maxsize=32)
 def _shared_task(flat_values: str, sizes: Sizes) -> Task:
     config = ConfigDict(unflatten(json.loads(flat_values)))
-    tx = METHODS[config.method].optimizer(config)
+    tx = method_of(config).optimizer(options_of(config), config)
     graphdef, *shapes = nnx.eval_shape(lambda: _create_model(config, sizes))
     state = jax.eval_shape(partial(_state, tx), *shapes)
     return Task(config, graphdef, tx, sizes.target, state)
@@ -116,9 +116,9 @@ def _state(tx: optax.GradientTransformation, params: PyTree, batch_stats: PyTree
 
 
 def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree]:
-    method = METHODS[config.method]
-    num_logits = sizes.target + method.extra_logits(config, sizes)
-    norm = method.norm(config) if method.norm else BATCH_NORMS[config.batch_norm]
+    method, options = method_of(config), options_of(config)
+    num_logits = sizes.target + method.extra_logits(options, sizes)
+    norm = method.norm(options) if method.norm else BATCH_NORMS[config.batch_norm]
     return create_model(
         config.model,
         num_logits,
@@ -195,7 +195,7 @@ def train_step(
       the target's label among the target's logits, on the images as the network saw them. With
       'stop' in the batch, its largest value over the whole batch too.
     """
-    method, parts = METHODS[task.config.method], task.config.accumulate_steps
+    method, parts = method_of(task.config), task.config.accumulate_steps
     if parts == 1:
         grads, batch_stats, metrics, seen = _gradients(task, constants, state, batch)
     else:
@@ -236,8 +236,9 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
       (gradient, or the gradients of loss and penalty if the method combines them; batch_stats;
       metrics; what `after_step` may see: 'batch' with the labels, 'taught').
     """
-    config, method = task.config, METHODS[task.config.method]
-    inputs = method.transform(config, *_prepare_batch(config, method, batch, state.step))
+    config, method = task.config, method_of(task.config)
+    prepared = _prepare_batch(config, method, batch, state.step)
+    inputs = method.transform(options_of(config), *prepared)
     view = _view(task, constants, state, inputs, _step_key(batch))
     if method.teach:
         view = view._replace(taught=jax.lax.stop_gradient(method.teach(view)))
@@ -281,6 +282,8 @@ def _step_key(batch: PyTree) -> jax.Array:
 
 def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) -> View:
     return View(
+        name=method_name(task.config.method),
+        options=options_of(task.config),
         config=task.config,
         num_classes=task.num_classes,
         key=key,
@@ -389,8 +392,9 @@ def input_step(task: Task, batch: PyTree) -> PyTree:
       {'image' uint8 [B, H, W, 3], 'label' [B]}, and what the method has of 'lam', 'source_label'
       and 'other_label', [B] each.
     """
-    config, method = task.config, METHODS[task.config.method]
-    inputs = method.transform(config, *_prepare_batch(config, method, batch, step=0))
+    config, method = task.config, method_of(task.config)
+    prepared = _prepare_batch(config, method, batch, step=0)
+    inputs = method.transform(options_of(config), *prepared)
     seen = {key: inputs[key] for key in inputs.keys() & {'lam', 'source_label', 'other_label'}}
     count = len(inputs['label'])  # some methods append a second batch
     seen |= {

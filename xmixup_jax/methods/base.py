@@ -1,20 +1,18 @@
-"""What a transfer-learning method has to say; the loop and the step know nothing else of it."""
+"""The interface of a method. The loop and the step use nothing else."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from sklearn.linear_model import LogisticRegression
 
-from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.matching import ClassMatch
+from xmixup_jax.methods.options import Option
 from xmixup_jax.models import Outputs
 from xmixup_jax.models.base import Hook
-from xmixup_jax.optimizer import HEAD, make_optimizer
+from xmixup_jax.optimizer import make_optimizer
 
 PyTree = Any
 Batch = dict[str, Any]
@@ -34,7 +32,12 @@ class Sizes(NamedTuple):
 class View(NamedTuple):
     """What a method sees of one step, on one device, under the mapped axis 'batch'."""
 
+    name: str
+    """Of the method, for messages that name its options as config.NAME.KEY."""
+    options: ConfigDict
+    """The method's own."""
     config: ConfigDict
+    """The whole configuration."""
     num_classes: int
     """K_t."""
     key: jax.Array
@@ -70,7 +73,12 @@ class View(NamedTuple):
 class Setup(NamedTuple):
     """What a preparatory phase works with, on the host, before the first step."""
 
+    name: str
+    """Of the method, for messages that name its options as config.NAME.KEY."""
+    options: ConfigDict
+    """The method's own."""
     config: ConfigDict
+    """The whole configuration."""
     sizes: Sizes
     state: Any
     """The initial TrainState of NumPy arrays, with pre-trained backbone, and the head random, or
@@ -108,14 +116,21 @@ class Prepared(NamedTuple):
     """Nested dicts of arrays."""
 
 
-def no_extra_logits(config: ConfigDict, sizes: Sizes) -> int:
-    del config, sizes
+def no_extra_logits(options: ConfigDict, sizes: Sizes) -> int:
+    """The head has the target's columns alone."""
+    del options, sizes
     return 0
 
 
-def same(config: ConfigDict, keys: jax.Array, batch: Batch) -> Batch:
+def never(options: ConfigDict) -> bool:
+    """The answer of methods that train from the target and the backbone alone."""
+    del options
+    return False
+
+
+def same(options: ConfigDict, keys: jax.Array, batch: Batch) -> Batch:
     """The transform of methods that train on the images as they are."""
-    del config, keys
+    del options, keys
     return batch
 
 
@@ -124,13 +139,19 @@ def unprepared(setup: Setup) -> Prepared:
     return Prepared(setup.state, {})
 
 
+def plain_optimizer(options: ConfigDict, config: ConfigDict) -> optax.GradientTransformation:
+    """SGD as `config.optimizer` describes it."""
+    del options
+    return make_optimizer(config.optimizer, config.steps)
+
+
 def cross_entropy(view: View) -> jax.Array:
     """Mean cross-entropy of the target's label among the target's logits."""
     return optax.softmax_cross_entropy_with_integer_labels(view.logits, view.batch['label']).mean()
 
 
 class Method(NamedTuple):
-    """A method: its coefficients and pure functions. Everything has the default of fine-tuning."""
+    """A method: its options and pure functions. Everything has the default of fine-tuning."""
 
     loss: Callable[[View], jax.Array] = cross_entropy
     """Scalar, the mean over this device's share of the batch."""
@@ -142,11 +163,12 @@ class Method(NamedTuple):
     """(gradient of the loss, gradient of the penalty) to the gradient that is followed; both are
     those of the whole batch. None: their sum, in one backward pass."""
 
-    defaults: dict[str, Any] = {}  # noqa: RUF012  (never written to)
-    """The coefficients, as published; `config.METHOD` in a configuration."""
+    options: dict[str, Option] = {}  # noqa: RUF012  (never written to)
+    """By their keys, with the published values as defaults; see `methods.options`. The functions
+    below get their values as `options`, `view.options` or `setup.options`."""
 
     transform: Callable[[ConfigDict, jax.Array, Batch], Batch] = same
-    """(config, keys [B], batch) to the batch whose 'image' goes through the network. The batch
+    """(options, keys [B], batch) to the batch whose 'image' goes through the network. The batch
     holds 'image' float32 [B, H, W, 3], 'label' int32 [B] and 'progress' float32 [B], the share of
     the steps that are done; with `pairs` also 'source_image' and
     'source_label' (an index among the selected source classes), with `second_view` also
@@ -161,118 +183,40 @@ class Method(NamedTuple):
     `reestimation`."""
 
     second_view: bool = False
+    """Whether the batch has a second crop of each image."""
 
     hook: Callable[[View], Hook | None] | None = None
-    """(view) to what changes the feature maps within the network, the `hook` of `models.forward`;
-    None where they stay."""
+    """(view) to a function that changes the feature maps within the network, the `hook` of
+    `models.forward`; None to leave them as they are."""
 
     teach: Callable[[View], PyTree] | None = None
-    """What the loss aims at, computed beforehand and without gradient."""
+    """The targets of the loss, computed before it and without gradient; see `View.taught`."""
 
     after_step: Callable[[View, Any], Any] | None = None
     """(view, TrainState after the update) to the TrainState that is kept; of view.batch there is
     the 'label' alone."""
 
     extra_logits: Callable[[ConfigDict, Sizes], int] = no_extra_logits
-    """Width of further heads; they are the head's columns from K_t on."""
+    """(options, sizes) to the width of further heads, the head's columns from K_t on."""
 
-    reads_source: Callable[[ConfigDict], bool] = lambda config: False
-    """Whether `prepare` needs the source's records."""
+    needs_head: Callable[[ConfigDict], bool] = never
+    """(options) to whether the method continues the head of the pre-trained network. Weights
+    without one are then refused."""
+
+    reads_source: Callable[[ConfigDict], bool] = never
+    """(options) to whether `prepare` needs the source's records."""
 
     prepare: Callable[[Setup], Prepared] = unprepared
     """The preparatory phase."""
 
-    optimizer: Callable[[ConfigDict], optax.GradientTransformation] = lambda config: make_optimizer(
-        config.optimizer, config.steps
-    )
+    optimizer: Callable[[ConfigDict, ConfigDict], optax.GradientTransformation] = plain_optimizer
+    """(options, config) to the optimiser."""
 
     norm: Callable[[ConfigDict], Callable] | None = None
-    """(config) to a constructor that replaces batch normalisation, with the arguments of
+    """(options) to a constructor that replaces batch normalisation, with the arguments of
     `models.BatchNorm`."""
 
-
-def without_weight_decay(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimiser of methods whose penalty replaces weight decay."""
-    return make_optimizer(config.optimizer, config.steps, weight_decay=False)
-
-
-def reference(setup: Setup) -> Prepared:
-    """Keeps the initial network, w0, as constants 'params' and 'batch_stats'."""
-    state = setup.state
-    return Prepared(state, {'params': state.params, 'batch_stats': state.batch_stats})
-
-
-def reference_outputs(view: View) -> Outputs:
-    """What the network kept by `reference` makes of the batch, in evaluation mode."""
-    constants = view.constants
-    return view.network(constants['params'], constants['batch_stats'], view.batch['image'])
-
-
-def pretrained_columns(config: ConfigDict, sizes: Sizes) -> int:
-    """Extra logits for the pre-trained network's own head.
-
-    Raises:
-      ConfigError: it has none.
-    """
-    if not sizes.pretrained:
-        raise ConfigError(
-            f'config.method={config.method} continues the head of the pre-trained network, but '
-            f'config.weights={config.weights!r} holds none (fc.weight): give weights with their '
-            'head, or config.weights=source'
-        )
-    return sizes.pretrained
-
-
-def linear_classifier(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Logistic regression, scikit-learn's with its default penalty.
-
-    Args:
-      features: float [N, D].
-      labels: int [N], each of the K classes at least once.
-
-    Returns:
-      (kernel float32 [D, K], bias float32 [K]).
-    """
-    fitted = LogisticRegression(max_iter=1000).fit(features, labels)
-    kernel, bias = fitted.coef_.T, fitted.intercept_
-    if kernel.shape[1] == 1:  # of two classes scikit-learn gives the second one's logit alone
-        kernel, bias = np.pad(kernel, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
-    return kernel.astype(np.float32), bias.astype(np.float32)
-
-
-def target_classifier(setup: Setup) -> tuple[np.ndarray, np.ndarray]:
-    """`linear_classifier` of the target's pre-trained features, of training images' centre crops.
-
-    Raises:
-      DataError: a class has no readable image.
-    """
-    outputs = setup.outputs(setup.state, setup.target)
-    missing = np.setdiff1d(np.arange(setup.sizes.target), outputs['label'])
-    if len(missing):
-        raise DataError(
-            'config.warm_head=True and config.method=delta need a readable training image of each '
-            f'class: {setup.target.class_names[missing[0]]} has none'
-        )
-    return linear_classifier(outputs['features'], outputs['label'])
-
-
-def with_linear_head(setup: Setup) -> Any:
-    """The initial state with `target_classifier` in the target's columns.
-
-    Linear probing comes first, as in Kumar et al., "Fine-Tuning can Distort Pretrained Features
-    and Underperform Out-of-Distribution", ICLR 2022.
-    """
-    places = slice(None, setup.sizes.target)
-    return _with_columns(setup.state, places, *target_classifier(setup))
-
-
-def with_pretrained_head(setup: Setup) -> Any:
-    """The initial state with the pre-trained head in the columns from K_t on."""
-    places = slice(setup.sizes.target, None)
-    return _with_columns(setup.state, places, setup.head['kernel'], setup.head['bias'])
-
-
-def _with_columns(state: Any, places: slice, kernel: np.ndarray, bias: np.ndarray) -> Any:
-    head = {key: np.array(value) for key, value in state.params[HEAD].items()}
-    head['kernel'][:, places], head['bias'][places] = kernel, bias
-    return replace(state, params=state.params | {HEAD: head})
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options' default values."""
+        return {key: option.default for key, option in self.options.items()}

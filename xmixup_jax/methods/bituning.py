@@ -25,6 +25,7 @@ import optax
 
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods.base import Method, Prepared, Setup, View, cross_entropy
+from xmixup_jax.methods.options import count, fraction, non_negative, positive
 from xmixup_jax.optimizer import HEAD
 
 
@@ -74,13 +75,13 @@ def teach(view: View):
 
 
 def loss(view: View):
-    config, labels = view.config.bituning, view.batch['label']
+    options, labels = view.options, view.batch['label']
     h, z = encode(view, view.outputs)
     projected = contrast(
         jnp.sum(z * view.taught['z'], axis=1),
         jnp.einsum('bd,kld->bkl', z, view.memory['z']),
         labels,
-        config.temperature,
+        options.temperature,
     )
     fc = jax.lax.stop_gradient(view.params[HEAD])
     columns = jnp.concatenate([fc['kernel'], fc['bias'][None]]).T[: view.num_classes]
@@ -89,9 +90,9 @@ def loss(view: View):
         jnp.sum(own * h, axis=1),
         jnp.einsum('bd,kld->bkl', own, enqueued(view)['h']),
         labels,
-        config.temperature,
+        options.temperature,
     )
-    return cross_entropy(view) + config.weight * (projected + classified)
+    return cross_entropy(view) + options.weight * (projected + classified)
 
 
 def enqueue(memory, h, z, labels):
@@ -125,29 +126,29 @@ def enqueued(view: View):
 
 def after_step(view: View, state):
     memory = enqueued(view)
-    step_size = 1.0 - view.config.bituning.momentum
+    step_size = 1.0 - view.options.momentum
     params = optax.incremental_update(state.params, memory['params'], step_size)
     return replace(state, memory=memory | {'params': params})
 
 
 def prepare(setup: Setup) -> Prepared:
-    config, state = setup.config.bituning, setup.state
+    options, state = setup.options, setup.state
     if setup.config.head_init == 'zero':
         raise ConfigError(
-            'config.head_init=zero: the projector of config.method=bituning, a part of the head, '
-            'cannot learn from zero: use --config.head_init=normal or uniform'
+            f'config.head_init=zero: the projector of config.method={setup.name}, a part of the '
+            'head, cannot learn from zero: use --config.head_init=normal or uniform'
         )
     rng = np.random.default_rng(setup.config.seed)
     width = len(state.params[HEAD]['kernel'])
 
     def queue(size):
-        keys = rng.normal(size=(setup.sizes.target, config.queue, size)).astype(np.float32)
+        keys = rng.normal(size=(setup.sizes.target, options.queue, size)).astype(np.float32)
         return keys / np.linalg.norm(keys, axis=-1, keepdims=True)
 
     memory = {
         'params': state.params,
         'h': queue(width + 1),
-        'z': queue(config.dim),
+        'z': queue(options.dim),
         'next': np.zeros(setup.sizes.target, np.int32),
     }
     return Prepared(replace(state, memory=memory), {})
@@ -155,16 +156,16 @@ def prepare(setup: Setup) -> Prepared:
 
 METHOD = Method(
     loss=loss,
-    defaults={
-        'weight': 1.0,
-        'queue': 40,  # keys of each class
-        'momentum': 0.999,
-        'temperature': 0.07,
-        'dim': 128,  # of the projection
+    options={
+        'weight': non_negative(1.0, 'of both contrasts'),
+        'queue': count(40, 'keys of each class in the queue'),
+        'momentum': fraction(0.999, 'of the key encoder, which follows the network'),
+        'temperature': positive(0.07, 'by which the scores are divided'),
+        'dim': count(128, 'length of the projection'),
     },
     second_view=True,
     teach=teach,
     after_step=after_step,
-    extra_logits=lambda config, sizes: config.bituning.dim,
+    extra_logits=lambda options, sizes: options.dim,
     prepare=prepare,
 )

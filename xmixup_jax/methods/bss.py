@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from xmixup_jax.methods.base import Method, View
+from xmixup_jax.methods.options import count, non_negative
 
 
 def batch_spectral_shrinkage(features, k):
@@ -28,7 +29,13 @@ def batch_spectral_shrinkage(features, k):
 
 def penalty(view: View):
     features = jax.lax.all_gather(view.outputs.features, 'batch', tiled=True)
-    return view.config.bss.eta * batch_spectral_shrinkage(features, view.config.bss.k)
+    return view.options.eta * batch_spectral_shrinkage(features, view.options.k)
 
 
-METHOD = Method(penalty=penalty, defaults={'eta': 0.001, 'k': 1})
+METHOD = Method(
+    penalty=penalty,
+    options={
+        'eta': non_negative(0.001, 'weight of the penalty'),
+        'k': count(1, 'smallest singular values that are penalised'),
+    },
+)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from xmixup_jax.methods.base import Method, View, cross_entropy
+from xmixup_jax.methods.options import non_negative
 
 
-def transform(config, keys, batch):
-    del config, keys
+def transform(options, keys, batch):
+    del options, keys
     image = jnp.concatenate([batch['image'], batch['source_image']])
     return {'image': image, 'label': batch['label'], 'source_label': batch['source_label']}
 
@@ -27,15 +28,18 @@ def loss(view: View):
     source_label = view.batch['source_label']
     source_logits = view.extra_logits[-len(source_label) :]
     source_loss = optax.softmax_cross_entropy_with_integer_labels(source_logits, source_label)
-    options = view.config.cotrain
+    options = view.options
     return options.target_weight * cross_entropy(view) + options.weight * source_loss.mean()
 
 
 METHOD = Method(
     loss=loss,
-    defaults={'target_weight': 0.5, 'weight': 0.5},
+    options={
+        'target_weight': non_negative(0.5, "of the target's cross-entropy"),
+        'weight': non_negative(0.5, "of the source's cross-entropy"),
+    },
     transform=transform,
     pairs=True,
     changes_images=True,
-    extra_logits=lambda config, sizes: sizes.source,
+    extra_logits=lambda options, sizes: sizes.source,
 )

@@ -18,21 +18,15 @@ import optax
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from xmixup_jax.methods.base import (
-    Method,
-    Prepared,
-    Setup,
-    View,
-    cross_entropy,
-    pretrained_columns,
-    with_pretrained_head,
-)
+from xmixup_jax.methods.base import Method, Prepared, Setup, View, cross_entropy
+from xmixup_jax.methods.options import non_negative
+from xmixup_jax.methods.parts import always, pretrained_columns, with_pretrained_head
 
 
 def loss(view: View):
     translated = view.constants['relationship'][view.batch['label']]
     source_loss = optax.softmax_cross_entropy(view.extra_logits, translated).mean()
-    return cross_entropy(view) + view.config.cotuning.weight * source_loss
+    return cross_entropy(view) + view.options.weight * source_loss
 
 
 def fit_temperature(logits, labels):
@@ -74,7 +68,7 @@ def relationship(logits, labels, num_classes, temperature):
 def prepare(setup: Setup) -> Prepared:
     state = with_pretrained_head(setup)
     num_classes = setup.sizes.target
-    temperature = setup.config.cotuning.temperature
+    temperature = setup.options.temperature
     if not temperature:
         held_out = setup.outputs(state, setup.source_test())
         temperature = fit_temperature(held_out['logits'][:, num_classes:], held_out['label'])
@@ -87,11 +81,14 @@ def prepare(setup: Setup) -> Prepared:
 
 METHOD = Method(
     loss=loss,
-    defaults={
-        'weight': 2.3,
-        'temperature': 0.0,  # of the pre-trained head; 0: fitted to the source's test split
+    options={
+        'weight': non_negative(2.3, "of the pre-trained head's cross-entropy"),
+        'temperature': non_negative(
+            0.0, "of the pre-trained head; 0: fitted to the source's test split"
+        ),
     },
     extra_logits=pretrained_columns,
-    reads_source=lambda config: not config.cotuning.temperature,
+    needs_head=always,
+    reads_source=lambda options: not options.temperature,
     prepare=prepare,
 )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from xmixup_jax import mixing
 from xmixup_jax.methods import mixup
 from xmixup_jax.methods.base import Method
+from xmixup_jax.methods.options import choice, fraction, positive
 
 
 def box_mask(lam, centre, size):
@@ -41,8 +42,8 @@ def box_mask(lam, centre, size):
     return inside[:, None, 0] & inside[None, :, 1]
 
 
-def transform(config, keys, batch):
-    options, size = config.cutmix, batch['image'].shape[1]
+def transform(options, keys, batch):
+    size = batch['image'].shape[1]
     keys_lam, keys_centre, keys_cut = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(
         keys
     )
@@ -63,10 +64,10 @@ def transform(config, keys, batch):
 
 METHOD = Method(
     loss=mixup.loss,
-    defaults={
-        'alpha': 1.0,
-        'prob': 0.5,  # of changing a batch
-        'lam': 'batch',  # one box for each 'sample', or one for each 'batch'
+    options={
+        'alpha': positive(1.0, 'lam ~ Beta(alpha, alpha); a box covers 1 - lam of an image'),
+        'prob': fraction(0.5, 'probability that a batch is changed'),
+        'lam': choice('batch', mixing.LAM_DRAWS, 'one box for each sample, or for each batch'),
     },
     transform=transform,
     changes_images=True,

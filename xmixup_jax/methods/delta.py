@@ -23,11 +23,9 @@ import optax
 from scipy.special import softmax
 
 from xmixup_jax.methods import l2sp
-from xmixup_jax.methods.base import (
-    Method,
-    Prepared,
-    Setup,
-    View,
+from xmixup_jax.methods.base import Method, Prepared, Setup, View
+from xmixup_jax.methods.options import count, non_negative
+from xmixup_jax.methods.parts import (
     reference,
     reference_outputs,
     target_classifier,
@@ -58,12 +56,11 @@ def map_distance(convs, reference_convs, channel_weights):
 
 
 def penalty(view: View):
-    config = view.config.delta
+    options = view.options
     weights = [view.constants['channels'][name] for name in sorted(view.constants['channels'])]
     distance = map_distance(view.outputs.convs, view.taught, weights)
-    return config.alpha / 2 * view.config.batch_size * distance + config.beta / 2 * l2sp.head_norm(
-        view.params, all_parameters=True
-    )
+    head = l2sp.head_norm(view.params, all_parameters=True)
+    return options.alpha / 2 * view.config.batch_size * distance + options.beta / 2 * head
 
 
 def channel_weights(network, params, batch_stats, images, labels, classifier):
@@ -117,9 +114,9 @@ def attention(rises: np.ndarray) -> np.ndarray:
 
 
 def prepare(setup: Setup) -> Prepared:
-    classifier = target_classifier(setup)
-    count = min(setup.config.delta.images, len(setup.target))
-    spread = np.linspace(0, len(setup.target) - 1, count).astype(int)
+    classifier = target_classifier(setup, f'config.method={setup.name}')
+    chosen = min(setup.options.images, len(setup.target))
+    spread = np.linspace(0, len(setup.target) - 1, chosen).astype(int)
     images, labels = setup.images(setup.target.select(spread))
     state, constants = reference(setup)
     weights = channel_weights(
@@ -132,10 +129,10 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     penalty=penalty,
     teach=teach,
-    defaults={
-        'alpha': 0.01,
-        'beta': 0.01,
-        'images': 128,  # of the target, from which the channel weights are computed
+    options={
+        'alpha': non_negative(0.01, "weight of the feature maps' distance"),
+        'beta': non_negative(0.01, 'weight decay of the head'),
+        'images': count(128, 'target images from which the channel weights are computed'),
     },
     prepare=prepare,
     optimizer=without_weight_decay,

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from xmixup_jax.methods import l2sp
-from xmixup_jax.methods.base import Method, reference, without_weight_decay
+from xmixup_jax.methods.base import Method
+from xmixup_jax.methods.parts import reference, without_weight_decay
 
 
 def combine_gradients(loss_grads, penalty_grads):
@@ -29,9 +30,9 @@ def combine_gradients(loss_grads, penalty_grads):
 
 
 METHOD = Method(
-    penalty=lambda view: l2sp.penalty(view, view.config.dtnh),
+    penalty=l2sp.penalty,
     combine=combine_gradients,
-    defaults=l2sp.DEFAULTS,
+    options=l2sp.METHOD.options,
     prepare=reference,
     optimizer=without_weight_decay,
 )

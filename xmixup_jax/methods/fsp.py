@@ -20,7 +20,9 @@ import itertools
 import jax.numpy as jnp
 import numpy as np
 
-from xmixup_jax.methods.base import Method, View, reference, reference_outputs
+from xmixup_jax.methods.base import Method, View
+from xmixup_jax.methods.options import non_negative
+from xmixup_jax.methods.parts import reference, reference_outputs
 
 
 def teach(view: View):
@@ -72,7 +74,12 @@ def flow_distance(stages, reference_stages):
 
 
 def penalty(view: View):
-    return view.config.fsp.weight * flow_distance(view.outputs.stages, view.taught)
+    return view.options.weight * flow_distance(view.outputs.stages, view.taught)
 
 
-METHOD = Method(penalty=penalty, teach=teach, defaults={'weight': 50.0}, prepare=reference)
+METHOD = Method(
+    penalty=penalty,
+    teach=teach,
+    options={'weight': non_negative(50.0, 'of the penalty')},
+    prepare=reference,
+)

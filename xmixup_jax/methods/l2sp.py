@@ -13,7 +13,9 @@ them all, as TLlib and the DELTA authors' code do.
 import jax
 import optax
 
-from xmixup_jax.methods.base import Method, View, reference, without_weight_decay
+from xmixup_jax.methods.base import Method, View
+from xmixup_jax.methods.options import flag, non_negative
+from xmixup_jax.methods.parts import reference, without_weight_decay
 from xmixup_jax.optimizer import HEAD
 
 
@@ -44,21 +46,20 @@ def head_norm(params, all_parameters=False):
     return optax.tree.norm(_regularized(params[HEAD], all_parameters), squared=True)
 
 
-def penalty(view: View, options):
-    """With the coefficients `alpha` and `beta` of `options`."""
+def penalty(view: View):
+    options = view.options
     every = options.all_parameters
     backbone = distance_to_start(view.params, view.constants['params'], every)
     return options.alpha / 2 * backbone + options.beta / 2 * head_norm(view.params, every)
 
 
-DEFAULTS = {
-    'alpha': 0.01,
-    'beta': 0.01,
-    'all_parameters': False,  # biases, scales and shifts too, not the kernels alone
-}
 METHOD = Method(
-    penalty=lambda view: penalty(view, view.config.l2sp),
-    defaults=DEFAULTS,
+    penalty=penalty,
+    options={
+        'alpha': non_negative(0.01, "weight of the backbone's distance from its start"),
+        'beta': non_negative(0.01, 'weight decay of the head'),
+        'all_parameters': flag(False, 'biases, scales and shifts too, not the kernels alone'),
+    },
     prepare=reference,
     optimizer=without_weight_decay,
 )

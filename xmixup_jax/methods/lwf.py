@@ -13,12 +13,10 @@ record its outputs once, TLlib on one random crop of each image.
 import jax
 import optax
 
-from xmixup_jax.methods.base import (
-    Method,
-    Prepared,
-    Setup,
-    View,
-    cross_entropy,
+from xmixup_jax.methods.base import Method, Prepared, Setup, View, cross_entropy
+from xmixup_jax.methods.options import non_negative, positive
+from xmixup_jax.methods.parts import (
+    always,
     pretrained_columns,
     reference,
     reference_outputs,
@@ -46,9 +44,9 @@ def distillation(logits, teacher_logits, temperature):
 
 
 def loss(view: View):
-    config = view.config.lwf
-    kept = distillation(view.extra_logits, view.taught, config.temperature)
-    return cross_entropy(view) + config.weight * kept
+    options = view.options
+    kept = distillation(view.extra_logits, view.taught, options.temperature)
+    return cross_entropy(view) + options.weight * kept
 
 
 def prepare(setup: Setup) -> Prepared:
@@ -57,8 +55,12 @@ def prepare(setup: Setup) -> Prepared:
 
 METHOD = Method(
     loss=loss,
-    defaults={'weight': 1.0, 'temperature': 2.0},
+    options={
+        'weight': non_negative(1.0, 'of the distillation'),
+        'temperature': positive(2.0, 'that softens both distributions'),
+    },
     teach=teach,
     extra_logits=pretrained_columns,
+    needs_head=always,
     prepare=prepare,
 )

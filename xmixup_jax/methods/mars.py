@@ -19,7 +19,9 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 
-from xmixup_jax.methods.base import Method, View, reference
+from xmixup_jax.methods.base import Method, View
+from xmixup_jax.methods.options import positive
+from xmixup_jax.methods.parts import reference
 from xmixup_jax.optimizer import HEAD
 
 EPSILON = 1e-6  # of the standard deviation, as in the authors' code
@@ -66,7 +68,7 @@ def _projected(params, start, stats, start_stats, distance):
 
 
 def after_step(view: View, state):
-    options, start = view.config.mars, view.constants
+    options, start = view.options, view.constants
     params = _projected(
         state.params, start['params'], state.batch_stats, start['batch_stats'], options.distance
     )
@@ -78,7 +80,10 @@ def after_step(view: View, state):
 
 
 METHOD = Method(
-    defaults={'distance': 20.0, 'head_distance': 20.0},
+    options={
+        'distance': positive(20.0, "maximal 1-norm of a unit's change"),
+        'head_distance': positive(20.0, 'the same for the head, from 0'),
+    },
     after_step=after_step,
     prepare=reference,
 )

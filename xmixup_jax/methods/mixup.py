@@ -10,6 +10,7 @@ record before in the shuffled batch; the authors permute the batch.
 
 from xmixup_jax import mixing
 from xmixup_jax.methods.base import Method, View
+from xmixup_jax.methods.options import choice, positive
 
 
 def mix_with_neighbour(keys, batch, alpha, lam, reflect=False):
@@ -24,8 +25,8 @@ def mix_with_neighbour(keys, batch, alpha, lam, reflect=False):
     }
 
 
-def transform(config, keys, batch):
-    return mix_with_neighbour(keys, batch, config.mixup.alpha, config.mixup.lam)
+def transform(options, keys, batch):
+    return mix_with_neighbour(keys, batch, options.alpha, options.lam)
 
 
 def loss(view: View):
@@ -37,9 +38,9 @@ def loss(view: View):
 
 METHOD = Method(
     loss=loss,
-    defaults={
-        'alpha': 0.2,
-        'lam': 'batch',  # one lam for each 'sample', or one for each 'batch'
+    options={
+        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha)'),
+        'lam': choice('batch', mixing.LAM_DRAWS, 'one lam for each sample, or for each batch'),
     },
     transform=transform,
     changes_images=True,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from xmixup_jax.methods.base import Method, View
+from xmixup_jax.methods.options import non_negative
 
 
 def maximum_mean_discrepancy(features):
@@ -37,7 +38,7 @@ def maximum_mean_discrepancy(features):
 
 def penalty(view: View):
     features = jax.lax.all_gather(view.outputs.features, 'batch', tiled=True)
-    return view.config.mmd.weight * maximum_mean_discrepancy(features)
+    return view.options.weight * maximum_mean_discrepancy(features)
 
 
-METHOD = Method(penalty=penalty, defaults={'weight': 0.1})
+METHOD = Method(penalty=penalty, options={'weight': non_negative(0.1, 'of the penalty')})

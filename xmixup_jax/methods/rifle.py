@@ -16,22 +16,22 @@ import jax
 import jax.numpy as jnp
 
 from xmixup_jax.methods.base import Method, View
+from xmixup_jax.methods.options import count, flag
 from xmixup_jax.models.base import draw_head
 from xmixup_jax.optimizer import HEAD, make_optimizer
 
 
-def period(config) -> int:
+def period(periods: int, steps: int) -> int:
     """Steps of a period; the last one also has the steps that are left over."""
-    return max(1, config.steps // config.rifle.periods)
+    return max(1, steps // periods)
 
 
-def cyclic_schedule(config):
-    """Learning rate of the head by step, as a multiple of the backbone's first, where it falls
-    within each period."""
-    length = period(config)
-    peak = config.optimizer.head_multiplier
-    last_start = (config.rifle.periods - 1) * length
-    last_length = max(1, config.steps - last_start)
+def cyclic_schedule(periods: int, steps: int, peak: float):
+    """Learning rate of the head by step, as a multiple of the backbone's first: it begins each
+    period at `peak`, and falls by a cosine."""
+    length = period(periods, steps)
+    last_start = (periods - 1) * length
+    last_length = max(1, steps - last_start)
 
     def schedule(step):
         in_last = step >= last_start
@@ -41,14 +41,19 @@ def cyclic_schedule(config):
     return schedule
 
 
-def optimizer(config):
-    head_schedule = cyclic_schedule(config) if config.rifle.cyclic else None
+def optimizer(options, config):
+    head_schedule = None
+    if options.cyclic:
+        head_schedule = cyclic_schedule(
+            options.periods, config.steps, config.optimizer.head_multiplier
+        )
     return make_optimizer(config.optimizer, config.steps, head_schedule=head_schedule)
 
 
 def after_step(view: View, state):
     """Draws the head anew where a period ends, all but the last."""
-    length, periods = period(view.config), view.config.rifle.periods
+    periods = view.options.periods
+    length = period(periods, view.config.steps)
     ends = (state.step % length == 0) & (state.step < length * periods)
     fc = state.params[HEAD]
     new = draw_head(view.key, *fc['kernel'].shape, view.config.head_init)
@@ -57,9 +62,9 @@ def after_step(view: View, state):
 
 
 METHOD = Method(
-    defaults={
-        'periods': 2,
-        'cyclic': False,  # the head's rate falls by a cosine within each period
+    options={
+        'periods': count(2, 'equal parts of the run, each of which begins with a new head'),
+        'cyclic': flag(False, "the head's rate falls by a cosine within each period"),
     },
     after_step=after_step,
     optimizer=optimizer,

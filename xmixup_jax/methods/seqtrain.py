@@ -12,30 +12,32 @@ import numpy as np
 
 from xmixup_jax.matching import domain_similarity
 from xmixup_jax.methods.base import Method, Prepared, Setup
+from xmixup_jax.methods.options import count
+from xmixup_jax.methods.parts import always
 from xmixup_jax.optimizer import HEAD
 
 
 def prepare(setup: Setup) -> Prepared:
-    config, target, source = setup.config, setup.target, setup.source
+    options, target, source = setup.options, setup.target, setup.source
     similarity = domain_similarity(
         setup.class_means(target),
         np.bincount(target.labels, minlength=len(target.class_names)),
         setup.class_means(source),
     )
-    count = config.seqtrain.num_classes or len(target.class_names)
-    chosen = np.sort(np.argsort(-similarity, kind='stable')[:count])
-    auxiliary = config.copy_and_resolve_references()
-    auxiliary.steps = config.seqtrain.steps or config.steps
+    most_similar = np.argsort(-similarity, kind='stable')
+    chosen = np.sort(most_similar[: options.num_classes or len(target.class_names)])
+    auxiliary = setup.config.copy_and_resolve_references()
+    auxiliary.steps = options.steps or auxiliary.steps
     params, batch_stats = setup.train(auxiliary, source.restrict(chosen), 'auxiliary')
     params = params | {HEAD: setup.state.params[HEAD]}
     return Prepared(replace(setup.state, params=params, batch_stats=batch_stats), {})
 
 
 METHOD = Method(
-    defaults={
-        'num_classes': 0,  # source classes to train on; 0: as many as the target has
-        'steps': 0,  # of the training on the source; 0: as many as on the target
+    options={
+        'num_classes': count(0, 'source classes to train on; 0: as many as the target has', 0),
+        'steps': count(0, 'of the training on the source; 0: as many as on the target', 0),
     },
-    reads_source=lambda config: True,
+    reads_source=always,
     prepare=prepare,
 )

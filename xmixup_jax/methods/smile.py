@@ -24,19 +24,14 @@ import optax
 
 from xmixup_jax import mixing
 from xmixup_jax.methods import mixup
-from xmixup_jax.methods.base import (
-    Method,
-    Prepared,
-    Setup,
-    View,
-    pretrained_columns,
-    with_pretrained_head,
-)
+from xmixup_jax.methods.base import Method, Prepared, Setup, View
+from xmixup_jax.methods.options import count, fraction, non_negative, positive
+from xmixup_jax.methods.parts import always, pretrained_columns, with_pretrained_head
 from xmixup_jax.optimizer import HEAD
 
 
-def transform(config, keys, batch):
-    mixed = mixup.mix_with_neighbour(keys, batch, config.smile.alpha, 'batch', reflect=True)
+def transform(options, keys, batch):
+    mixed = mixup.mix_with_neighbour(keys, batch, options.alpha, 'batch', reflect=True)
     return mixed | {'unmixed': batch['image']}
 
 
@@ -63,14 +58,16 @@ def feature_distance(maps, mixed_maps):
 
 
 def loss(view: View):
-    config, taught = view.config.smile, view.taught
+    options, taught = view.options, view.taught
     distance = feature_distance(view.outputs.stages[-1], taught['maps'])
     source_loss = optax.softmax_cross_entropy(view.extra_logits, taught['probabilities']).mean()
-    return mixup.loss(view) + config.feature_weight * distance + config.source_weight * source_loss
+    return (
+        mixup.loss(view) + options.feature_weight * distance + options.source_weight * source_loss
+    )
 
 
 def after_step(view: View, state):
-    options, teacher = view.config.smile, state.memory['params']
+    options, teacher = view.options, state.memory['params']
     due = (state.step - 1) % options.every == 0
     # view.params are those before the step.
     followed = optax.incremental_update(
@@ -87,17 +84,18 @@ def prepare(setup: Setup) -> Prepared:
 
 METHOD = Method(
     loss=loss,
-    defaults={
-        'alpha': 0.2,
-        'feature_weight': 0.01,
-        'source_weight': 0.1,
-        'momentum': 0.999,
-        'every': 10,  # steps between two moves of the teacher
+    options={
+        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha), reflected to lam >= 1/2'),
+        'feature_weight': non_negative(0.01, "of the feature maps' distance"),
+        'source_weight': non_negative(0.1, "of the pre-trained head's cross-entropy"),
+        'momentum': fraction(0.999, 'of the teacher, which follows the network'),
+        'every': count(10, 'steps between two moves of the teacher'),
     },
     transform=transform,
     changes_images=True,
     teach=teach,
     after_step=after_step,
     extra_logits=pretrained_columns,
+    needs_head=always,
     prepare=prepare,
 )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from xmixup_jax.methods.base import Method
+from xmixup_jax.methods.options import fraction
 from xmixup_jax.models.base import MOMENTUM, BatchNorm
 
 
@@ -39,6 +40,6 @@ class StochNorm(BatchNorm):
 
 
 METHOD = Method(
-    defaults={'p': 0.5},
-    norm=lambda config: partial(StochNorm, p=config.stochnorm.p),
+    options={'p': fraction(0.5, "probability that a channel takes the batch's statistics")},
+    norm=lambda options: partial(StochNorm, p=options.p),
 )

@@ -17,24 +17,17 @@ import jax.numpy as jnp
 
 from xmixup_jax import mixing
 from xmixup_jax.errors import ConfigError
-from xmixup_jax.methods.base import (
-    Method,
-    Prepared,
-    Setup,
-    View,
-    pretrained_columns,
-    unprepared,
-    with_pretrained_head,
-)
+from xmixup_jax.methods.base import Method, Prepared, Setup, View, unprepared
+from xmixup_jax.methods.options import choice, count, flag, positive
+from xmixup_jax.methods.parts import with_pretrained_head
 
 
-def extra_logits(config, sizes):
-    return 0 if config.xmixup.label_space == 'target' else sizes.source
+def extra_logits(options, sizes):
+    return 0 if options.label_space == 'target' else sizes.source
 
 
-def transform(config, keys, batch):
+def transform(options, keys, batch):
     image, source_image = batch['image'], batch['source_image']
-    options = config.xmixup
     lam = mixing.sample_lam(keys, options.alpha, options.reflect, options.lam)
     if options.mix_at:
         image = jnp.concatenate([image, source_image])
@@ -52,7 +45,7 @@ def hook(view: View):
     """Mixes the two halves of what comes out of stage `mix_at`."""
 
     def mix(x, stage, place):
-        if (stage + 1, place) != (view.config.xmixup.mix_at, 'end'):
+        if (stage + 1, place) != (view.options.mix_at, 'end'):
             return x
         return mixing.mix_images(*jnp.split(x, 2), view.batch['lam'])
 
@@ -63,7 +56,7 @@ def loss(view: View):
     batch = view.batch
     if len(view.outputs.logits) != len(batch['label']):
         raise ConfigError(
-            f'config.xmixup.mix_at={view.config.xmixup.mix_at} is beyond the last stage of '
+            f'config.{view.name}.mix_at={view.options.mix_at} is beyond the last stage of '
             f'{view.config.model.name}: it has {len(view.outputs.stages)}'
         )
     return mixing.mixed_cross_entropy(
@@ -71,16 +64,18 @@ def loss(view: View):
         batch['label'],
         batch['source_label'],
         batch['lam'],
-        view.config.xmixup.label_space,
+        view.options.label_space,
         view.num_classes,
     ).mean()
 
 
+def needs_head(options):
+    return options.source_head == 'pretrained' and options.label_space != 'target'
+
+
 def prepare(setup: Setup) -> Prepared:
-    options = setup.config.xmixup
-    if options.source_head == 'random' or options.label_space == 'target':
+    if not needs_head(setup.options):
         return unprepared(setup)
-    pretrained_columns(setup.config, setup.sizes)
     columns = setup.source_columns()
     head = {name: leaf[..., columns] for name, leaf in setup.head.items()}
     return Prepared(with_pretrained_head(setup._replace(head=head)), {})
@@ -88,19 +83,26 @@ def prepare(setup: Setup) -> Prepared:
 
 METHOD = Method(
     loss=loss,
-    defaults={
-        'alpha': 0.2,  # lam ~ Beta(alpha, alpha); by the sweeps in benchmarks/RESULTS.md
-        'lam': 'sample',  # one lam for each 'sample', or one for each 'batch'
-        'reflect': True,  # lam >= 1/2: the target image dominates
-        'label_space': 'joint',  # 'joint', 'separate', 'target'
-        # The head's source columns begin 'random', or as those of the 'pretrained' head.
-        'source_head': 'random',
-        'mix_at': 0,  # the stage after which feature maps are mixed; 0: the images
+    options={
+        # By the sweeps in benchmarks/RESULTS.md.
+        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha)'),
+        'lam': choice('sample', mixing.LAM_DRAWS, 'one lam for each sample, or for each batch'),
+        'reflect': flag(True, 'lam >= 1/2: the target image dominates'),
+        'label_space': choice(
+            'joint',
+            mixing.LABEL_SPACES,
+            'one softmax over target and source classes, one for each, or the target label alone',
+        ),
+        'source_head': choice(
+            'random', ('random', 'pretrained'), "where the head's source columns begin"
+        ),
+        'mix_at': count(0, 'stage after which feature maps are mixed; 0: the images', 0),
     },
     transform=transform,
     hook=hook,
     pairs=True,
     changes_images=True,
     extra_logits=extra_logits,
+    needs_head=needs_head,
     prepare=prepare,
 )

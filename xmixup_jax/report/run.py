@@ -59,7 +59,7 @@ def write_report(
     write(
         workdir / REPORT,
         'run.html',
-        title=f'{config.target.name.split("/")[-1]} · {config.method}',
+        title=f'{config.target.name.split("/")[-1]} · {result["method"]}',
         sentence=sentence(result),
         contents=_contents(match, 'lam' in inputs, tested),
         pixelated=config.resize < 64,

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.compute.cost import BATCHES, StepCost, measure_steps
 from xmixup_jax.devices import shard_steps
-from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.find import method_of
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.inputs import open_data, open_input
 from xmixup_jax.run.start import Start, resume
@@ -36,7 +36,8 @@ def _open(config: ConfigDict, workdir: Path) -> Start:
 
 def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[PyTree]:
     """Some batches on the devices, with pairs if any of the methods uses them."""
-    name = next((name for name in configs if METHODS[name].pairs), next(iter(configs)))
+    pairing = (name for name, config in configs.items() if method_of(config).pairs)
+    name = next(pairing, next(iter(configs)))
     config = configs[name]
     config = config.copy_and_resolve_references()
     config.data.cache = 'none'

@@ -17,15 +17,15 @@ from xmixup_jax.data.sources import problem
 from xmixup_jax.devices import shard
 from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.matching import ClassMatch, check_assignment
-from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.find import method_of, options_of
 from xmixup_jax.processes import every_process
 from xmixup_jax.weights.find import find_weights
 
 
 def uses_source(config: ConfigDict) -> bool:
     """Whether the method reads the source's records."""
-    method = METHODS[config.method]
-    return method.pairs or method.reads_source(config)
+    method = method_of(config)
+    return method.pairs or method.reads_source(options_of(config))
 
 
 def data_sets(config: ConfigDict) -> dict[str, str]:
@@ -61,7 +61,7 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
     if not uses_source(config):
         return Data(target, test, None)
     source = train_records(config.source, config, opened)
-    if METHODS[config.method].pairs:
+    if method_of(config).pairs:
         check_assignment(
             config.match.assignment,
             len(target.class_names),

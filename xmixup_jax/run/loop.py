@@ -17,6 +17,7 @@ from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.data.pairing import Batch
 from xmixup_jax.devices import InFlight, shard_steps
 from xmixup_jax.errors import Diverged, Interrupted
+from xmixup_jax.methods.find import method_name
 from xmixup_jax.optimizer import make_schedule
 from xmixup_jax.processes import is_first
 from xmixup_jax.run.best import Best
@@ -102,7 +103,7 @@ def fit(
         return meta.seconds + time.perf_counter() - begun
 
     schedule = make_schedule(config.optimizer, config.steps)
-    title = f'{config.target.name.split("/")[-1]} {config.method}'
+    title = f'{config.target.name.split("/")[-1]} {method_name(config.method)}'
     log = NoLog()
     if is_first():
         log = RunLog(workdir, first_step, meta.rows, config.steps, title, tracker)

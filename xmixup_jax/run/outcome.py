@@ -13,6 +13,7 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import Diverged
 from xmixup_jax.files import read_json, write_json
+from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import first_process
 from xmixup_jax.report.run import write_report
 from xmixup_jax.run.best import Best
@@ -63,7 +64,7 @@ def summary(
         # No step was left to train: the speed is that of before.
         speed = speed | {key: read_json(workdir / RESULT)[key] for key in speed}
     return {
-        'method': config.method,
+        'method': method_name(config.method),
         'seed': config.seed,
         **(tested.metrics if tested else {}),
         **best.score,

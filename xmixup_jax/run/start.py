@@ -17,14 +17,16 @@ from xmixup_jax.compute.features import (
     outputs_of,
     predicted_similarity,
 )
+from xmixup_jax.config import choose_method
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, open_split
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.files import write_json
 from xmixup_jax.matching import ClassMatch, assign, class_similarity
-from xmixup_jax.methods import METHODS
-from xmixup_jax.methods.base import Setup, Sizes, with_linear_head
+from xmixup_jax.methods.base import Setup, Sizes
+from xmixup_jax.methods.find import method_name, method_of, options_of
+from xmixup_jax.methods.parts import with_linear_head
 from xmixup_jax.optimizer import set_peak
 from xmixup_jax.processes import first_process
 from xmixup_jax.run.checkpoint import Checkpoints, Meta
@@ -76,7 +78,7 @@ def begin(
       train: `train_and_evaluate`, for preparatory phases that train, with (config, name, data).
     """
     begun = time.perf_counter()
-    method = METHODS[config.method]
+    method, options = method_of(config), options_of(config)
     match = find_match(config, backbone, data) if method.pairs else None
     head = None if backbone is None else backbone.head
     sizes = Sizes(
@@ -84,6 +86,12 @@ def begin(
         source=0 if match is None else len(match.selected),
         pretrained=0 if head is None else len(head['bias']),
     )
+    if method.needs_head(options) and not sizes.pretrained:
+        raise ConfigError(
+            f'config.method={config.method} continues the head of the pre-trained network, but '
+            f'config.weights={config.weights!r} holds none (fc.weight): give weights with their '
+            'head, or config.weights=source'
+        )
     task, initial = step_lib.create_task(config, sizes)
     if backbone is not None:
         params, batch_stats = backbone.fill(initial.params, initial.batch_stats)
@@ -102,7 +110,8 @@ def begin(
     def train_on(auxiliary: ConfigDict, records: Records, name: str) -> tuple[PyTree, PyTree]:
         nonlocal earlier_seconds
         begun = time.perf_counter()
-        auxiliary.method, auxiliary.wandb, auxiliary.warm_head = 'finetune', '', False
+        choose_method(auxiliary, 'finetune')
+        auxiliary.wandb, auxiliary.warm_head = '', False
         auxiliary.target = config.source.copy_and_resolve_references()
         auxiliary.weights = '' if backbone is None else str(backbone.path)
         result = train(auxiliary, name, Data(records, None, None))
@@ -112,6 +121,8 @@ def begin(
         return weights.fill(initial.params, initial.batch_stats)
 
     setup = Setup(
+        name=method_name(config.method),
+        options=options,
         config=config,
         sizes=sizes,
         state=initial,

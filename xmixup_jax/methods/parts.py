@@ -1,0 +1,106 @@
+"""What several methods are built of: the reference network, heads, an optimiser."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from xmixup_jax.errors import DataError
+from xmixup_jax.methods.base import Prepared, Setup, Sizes, View
+from xmixup_jax.models import Outputs
+from xmixup_jax.optimizer import HEAD, make_optimizer
+
+
+def without_weight_decay(options: ConfigDict, config: ConfigDict) -> optax.GradientTransformation:
+    """The optimiser of methods whose penalty replaces weight decay."""
+    del options
+    return make_optimizer(config.optimizer, config.steps, weight_decay=False)
+
+
+def reference(setup: Setup) -> Prepared:
+    """Keeps the initial network, w0, as constants 'params' and 'batch_stats'."""
+    state = setup.state
+    return Prepared(state, {'params': state.params, 'batch_stats': state.batch_stats})
+
+
+def reference_outputs(view: View) -> Outputs:
+    """The outputs for the batch of the network kept by `reference`, in evaluation mode."""
+    constants = view.constants
+    return view.network(constants['params'], constants['batch_stats'], view.batch['image'])
+
+
+def always(options: ConfigDict) -> bool:
+    """For `Method.needs_head` and `Method.reads_source`."""
+    del options
+    return True
+
+
+def pretrained_columns(options: ConfigDict, sizes: Sizes) -> int:
+    """Extra logits for the pre-trained network's own head; for methods with `needs_head`."""
+    del options
+    return sizes.pretrained
+
+
+def linear_classifier(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logistic regression, scikit-learn's with its default penalty.
+
+    Args:
+      features: float [N, D].
+      labels: int [N], each of the K classes at least once.
+
+    Returns:
+      (kernel float32 [D, K], bias float32 [K]).
+    """
+    # Takes over a second to import, and few runs need it.
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(max_iter=1000).fit(features, labels)
+    kernel, bias = fitted.coef_.T, fitted.intercept_
+    if kernel.shape[1] == 1:  # of two classes scikit-learn gives the second one's logit alone
+        kernel, bias = np.pad(kernel, ((0, 0), (1, 0))), np.pad(bias, (1, 0))
+    return kernel.astype(np.float32), bias.astype(np.float32)
+
+
+def target_classifier(setup: Setup, needed_by: str) -> tuple[np.ndarray, np.ndarray]:
+    """`linear_classifier` of the target's pre-trained features, of training images' centre crops.
+
+    Args:
+      setup: of the run.
+      needed_by: the flag that asks for it, for the error.
+
+    Raises:
+      DataError: a class has no readable image.
+    """
+    outputs = setup.outputs(setup.state, setup.target)
+    missing = np.setdiff1d(np.arange(setup.sizes.target), outputs['label'])
+    if len(missing):
+        raise DataError(
+            f'{needed_by} needs a readable training image of each class: '
+            f'{setup.target.class_names[missing[0]]} has none'
+        )
+    return linear_classifier(outputs['features'], outputs['label'])
+
+
+def with_linear_head(setup: Setup) -> Any:
+    """The initial state with `target_classifier` in the target's columns.
+
+    Linear probing comes first, as in Kumar et al., "Fine-Tuning can Distort Pretrained Features
+    and Underperform Out-of-Distribution", ICLR 2022.
+    """
+    places = slice(None, setup.sizes.target)
+    classifier = target_classifier(setup, 'config.warm_head=True')
+    return _with_columns(setup.state, places, *classifier)
+
+
+def with_pretrained_head(setup: Setup) -> Any:
+    """The initial state with the pre-trained head in the columns from K_t on."""
+    places = slice(setup.sizes.target, None)
+    return _with_columns(setup.state, places, setup.head['kernel'], setup.head['bias'])
+
+
+def _with_columns(state: Any, places: slice, kernel: np.ndarray, bias: np.ndarray) -> Any:
+    head = {key: np.array(value) for key, value in state.params[HEAD].items()}
+    head['kernel'][:, places], head['bias'][places] = kernel, bias
+    return replace(state, params=state.params | {HEAD: head})
