@@ -9,12 +9,17 @@ from sphinx.util import logging
 
 from xmixup_jax import __version__
 from xmixup_jax.cli.program import COMMANDS, help_text, module_of
+from xmixup_jax.methods import METHODS
+from xmixup_jax.methods.options import options_table
 
 # What the commands print with --help, for the page about them.
 help_folder = Path(__file__).with_name('_help')
 help_folder.mkdir(exist_ok=True)
 for name, module in {name: module_of(name) for name in ('program', *COMMANDS)}.items():
     (help_folder / f'{name}.txt').write_text(help_text(module) + '\n')
+(help_folder / 'options.md').write_text(
+    options_table({name: method.options for name, method in METHODS.items()})
+)
 
 project = 'xmixup-jax'
 author = 'The xmixup-jax authors'
