@@ -22,6 +22,7 @@ from xmixup_jax.errors import ConfigError
 from xmixup_jax.run import train
 from xmixup_jax.run.data_identity import difference
 from xmixup_jax.run.train import backbone_weights, train_and_evaluate
+from xmixup_jax.run.workdir import damaged_files
 
 FILES = [f'{c}/{i}.png' for c in ('cat', 'dog') for i in range(5)]
 
@@ -237,6 +238,7 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
         (photos / 'dog/9.png').unlink()
         assert again() == result
         assert json.loads((workdir / 'data.json').read_text()) == stored
+        assert damaged_files(workdir) == []
 
     # What is not finished has to have its data; a finished result is there without.
     shutil.rmtree(photos)

@@ -95,7 +95,7 @@ class Records:
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for array, kind in ((self.stamps, '<u8'), (self.index, '<i8'), (self.labels, '<i4')):
             digest.update(f' {len(array)} '.encode())
-            digest.update(np.ascontiguousarray(array, kind))
+            digest.update(np.ascontiguousarray(array, kind).data)
         return digest.hexdigest()[:32]
 
     def summary(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Records:
             'digest': self.identity,
             'class_names': list(self.class_names),
             'counts': [len(stamps) for stamps in of_class],
-            'classes': [hashlib.sha256(stamps).hexdigest()[:12] for stamps in of_class],
+            'classes': [hashlib.sha256(stamps.data).hexdigest()[:12] for stamps in of_class],
         }
 
     def image(self, i: int, resize: int) -> np.ndarray | None:

@@ -134,7 +134,7 @@ def _check(config: ConfigDict, workdir: Path, stored: Summaries, given: Summarie
     )
 
 
-def _counts(summaries: Summaries) -> list[list]:
+def _counts(summaries: Summaries) -> list[Any]:
     return [each and [each['class_names'], each['counts']] for each in summaries.values()]
 
 

@@ -71,7 +71,7 @@ def _check(image: np.ndarray, where: str) -> None:
 
 def _stamp(image: np.ndarray) -> int:
     digest = hashlib.blake2b(f'{image.shape}'.encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(image).data)
     return int.from_bytes(digest.digest())
 
 

@@ -90,7 +90,7 @@ def read_rows(path: Path) -> list[Row]:
     folder = os.path.abspath(path.parent)  # noqa: PTH100  (a million strings, not Paths)
     with _opened(path) as file:
         table = _table(path, file)
-        keys = [key for key in Row._fields if key in table.fieldnames]
+        keys = [key for key in ('path', 'label', 'split') if key in (table.fieldnames or ())]
         try:
             for line in table:
                 values = {key: (line[key] or '').strip() for key in keys}
@@ -148,11 +148,11 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _in_split(path: Path, rows: list[Row], split: str, share: float) -> list[Row]:
-    divided = rows[0].split is not None
-    splits = sorted({row.split for row in rows}) if divided else UNDIVIDED_SPLITS
+    named = {row.split for row in rows if row.split is not None}
+    splits = sorted(named) if named else UNDIVIDED_SPLITS
     if split not in splits:
         raise DataError(f'{path} has no split {split!r}: it has {", ".join(splits)}')
-    if divided:
+    if named:
         return [row for row in rows if row.split == split]
     chosen = []
     first, counts = 0, Counter(row.label for row in rows)

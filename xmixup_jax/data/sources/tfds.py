@@ -40,12 +40,12 @@ def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     Raises:
       DataError: there is none; names similar ones.
     """
-    data_dir = str(Path(data_dir).expanduser()) if data_dir else None
+    folder = str(Path(data_dir).expanduser()) if data_dir else None
     # tfds warns of every folder that is about to be written for the first time.
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        return tfds.builder(name, data_dir=data_dir, file_format='array_record')
+        return tfds.builder(name, data_dir=folder, file_format='array_record')
     except tfds.core.DatasetNotFoundError as error:
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name, known, 3)
