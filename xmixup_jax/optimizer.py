@@ -28,13 +28,13 @@ class RateState(NamedTuple):
     """The peak of the learning rate is a part of the state, not of the compiled program: runs that
     differ in nothing else share one."""
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # optax's name; hides tuple.count
     """int32, updates done."""
     peak: jax.Array
     """float32."""
 
 
-def set_peak(opt_state: PyTree, peak: jax.Array | float) -> PyTree:
+def set_peak(opt_state: PyTree, peak: jax.typing.ArrayLike) -> PyTree:
     """The state with another peak of the learning rate."""
     return optax.tree.set(opt_state, peak=peak)
 

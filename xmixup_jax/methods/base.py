@@ -56,7 +56,7 @@ class View(NamedTuple):
     """The network's, before this step."""
     taught: PyTree = None
     """What `teach` returned; no gradient flows into it."""
-    outputs: Outputs | None = None
+    outputs: Outputs = None  # type: ignore[assignment]  # set before `loss` and `penalty`
     """The network's outputs for batch['image'], in training mode."""
 
     @property

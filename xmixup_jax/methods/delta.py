@@ -48,7 +48,7 @@ def map_distance(convs, reference_convs, channel_weights):
     >>> float(map_distance([ones], [0 * ones], [jnp.array([0.5, 0.25, 0.25])]))
     3.0
     """
-    total = 0.0
+    total: jax.Array | float = 0.0
     for maps, reference_maps, weights in zip(convs, reference_convs, channel_weights, strict=True):
         squares = jnp.square(maps - reference_maps).mean(axis=(0, 1, 2))
         total += len(weights) * jnp.sum(weights * squares)

@@ -97,6 +97,7 @@ def with_linear_head(setup: Setup) -> Any:
 def with_pretrained_head(setup: Setup) -> Any:
     """The initial state with the pre-trained head in the columns from K_t on."""
     places = slice(setup.sizes.target, None)
+    assert setup.head is not None  # as `Method.needs_head` demands
     return _with_columns(setup.state, places, setup.head['kernel'], setup.head['bias'])
 
 

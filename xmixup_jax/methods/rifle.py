@@ -56,7 +56,8 @@ def after_step(view: View, state):
     length = period(periods, view.config.steps)
     ends = (state.step % length == 0) & (state.step < length * periods)
     fc = state.params[HEAD]
-    new = draw_head(view.key, *fc['kernel'].shape, view.config.head_init)
+    inputs, outputs = fc['kernel'].shape
+    new = draw_head(view.key, inputs, outputs, view.config.head_init)
     fc = jax.tree.map(lambda drawn, kept: jnp.where(ends, drawn, kept), new, fc)
     return replace(state, params=state.params | {HEAD: fc})
 

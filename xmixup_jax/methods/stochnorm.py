@@ -8,6 +8,7 @@ follow is the unbiased one.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ class StochNorm(BatchNorm):
     def __init__(self, *args, p: float, **kwargs):
         super().__init__(*args, **kwargs)
         self.p = p
-        self.key = nnx.data(None)  # set for each step by `models.forward`
+        self.key: Any = nnx.data(None)  # set for each step by `models.forward`
 
     def __call__(self, x):
         if self.use_running_average:

@@ -47,7 +47,8 @@ def hook(view: View):
     def mix(x, stage, place):
         if (stage + 1, place) != (view.options.mix_at, 'end'):
             return x
-        return mixing.mix_images(*jnp.split(x, 2), view.batch['lam'])
+        target, source = jnp.split(x, 2)
+        return mixing.mix_images(target, source, view.batch['lam'])
 
     return mix
 
@@ -76,6 +77,7 @@ def needs_head(options):
 def prepare(setup: Setup) -> Prepared:
     if not needs_head(setup.options):
         return unprepared(setup)
+    assert setup.head is not None  # as `needs_head` demands
     columns = setup.source_columns()
     head = {name: leaf[..., columns] for name, leaf in setup.head.items()}
     return Prepared(with_pretrained_head(setup._replace(head=head)), {})

@@ -20,6 +20,14 @@ def _same_key(name: str, key: str) -> str:
     return key
 
 
+# Mean and standard deviation of the RGB channels, as torchvision and timm use them: ImageNet's,
+# and the range from -1 to 1 of TensorFlow's Inception and of what came after it.
+NORMALIZATIONS = {
+    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
 class Architecture(NamedTuple):
     """What there is to know of a backbone beside its layers."""
 
@@ -28,7 +36,7 @@ class Architecture(NamedTuple):
     timm_key: Callable[[str, str], str] = _same_key
     """(config.model.name, key of a weights file) to the key in timm's layout."""
     normalization: str = 'imagenet'
-    """A key of `augment.NORMALIZATIONS`: the one that timm's weights were trained with."""
+    """A key of `NORMALIZATIONS`: the one that timm's weights were trained with."""
     optional: tuple[str, ...] = ()
     """Beginnings of keys that weights files may have and this network has not."""
     min_size: int = 1
@@ -54,13 +62,21 @@ MODELS = {
 }
 
 
+Backbone = (
+    vit.VisionTransformer
+    | inception.InceptionV3
+    | efficientnet_lite.EfficientNetLite
+    | resnet.ResNet
+)
+
+
 def module(
     config: ConfigDict,
     num_logits: int,
     image_size: int,
     norm: Callable[..., nnx.Module],
     rngs: nnx.Rngs,
-) -> nnx.Module:
+) -> Backbone:
     """The network named by `config`, the `model` part of the configuration."""
     name = config.name
     if name in vit.SIZES:
@@ -101,14 +117,17 @@ def create_model(
     """
     rngs = nnx.Rngs(seed)
     model = module(config, num_logits, image_size, norm, rngs)
-    head = draw_head(rngs.params(), model.fc.in_features, num_logits, head_init)
-    model.fc.kernel[...], model.fc.bias[...] = head['kernel'], head['bias']
+    fc = model.fc
+    assert fc.bias is not None  # as in all networks
+    head = draw_head(rngs.params(), fc.in_features, num_logits, head_init)
+    fc.kernel[...], fc.bias[...] = head['kernel'], head['bias']
     model.remat = remat
     for _, layer in nnx.iter_modules(model):
-        if isinstance(layer, nnx.Conv | nnx.Linear) and layer is not model.fc:
+        if isinstance(layer, nnx.Conv | nnx.Linear) and layer is not fc:
             layer.dtype = precision if precision != 'float32' else None
-    graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(nnx.to_pure_dict, states)
+    return graphdef, params, batch_stats
 
 
 def forward(

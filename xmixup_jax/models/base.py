@@ -148,7 +148,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def run_block(block: nnx.Module, x: jax.Array, remat: bool, *args):
+def run_block(block: Callable, x: jax.Array, remat: bool, *args):
     """`block(x, *args)`; with `remat` its inside is computed again for the gradient, not kept."""
     return nnx.remat(lambda block, x: block(x, *args))(block, x) if remat else block(x, *args)
 

@@ -18,9 +18,10 @@ def convolution(
     long there (`python -m benchmarks.small_maps`), forward and for the gradient of its input. That
     is most of the time of a ResNet at 64 px, whose last maps are 2x2.
     """
-    usual = partial(
-        jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
-    )
+
+    def usual(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
     shape = jax.eval_shape(usual, x, kernel).shape
     if max(shape[1:3]) > _SMALL or kernel.shape[:2] == (1, 1):
         return usual(x, kernel)

@@ -105,7 +105,7 @@ class EfficientNetLite(nnx.Module):
         blocks = []
         strides = []
         for repeats, kernel, stride, expansion, outputs in _groups(name):
-            group = []
+            group: list[nnx.Module] = []
             for i in range(repeats):
                 shape = (channels, outputs, kernel, stride if i == 0 else 1)
                 if expansion == 1:

@@ -8,6 +8,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from xmixup_jax.models.base import Outputs, at_hook, run_block
@@ -102,7 +103,9 @@ class VisionTransformer(nnx.Module):
         return Outputs(self.fc(features), features, tuple(stages), tuple(convs))
 
 
-def resize_positions(positions: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def resize_positions(
+    positions: jax.Array | np.ndarray, shape: tuple[int, ...]
+) -> jax.Array | np.ndarray:
     """Learnt positions [1, 1 + n, D] for another number of patches, bicubic as in the paper (3.2).
 
     Returns:

@@ -119,17 +119,18 @@ class Weights:
           DataError: the tensors are not this network's; lists every missing, unexpected and
             misshapen key.
         """
-        head = f'{MODELS[self.model].head}.'
-        ours = {
-            key: from_torch(tensor).shape
-            for key, tensor in torch_tensors(self.model, params, batch_stats).items()
-        }
-        theirs = {key: from_torch(tensor) for key, tensor in self.tensors.items()}
-        if not with_head:
-            ours, theirs = (
-                {key: value for key, value in tree.items() if not key.startswith(head)}
-                for tree in (ours, theirs)
-            )
+
+        def wanted(tensors):
+            head = f'{MODELS[self.model].head}.'
+            return {
+                key: from_torch(tensor)
+                for key, tensor in tensors.items()
+                if with_head or not key.startswith(head)
+            }
+
+        theirs = wanted(self.tensors)
+        own = wanted(torch_tensors(self.model, params, batch_stats))
+        ours = {key: tensor.shape for key, tensor in own.items()}
         if 'pos_embed' in ours and theirs.get('pos_embed') is not None:
             theirs['pos_embed'] = np.asarray(
                 resize_positions(theirs['pos_embed'], ours['pos_embed'])
@@ -205,9 +206,11 @@ def load_weights(
     ((2, 3), (2, 32))
     """
     found = Weights(find_weights(weights), model)
-    if not num_classes and found.head is None:
-        raise DataError(f'weights {weights} hold no head: give num_classes, for a new one')
+    logits = num_classes
+    if not logits:
+        if found.head is None:
+            raise DataError(f'weights {weights} hold no head: give num_classes, for a new one')
+        logits = len(found.head['bias'])
     config = ConfigDict({'name': model, 'width': width, 'stem': stem})
-    logits = num_classes or len(found.head['bias'])
     graphdef, params, batch_stats = create_model(config, logits, image_size, 0)
     return Network(graphdef, *found.fill(params, batch_stats, with_head=not num_classes))

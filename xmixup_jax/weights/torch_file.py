@@ -48,7 +48,7 @@ class TorchFileError(ValueError):
 class _Storage:
     dtype: Any
     numel: int
-    data: np.ndarray | None = None
+    data: np.ndarray = None  # type: ignore[assignment]  # until it is read
 
 
 @dataclass
@@ -145,6 +145,7 @@ def _evaluate(file: io.BytesIO, storage: Callable[[Any, Any, int], _Storage] | N
         del stack[place:]
         return items
 
+    argument: Any  # its type depends on the instruction
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count == _MAX_INSTRUCTIONS:
             raise TorchFileError('it is too long for a dictionary of tensors')
@@ -196,7 +197,8 @@ def _evaluate(file: io.BytesIO, storage: Callable[[Any, Any, int], _Storage] | N
         elif name == 'BUILD':
             stack.pop()  # attributes of a dictionary: versions of modules
         elif name == 'BINPERSID':
-            stack[-1] = _persistent(stack[-1], storage)
+            # None raises TypeError, which is reported as damage.
+            stack[-1] = _persistent(stack[-1], storage)  # type: ignore[arg-type]
         elif name == 'STOP':
             return stack.pop()
         elif name not in ('PROTO', 'FRAME'):
