@@ -26,7 +26,7 @@ import psutil
 from benchmarks.synthetic import write_table
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.errors import Interrupted, UserError
-from xmixup_jax.run.workdir import METRICS
+from xmixup_jax.files import METRICS
 
 _SECONDS = 10
 

@@ -10,14 +10,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmixup_jax import defaults
-from xmixup_jax.compute.augment import NORMALIZATIONS
 from xmixup_jax.data.cache import CACHES
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method
 from xmixup_jax.methods.find import Found, find_method, method_name, method_of
-from xmixup_jax.models import MODELS
+from xmixup_jax.models import MODELS, NORMALIZATIONS
 from xmixup_jax.models.base import BATCH_NORMS, HEAD_INITS
 from xmixup_jax.models.resnet import STEMS
 

@@ -19,6 +19,18 @@ from xmixup_jax.errors import UserError
 
 log = logging.getLogger('xmixup_jax')
 
+# The files of a run folder, beside its checkpoints and weights.
+CONFIG = 'config.json'
+DATA = 'data.json'
+RESULT = 'result.json'
+# Digests of a finished run's files, as `sha256sum --check` reads them; written last.
+SUMS = 'SHA256SUMS'
+METRICS = 'metrics.csv'
+MATCH = 'match.json'
+ENVIRONMENT = 'environment.json'
+BEST = 'best_model.safetensors'
+REPORT = 'report.html'
+
 SAVE_SECONDS = 10.0  # between two saves of a `Resumable`
 
 
@@ -99,7 +111,8 @@ def sync_tree(folder: Path) -> None:
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes a .npz file, which has a checksum of each array."""
     with atomic_write(path) as partial, partial.open('wb') as file:
-        np.savez(file, **arrays)
+        named: dict[str, Any] = arrays  # else mypy takes them for allow_pickle
+        np.savez(file, **named)
 
 
 def load_arrays(path: Path, *keys: str) -> list[np.ndarray] | None:

@@ -49,9 +49,9 @@ from xmixup_jax import config as config_lib
 from xmixup_jax.cli.program import run_and_exit, setup
 from xmixup_jax.data.selection import Opened
 from xmixup_jax.errors import ConfigError, Interrupted, UserError
+from xmixup_jax.files import METRICS
 from xmixup_jax.run.grid import Run, row_of
 from xmixup_jax.run.inputs import open_data
-from xmixup_jax.run.workdir import METRICS
 
 
 def run(argv: list[str]) -> None:

@@ -32,7 +32,7 @@ from xmixup_jax.cli.program import setup
 from xmixup_jax.compute import cost
 from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
-from xmixup_jax.files import write_json
+from xmixup_jax.files import REPORT, write_json
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import connect, is_first
@@ -41,7 +41,6 @@ from xmixup_jax.report.comparison import write_report
 from xmixup_jax.run.finished import measure
 from xmixup_jax.run.grid import Run, rows_of
 from xmixup_jax.run.inputs import check_inputs
-from xmixup_jax.run.workdir import REPORT
 
 log = logging.getLogger('xmixup_jax')
 

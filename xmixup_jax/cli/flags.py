@@ -1,7 +1,7 @@
 """The flags that all experiments share: --config, --config.KEY and --workdir."""
 
 import difflib
-import types
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,8 @@ def load_experiment(path: Path, methods: Sequence[str] = ()) -> ConfigDict:
       ConfigError: the file cannot be read, has no `get_config`, or has an unknown key; a method
         cannot be loaded.
     """
-    module = types.ModuleType(path.stem)
-    module.__file__ = str(path)
     try:
-        exec(compile(path.read_bytes(), str(path), 'exec'), module.__dict__)  # noqa: S102
-        given = ConfigDict(module.get_config())
+        given = ConfigDict(runpy.run_path(str(path))['get_config']())
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(
             f'cannot read the configuration {path}: {type(error).__name__}: '

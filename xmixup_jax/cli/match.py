@@ -13,6 +13,7 @@ from xmixup_jax.cli.flags import read_command
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import ConfigError
+from xmixup_jax.files import MATCH
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.find import method_of
@@ -20,13 +21,13 @@ from xmixup_jax.processes import is_first
 from xmixup_jax.run.inputs import check_inputs, open_data
 from xmixup_jax.run.start import find_match, report_match
 from xmixup_jax.run.train import backbone_weights
-from xmixup_jax.run.workdir import MATCH
 
 
 def show_match(match: ClassMatch, data: Data, workdir: Path) -> None:
     """Writes match.json and prints a line for each target class."""
     workdir.mkdir(parents=True, exist_ok=True)
     report_match(workdir, match, data)
+    assert data.source is not None  # as there is a match
     targets, sources = readable(data.target.class_names), readable(data.source.class_names)
     width = min(30, max(map(len, targets)))
     for target, classes, similarity in zip(targets, match.classes, match.similarity, strict=True):

@@ -17,11 +17,11 @@ from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.match import show_match
 from xmixup_jax.data.sources import find_source
 from xmixup_jax.errors import DataError, raise_all
+from xmixup_jax.files import MATCH
 from xmixup_jax.methods.find import method_of
 from xmixup_jax.run.inputs import check_inputs, data_sets, open_data
 from xmixup_jax.run.start import find_match
 from xmixup_jax.run.train import backbone_weights
-from xmixup_jax.run.workdir import MATCH
 
 log = logging.getLogger('xmixup_jax')
 

@@ -66,8 +66,10 @@ def module_of(command: str) -> str:
 
 def help_text(module: str) -> str:
     """The docstring of a module, which is not imported: JAX alone would take seconds."""
-    source = Path(importlib.util.find_spec(module).origin).read_text(encoding='utf-8')
-    return ast.get_docstring(ast.parse(source))
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None  # a file of this package
+    source = Path(spec.origin).read_text(encoding='utf-8')
+    return ast.get_docstring(ast.parse(source)) or ''
 
 
 def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:

@@ -24,9 +24,9 @@ a signal, or by the loss of another process, and saved: run the same command aga
 """
 
 from xmixup_jax.cli.flags import read_command
+from xmixup_jax.files import METRICS, REPORT
 from xmixup_jax.processes import is_first
 from xmixup_jax.run.train import train_and_evaluate
-from xmixup_jax.run.workdir import METRICS, REPORT
 from xmixup_jax.weights.find import WEIGHTS_FILE
 
 

@@ -1,17 +1,15 @@
 """Augmentation on the device: uint8 batches in, normalised float crops out."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.models import MODELS
+from xmixup_jax.models import MODELS, NORMALIZATIONS
 
-# Mean and standard deviation of the RGB channels, as torchvision and timm use them: ImageNet's,
-# and the range from -1 to 1 of TensorFlow's Inception and of what came after it.
-NORMALIZATIONS = {
-    'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
+Images = TypeVar('Images', jax.Array, np.ndarray)
 
 
 def normalize(images: jax.Array, model: ConfigDict) -> jax.Array:
@@ -121,7 +119,7 @@ def resized_part(image: jax.Array, corner: jax.Array, sizes: jax.Array, size: in
     )
 
 
-def center_crop(images: jax.Array, size: int) -> jax.Array:
+def center_crop(images: Images, size: int) -> Images:
     """The middle [B, size, size, C] of [B, R, R, C]."""
     start = (images.shape[1] - size) // 2
     return images[:, start : start + size, start : start + size]

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute import augment
 from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
 from xmixup_jax.config import experiment_values, unflatten
+from xmixup_jax.data.pool import look_up
 from xmixup_jax.methods.base import Method, Sizes, View
 from xmixup_jax.methods.find import method_name, method_of, options_of
 from xmixup_jax.models import Outputs, create_model, forward
@@ -159,21 +160,6 @@ def train_steps(
 def _scan(body, carry, xs):
     # Within a loop, XLA's convolutions take ten times as long on a CPU.
     return jax.lax.scan(body, carry, xs, unroll=jax.default_backend() == 'cpu')
-
-
-def look_up(pool: PyTree, batch: PyTree) -> PyTree:
-    """The batch with its images, of which it named the positions: 'image' int32 [b] becomes uint8
-    [b, R, R, 3] and so on, for the names in `pool`, whose images are divided over the devices."""
-
-    def images_of(part, positions):
-        wanted = jax.lax.all_gather(positions, 'batch', tiled=True)
-        local = wanted - jax.lax.axis_index('batch') * len(part)
-        here = (local >= 0) & (local < len(part))
-        images = jnp.where(here[:, None, None, None], part[jnp.where(here, local, 0)], 0)
-        # One device has each image and the others zeros.
-        return jax.lax.psum_scatter(images, 'batch', tiled=True)
-
-    return batch | {name: images_of(part, batch[name]) for name, part in pool.items()}
 
 
 def train_step(

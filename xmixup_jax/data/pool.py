@@ -1,8 +1,10 @@
 """The decoded images of a whole run on the devices, divided over all of them."""
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -11,6 +13,8 @@ from xmixup_jax.data.pairing import worker_threads
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import short_name
 from xmixup_jax.devices import shard
+
+PyTree = Any
 
 
 def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Array]:
@@ -22,7 +26,7 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
 
     Returns:
       uint8 [local devices, n, R, R, 3] by name: record i is on device i // n of all, at i % n; see
-      `step.look_up`.
+      `look_up`.
     """
     pool = {}
     for name, records in used.items():
@@ -40,3 +44,18 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
             list(tqdm(threads.map(put, wanted), title, len(wanted), unit='image', disable=None))
         pool[name] = shard(images)
     return pool
+
+
+def look_up(pool: PyTree, batch: PyTree) -> PyTree:
+    """The batch with its images, of which it named the positions: 'image' int32 [b] becomes uint8
+    [b, R, R, 3] and so on, for the names in `pool`, whose images are divided over the devices."""
+
+    def images_of(part, positions):
+        wanted = jax.lax.all_gather(positions, 'batch', tiled=True)
+        local = wanted - jax.lax.axis_index('batch') * len(part)
+        here = (local >= 0) & (local < len(part))
+        images = jnp.where(here[:, None, None, None], part[jnp.where(here, local, 0)], 0)
+        # One device has each image and the others zeros.
+        return jax.lax.psum_scatter(images, 'batch', tiled=True)
+
+    return batch | {name: images_of(part, batch[name]) for name, part in pool.items()}

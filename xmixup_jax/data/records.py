@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xmixup_jax.data import arrays
 from xmixup_jax.data.decode import decode, middle_square
 from xmixup_jax.errors import DataError
 
@@ -77,10 +78,32 @@ class Records:
         class_names: Sequence[str],
         name: str = 'arrays',
     ) -> 'Records':
-        """Records of images in memory; see `sources.arrays.open_arrays`."""
-        from xmixup_jax.data.sources.arrays import open_arrays  # which imports this module
+        """Records of images in memory, which are not copied and must not be changed afterwards.
 
-        return open_arrays(images, labels, class_names, name)
+        Like those of files, they are scaled and cut to their middle square when they are read.
+
+        Args:
+          images: uint8 [N, H, W, 3] in RGB, or grey [N, H, W]; or N of [H, W, 3] or [H, W] whose
+            sizes may differ.
+          labels: integers [N], 0 <= label < K.
+          class_names: K different names.
+          name: of the data set, for messages and titles.
+
+        Raises:
+          DataError: the arrays are of another type or shape, or do not fit together.
+        """
+        labels, class_names = np.asarray(labels), tuple(map(str, class_names))
+        arrays.check(images, labels, class_names, name)
+        return Records(
+            name=name,
+            class_names=class_names,
+            labels=labels.astype(np.int32),
+            read=lambda i: arrays.rgb(images[i]),
+            where=lambda i: f'image {i} of {name}',
+            index=np.arange(len(images)),
+            store=Store(max_bad_images=0),
+            stamps=np.fromiter(map(arrays.stamp, images), np.uint64, len(images)),
+        )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -9,9 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.compute.cost import StepCost
+from xmixup_jax.files import REPORT
 from xmixup_jax.report import figures, tables
 from xmixup_jax.report.page import figure_tag, write
-from xmixup_jax.run.workdir import REPORT
 
 
 def write_report(
@@ -82,8 +82,8 @@ def _trade_off(rows: list[tables.Row]) -> Any:
     for name, values in top1.items():
         ratio = tables.time_ratio(seconds.get(name, {}), seconds.get(tables.BASELINE, {}))
         if ratio is not None:
-            values = 100 * np.array(list(values.values()))
-            points[name] = (ratio, values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0)
+            percent = 100 * np.array(list(values.values()))
+            points[name] = (ratio, percent.mean(), percent.std(ddof=1) if len(percent) > 1 else 0.0)
     if not points:
         return ''
     words = '; '.join(

@@ -2,10 +2,11 @@
 
 import io
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import color_sequences, rc_context
 from matplotlib.figure import Figure
 
 from xmixup_jax.report.scores import Reliability
@@ -13,7 +14,7 @@ from xmixup_jax.report.scores import Reliability
 TARGET, SOURCE = '#1f5fa8', '#c4541c'
 _NAMED = 20  # classes whose names and numbers a confusion matrix has room for
 # Text stays text: it is small, can be searched, and has the reader's own font.
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',
     'svg.hashsalt': 'xmixup',
     'font.family': 'sans-serif',
@@ -39,7 +40,7 @@ def svg(draw: Callable[[Figure], None], width: float = 4.6, height: float = 3.0)
     return file.getvalue()
 
 
-def curves(lines: dict[str, Points], ylabel: str, log: bool = False) -> str:
+def curves(lines: Mapping[str, Points], ylabel: str, log: bool = False) -> str:
     """Lines over the training's steps.
 
     Args:
@@ -122,7 +123,7 @@ def trade_off(points: dict[str, tuple[float, float, float]], baseline: str) -> s
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        marks = itertools.product('o^sDv', colormaps['Dark2'].colors)
+        marks = itertools.product('o^sDv', color_sequences['Dark2'])
         for name, (time, top1, spread) in sorted(points.items(), key=lambda item: -item[1][1]):
             marker, colour = next(marks)
             colour = {'xmixup': SOURCE, baseline: 'black'}.get(name, colour)

@@ -17,12 +17,11 @@ from xmixup_jax.data.names import readable
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import read_json
+from xmixup_jax.files import ENVIRONMENT, METRICS, REPORT, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.report import figures
 from xmixup_jax.report.page import figure_tag, image_uri, write
 from xmixup_jax.report.scores import reliability
-from xmixup_jax.run.workdir import ENVIRONMENT, METRICS, REPORT
 
 _PAIRS, _INPUTS, _MISTAKEN, _MISTAKES = 200, 12, 6, 8  # shown at most
 _IMAGES = 2  # of each class in the match
@@ -147,7 +146,9 @@ def _first_images(records: Records, c: int, resize: int) -> list[str]:
 def _match(match: ClassMatch | None, data: Data, resize: int) -> dict[str, Any]:
     if match is None:
         return {'match': None, 'match_left_out': 0}
-    targets, sources = readable(data.target.class_names), readable(data.source.class_names)
+    source = data.source
+    assert source is not None  # as there is a match
+    targets, sources = readable(data.target.class_names), readable(source.class_names)
     order = np.argsort(-match.similarity[:, 0], kind='stable')[:_PAIRS]
     pairs = [
         {
@@ -157,7 +158,7 @@ def _match(match: ClassMatch | None, data: Data, resize: int) -> dict[str, Any]:
                 {
                     'name': sources[s],
                     'similarity': f'{similarity:.3f}',
-                    'images': _first_images(data.source, s, resize),
+                    'images': _first_images(source, s, resize),
                 }
                 for s, similarity in zip(match.classes[t], match.similarity[t], strict=True)
             ],
@@ -172,11 +173,12 @@ def _inputs(
 ) -> list[dict[str, Any]]:
     """A card for each of the first images, or of the most mixed, with what is in it."""
     if 'source_label' in inputs:
+        assert match is not None and data.source is not None  # the method pairs
         selected = readable(data.source.class_names)
         others = [selected[match.selected[c]] for c in inputs['source_label']]
     else:
         others = [names[c] for c in inputs.get('other_label', ())]
-    shown = range(len(inputs['image']))
+    shown = np.arange(len(inputs['image']))
     if 'lam' in inputs:
         shown = np.argsort(np.abs(inputs['lam'] - 0.5), kind='stable')
     shown = shown[:_INPUTS]
@@ -202,10 +204,11 @@ def _classes(
     """Confusion, accuracy of each class, mistakes of the worst ones, calibration."""
     if tested is None:
         return {'tested': False}
+    assert test is not None  # the records of `tested`
     probabilities = softmax(tested.logits.astype(np.float64), axis=1)
     answer = probabilities.argmax(axis=1)
     matrix = confusion_matrix(tested.label, answer, labels=range(len(names)))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for c, name in enumerate(names):
         count, right = int(matrix[c].sum()), int(matrix[c, c])
         wrong = np.where(np.arange(len(names)) == c, 0, matrix[c])

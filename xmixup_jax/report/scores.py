@@ -1,12 +1,13 @@
 """What the test's outputs say beside the accuracy: confusion and calibration."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import binned_statistic
 
 
-class Reliability(NamedTuple):
+@dataclass(frozen=True)
+class Reliability:
     """How often a network is right that is so sure; in bins of equal width."""
 
     edges: np.ndarray

@@ -8,9 +8,8 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.compute.step import TrainState
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import set_aside
+from xmixup_jax.files import BEST, set_aside
 from xmixup_jax.processes import first_process, is_first
-from xmixup_jax.run.workdir import BEST
 from xmixup_jax.weights.files import read_metadata, save_weights
 from xmixup_jax.weights.pretrained import Weights
 

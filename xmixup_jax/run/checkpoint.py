@@ -56,7 +56,7 @@ class Meta(NamedTuple):
 
     def to_json(self) -> dict[str, Any]:
         match = self.match and {key: value.tolist() for key, value in self.match._asdict().items()}
-        return self._replace(match=match, sizes=self.sizes._asdict())._asdict()
+        return self._asdict() | {'match': match, 'sizes': self.sizes._asdict()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> 'Meta':

@@ -12,12 +12,11 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import ConfigError, UserError, first_line
-from xmixup_jax.files import read_json, write_json
+from xmixup_jax.files import DATA, read_json, write_json
 from xmixup_jax.integrity import arrays_digest, json_array
 from xmixup_jax.processes import all_gather, every_process, first_process
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.inputs import open_data
-from xmixup_jax.run.workdir import DATA
 
 log = logging.getLogger('xmixup_jax')
 

@@ -29,7 +29,9 @@ def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[s
 def _open(config: ConfigDict, workdir: Path) -> Start:
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     try:
-        return resume(config, checkpoints)
+        start = resume(config, checkpoints)
+        assert start is not None  # a finished run leaves checkpoints
+        return start
     finally:
         checkpoints.close()
 

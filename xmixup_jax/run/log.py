@@ -13,8 +13,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from xmixup_jax.errors import UserError
-from xmixup_jax.files import atomic_write
-from xmixup_jax.run.workdir import METRICS
+from xmixup_jax.files import METRICS, atomic_write
 
 COLUMNS = (
     'step',

@@ -49,6 +49,7 @@ class Speed:
 
     def stop(self, step: int) -> float:
         """Ends the interval; its images a second."""
+        assert self._step is not None  # `start` comes first
         images = (step - self._step) * self._batch_size
         seconds = time.perf_counter() - self._time
         self._images += images
@@ -104,7 +105,7 @@ def fit(
 
     schedule = make_schedule(config.optimizer, config.steps)
     title = f'{config.target.name.split("/")[-1]} {method_name(config.method)}'
-    log = NoLog()
+    log: RunLog | NoLog = NoLog()
     if is_first():
         log = RunLog(workdir, first_step, meta.rows, config.steps, title, tracker)
     first_step_seconds = None
@@ -154,8 +155,10 @@ def fit(
                 row, pending = (step, pending), []
             if not (save or test_now):
                 continue
+            assert row is not None  # each save and each test has one
             values, row = fetched(*row), None
-            if test_now and step < config.steps:  # the last one is the run's result
+            # The last test is the run's result.
+            if test is not None and test_now and step < config.steps:
                 network = tested_state(state)
                 tested = evaluate(task, config, network, test).metrics
                 values |= {f'test_{key}': tested[key] for key in ('loss', 'top1')}

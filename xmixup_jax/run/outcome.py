@@ -12,7 +12,7 @@ from xmixup_jax.compute.step import Task, TrainState
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import Diverged
-from xmixup_jax.files import read_json, write_json
+from xmixup_jax.files import RESULT, read_json, write_json
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import first_process
 from xmixup_jax.report.run import write_report
@@ -20,7 +20,7 @@ from xmixup_jax.run.best import Best
 from xmixup_jax.run.inputs import first_inputs
 from xmixup_jax.run.provenance import commit
 from xmixup_jax.run.start import Start
-from xmixup_jax.run.workdir import RESULT, seal
+from xmixup_jax.run.workdir import seal
 from xmixup_jax.weights.files import save_weights
 from xmixup_jax.weights.find import WEIGHTS_FILE
 

@@ -22,7 +22,7 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, open_split
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
-from xmixup_jax.files import write_json
+from xmixup_jax.files import MATCH, write_json
 from xmixup_jax.matching import ClassMatch, assign, class_similarity
 from xmixup_jax.methods.base import Setup, Sizes
 from xmixup_jax.methods.find import method_name, method_of, options_of
@@ -30,7 +30,6 @@ from xmixup_jax.methods.parts import with_linear_head
 from xmixup_jax.optimizer import set_peak
 from xmixup_jax.processes import first_process
 from xmixup_jax.run.checkpoint import Checkpoints, Meta
-from xmixup_jax.run.workdir import MATCH
 from xmixup_jax.weights.find import find_weights
 from xmixup_jax.weights.pretrained import Weights
 
@@ -99,6 +98,11 @@ def begin(
     initial = jax.tree.map(np.asarray, initial)
     earlier_seconds = 0.0
 
+    def source_columns() -> np.ndarray:
+        # Of methods that pair and continue the head.
+        assert backbone is not None and data.source is not None and match is not None
+        return backbone.head_columns([data.source.class_names[c] for c in match.selected])
+
     def source_test() -> Records:
         if not config.source.test_split:
             raise ConfigError(
@@ -134,9 +138,7 @@ def begin(
         images=partial(images_of, config),
         outputs=lambda state, records: outputs_of(task, config, replicate(state), records),
         class_means=partial(backbone_class_means, config, backbone),
-        source_columns=lambda: backbone.head_columns(
-            [data.source.class_names[c] for c in match.selected]
-        ),
+        source_columns=source_columns,
         source_test=source_test,
         train=train_on,
     )
@@ -160,14 +162,14 @@ def begin(
 
 def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> ClassMatch:
     """Matches classes by their mean features in the pre-trained backbone, or by its own head."""
-    options = config.match
+    options, source = config.match, data.source
+    assert source is not None  # the method pairs
     if options.similarity == 'predicted':
-        similarity = predicted_similarity(config, backbone, data.target, data.source.class_names)
+        assert backbone is not None  # `config.validate` checks it
+        similarity = predicted_similarity(config, backbone, data.target, source.class_names)
     else:
-        target, source = (
-            backbone_class_means(config, backbone, part) for part in (data.target, data.source)
-        )
-        similarity = class_similarity(target, source, options.similarity)
+        means = partial(backbone_class_means, config, backbone)
+        similarity = class_similarity(means(data.target), means(source), options.similarity)
     return assign(similarity, options.assignment, options.classes_per_target, config.seed)
 
 
@@ -177,6 +179,7 @@ def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str,
     Returns:
       what is in it: a 'target', its 'source' classes and their 'similarity' in each row.
     """
+    assert data.source is not None  # as there is a match
     rows = [
         {
             'target': data.target.class_names[i],

@@ -13,6 +13,7 @@ from xmixup_jax.compute.reestimation import with_clean_statistics
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.data.sources import short_name
+from xmixup_jax.files import ENVIRONMENT, RESULT
 from xmixup_jax.processes import every_process
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.checkpoint import Checkpoints
@@ -23,7 +24,7 @@ from xmixup_jax.run.outcome import summary, test, write_outcome
 from xmixup_jax.run.provenance import record
 from xmixup_jax.run.start import begin, report_match, resume
 from xmixup_jax.run.tracking import tracked
-from xmixup_jax.run.workdir import ENVIRONMENT, RESULT, claim, has_result, locked
+from xmixup_jax.run.workdir import claim, has_result, locked
 from xmixup_jax.weights.find import find_weights
 from xmixup_jax.weights.pretrained import Weights
 
@@ -56,7 +57,10 @@ def train_and_evaluate(
     ):
         finished = claim(config, workdir, checkpoints)
         data = same_data(config, checkpoints, data, finished is not None)
-        return finished or _train(config, checkpoints, data)
+        if finished:
+            return finished
+        assert data is not None  # only those of a finished run may be gone
+        return _train(config, checkpoints, data)
 
 
 def _train(config: ConfigDict, checkpoints: Checkpoints, data: Data) -> dict[str, Any]:

@@ -10,7 +10,22 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
 from xmixup_jax.errors import ConfigError, UserError, first_line
-from xmixup_jax.files import atomic_write, file_lock, read_json, set_aside, write_json
+from xmixup_jax.files import (
+    BEST,
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    MATCH,
+    METRICS,
+    REPORT,
+    RESULT,
+    SUMS,
+    atomic_write,
+    file_lock,
+    read_json,
+    set_aside,
+    write_json,
+)
 from xmixup_jax.integrity import sha256
 from xmixup_jax.processes import broadcast, every_process, first_process
 from xmixup_jax.run.checkpoint import Checkpoints
@@ -19,16 +34,6 @@ from xmixup_jax.weights.find import WEIGHTS_FILE
 
 log = logging.getLogger('xmixup_jax')
 
-CONFIG = 'config.json'
-DATA = 'data.json'
-RESULT = 'result.json'
-# Digests of a finished run's files, as `sha256sum --check` reads them; written last.
-SUMS = 'SHA256SUMS'
-METRICS = 'metrics.csv'
-MATCH = 'match.json'
-ENVIRONMENT = 'environment.json'
-BEST = 'best_model.safetensors'
-REPORT = 'report.html'
 _FILES = (CONFIG, DATA, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST, REPORT)
 
 
