@@ -1,5 +1,7 @@
 """Errors that the user can mend; the commands print them as one line, without a stack trace."""
 
+from collections.abc import Mapping
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do about it, in one message."""
@@ -22,7 +24,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def raise_all(missing: dict[str, str | None]) -> None:
+def raise_all(missing: Mapping[str, str | None]) -> None:
     """Raises DataError with every message in one, if there is any.
 
     Args:

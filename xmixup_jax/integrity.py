@@ -25,7 +25,7 @@ def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for key, array in sorted(arrays.items()):
         digest.update(f'{key} {array.shape} {array.dtype}'.encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

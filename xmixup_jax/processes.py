@@ -116,14 +116,14 @@ def _watch(host: str) -> None:
         address = f'{host} {listener.address[1]} {key.hex()}'.encode()
     sent = np.zeros(512, np.uint8)
     sent[: len(address)] = np.frombuffer(address, np.uint8)
-    host, port, key = bytes(multihost_utils.broadcast_one_to_all(sent)).rstrip(b'\0').split()
+    machine, port, key = bytes(multihost_utils.broadcast_one_to_all(sent)).rstrip(b'\0').split()
     if is_first():
-        watch = partial(_watch_others, listener)
+        watch: Callable[[], None] = partial(_watch_others, listener)
     else:
         try:
-            first = Client((host.decode(), int(port)), authkey=bytes.fromhex(key.decode()))
+            first = Client((machine.decode(), int(port)), authkey=bytes.fromhex(key.decode()))
         except OSError as error:  # JAX's own watch remains
-            log.warning('no connection to %s (%s): lost processes are noticed late', host, error)
+            log.warning('no connection to %s (%s): lost processes are noticed late', machine, error)
             return
         first.send_bytes(str(jax.process_index()).encode())
         _connections[0] = first
@@ -209,7 +209,7 @@ def every_process(function: Callable[P, T]) -> Callable[P, T]:
     def agreed(*args: P.args, **kwargs: P.kwargs) -> T:
         if jax.process_count() == 1:
             return function(*args, **kwargs)
-        result, error = None, None
+        error = None
         try:
             result = function(*args, **kwargs)
         except UserError as raised:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -40,12 +40,17 @@ class StepCost(NamedTuple):
 class Stepped(Protocol):
     """What a step runs on, such as `run.start.Start`."""
 
-    task: step_lib.Task
-    state: step_lib.TrainState
-    constants: PyTree
+    @property
+    def task(self) -> step_lib.Task: ...
+
+    @property
+    def state(self) -> step_lib.TrainState: ...
+
+    @property
+    def constants(self) -> PyTree: ...
 
 
-def measure_steps(starts: dict[str, Stepped], batches: list[PyTree]) -> dict[str, StepCost]:
+def measure_steps(starts: Mapping[str, Stepped], batches: list[PyTree]) -> dict[str, StepCost]:
     """Times one step of each method, in turns, so that a slow moment of the machine hits all alike.
 
     Args:
@@ -58,7 +63,7 @@ def measure_steps(starts: dict[str, Stepped], batches: list[PyTree]) -> dict[str
         begun = time.perf_counter()
         with _no_compilation_cache():
             # A mapping of its own, which this process has not compiled yet.
-            mapped = map_train_steps(partial(step_lib.train_steps, start.task))
+            mapped: Any = map_train_steps(partial(step_lib.train_steps, start.task))
             steps[name] = mapped.lower(start.constants, start.state, {}, inputs).compile()
         compile_seconds = time.perf_counter() - begun
         memory = steps[name].memory_analysis()
@@ -102,7 +107,9 @@ def gflop(function: Callable, *args: PyTree) -> float:
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
-        return jax.jit(function).lower(*shapes).cost_analysis()['flops'] / 1e9
+        cost = jax.jit(function).lower(*shapes).cost_analysis()
+    assert cost is not None  # XLA counts on CPUs
+    return cost['flops'] / 1e9
 
 
 def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
@@ -132,7 +139,7 @@ def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]
 @contextlib.contextmanager
 def _no_compilation_cache():
     """Nothing is found in, or added to, the compiled programs on disk."""
-    enabled = jax.config.jax_enable_compilation_cache
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # dynamic
     try:
         jax.config.update('jax_enable_compilation_cache', False)
         compilation_cache.reset_cache()  # JAX looks at the setting once

@@ -1,7 +1,8 @@
 """What a network makes of a whole set of records, exactly once each."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.devices import InFlight, shard
 
 
-class Tested(NamedTuple):
+@dataclass(frozen=True)
+class Tested:
     """A network's outputs for all records that can be read, in their order."""
 
     logits: np.ndarray
@@ -68,4 +70,4 @@ def evaluate(task: Task, config: ConfigDict, state: TrainState, records: Records
     columns = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
     order = np.argsort(columns['index'], kind='stable')  # several processes deal them out
     order = order[columns['mask'][order] > 0]
-    return Tested(*(columns[key][order] for key in Tested._fields))
+    return Tested(*(columns[key][order] for key in ('logits', 'label', 'index')))

@@ -133,10 +133,11 @@ def predicted_similarity(
     Raises:
       DataError: no head, an unknown source class, or a target class without a readable image.
     """
-    columns = backbone.head_columns(source_names)
+    columns, head = backbone.head_columns(source_names), backbone.head
+    assert head is not None  # `head_columns` raises without one
     config = config.copy_and_resolve_references()
     config.method = 'finetune'  # the plain network
-    task, state = create_task(config, Sizes(len(backbone.head['bias'])))
+    task, state = create_task(config, Sizes(len(head['bias'])))
     params, batch_stats = backbone.fill(state.params, state.batch_stats, with_head=True)
     state = replicate(replace(state, params=params, batch_stats=batch_stats))
     outputs = outputs_of(task, config, state, target)
@@ -170,7 +171,8 @@ def backbone_class_means(
     if backbone is not None:
         path = _cache_path(config, backbone, records)
         found = load_arrays(path, 'means')
-        if not all_gather(np.array(found is None)).any():
+        everywhere = all_gather(np.array(found is not None)).all()
+        if found is not None and everywhere:
             return found[0]
     config = config.copy_and_resolve_references()
     config.method = 'finetune'  # the plain network

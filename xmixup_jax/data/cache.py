@@ -106,13 +106,14 @@ class DiskCache:
 
 
 def _checksum(image: np.ndarray) -> int:
-    return zlib.crc32(image) or 1  # 0 is an empty place
+    return zlib.crc32(image.data) or 1  # 0 is an empty place
 
 
 def used_records(data: Data, match: ClassMatch | None) -> dict[str, Records]:
     """What a run trains on: all 'image' records, and 'source_image' ones of matched classes."""
     used = {'image': data.target}
     if match is not None:
+        assert data.source is not None  # as there is a match
         chosen = np.flatnonzero(np.isin(data.source.labels, match.selected))
         used['source_image'] = data.source.select(chosen)
     return used
@@ -153,8 +154,8 @@ def choose(config: ConfigDict, records: Sequence[Records]) -> str:
         else:
             fits = [needed[k] <= share * free[k] for k, share in _SHARES.items()]
             # All processes do the same: what fits in each of them.
-            fits = all_gather(np.array(fits)).all(axis=0)
-            kind = (*(k for k, fit in zip(_SHARES, fits, strict=True) if fit), 'none')[0]
+            shared = np.all(all_gather(np.array(fits)), axis=0)
+            kind = (*(k for k, fit in zip(_SHARES, shared, strict=True) if fit), 'none')[0]
             reason = 'automatic choice'
     elif kind == 'memory' and needed[kind] > free[kind]:
         raise UserError(
@@ -182,8 +183,9 @@ def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | N
         return replace(records, cache=DiskCache(path, numbers, config.resize))
 
     used = used_records(data, match)
-    target = kept(data.target, used['image'])
-    source = kept(data.source, used['source_image']) if match is not None else data.source
+    target, source = kept(data.target, used['image']), data.source
+    if source is not None and match is not None:
+        source = kept(source, used['source_image'])
     test = kept(data.test, data.test) if data.test is not None and config.eval_every else data.test
     return Data(target, test, source)
 
@@ -227,5 +229,5 @@ def _free_memory() -> int:
 
 def _processes_here() -> int:
     """Processes of this run on this machine."""
-    name = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    name = np.array(zlib.crc32(socket.gethostname().encode()), np.uint32)
     return int((all_gather(name) == name).sum())

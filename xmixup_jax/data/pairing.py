@@ -52,10 +52,12 @@ def train_batches(
       match, 'source_image' uint8 [b, R, R, 3] and 'source_label' int32 [b], the class's
       position in `match.selected`.
     """
-    target, source = data.target, data.source
+    target, source_labels = data.target, None
     if match is not None:
+        assert data.source is not None  # as there is a match
+        source, source_labels = data.source, data.source.labels
         # In the order of `cache.used_records`, which are those of the selected classes.
-        place = np.cumsum(np.isin(source.labels, match.selected)) - 1
+        place = np.cumsum(np.isin(source_labels, match.selected)) - 1
 
     def load(drawn: dict[str, Any]) -> Batch:
         i = drawn['target']
@@ -68,7 +70,6 @@ def train_batches(
         return record
 
     # Drawn before the processes part, so that their number does not change what is drawn.
-    source_labels = None if match is None else source.labels
     drawn = pair_records(target.labels, source_labels, match, seed)
     return _batches(drawn, load, batch_size, num_threads, process_index, process_count)
 
@@ -100,6 +101,7 @@ def pair_records(
     [(0, 0), (1, 1), (2, 1)]
     """
     if match is not None:
+        assert source_labels is not None
         selected = match.selected
         number = np.full(max(selected.max(), source_labels.max()) + 1, -1, np.int32)
         number[selected] = np.arange(len(selected), dtype=np.int32)
@@ -196,4 +198,6 @@ def worker_threads(num_threads: int) -> int:
 
 def usable_cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
