@@ -6,6 +6,8 @@ __version__ = '0.1.0'
 
 # What is useful by itself, and where it is: imported when it is first asked for.
 _HOMES = {
+    'Data': 'data.selection',
+    'Records': 'data.records',
     'cross_domain_mixup': 'mixing',
     'load': 'predictor',
     'load_weights': 'weights.pretrained',
