@@ -123,7 +123,9 @@ def _watch(host: str) -> None:
         try:
             first = Client((machine.decode(), int(port)), authkey=bytes.fromhex(key.decode()))
         except OSError as error:  # JAX's own watch remains
-            log.warning('no connection to %s (%s): lost processes are noticed late', machine, error)
+            log.warning(
+                'no connection to %s (%s): lost processes are noticed late', machine.decode(), error
+            )
             return
         first.send_bytes(str(jax.process_index()).encode())
         _connections[0] = first

@@ -7,6 +7,8 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.compute.cost import BATCHES, StepCost, measure_steps
 from xmixup_jax.devices import shard_steps
+from xmixup_jax.errors import DataError
+from xmixup_jax.files import RESULT
 from xmixup_jax.methods.find import method_of
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.inputs import open_data, open_input
@@ -30,7 +32,11 @@ def _open(config: ConfigDict, workdir: Path) -> Start:
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     try:
         start = resume(config, checkpoints)
-        assert start is not None  # a finished run leaves checkpoints
+        if start is None:
+            raise DataError(
+                f'{workdir} has no checkpoint to measure a step from: remove its {RESULT}, and run '
+                'the same command again'
+            )
         return start
     finally:
         checkpoints.close()
