@@ -9,7 +9,7 @@ the allocator's arenas that fill.
   --minutes      how long
   --workdir=DIR  of the run (default: a temporary folder)
   --output       a CSV file of all samples
-  --config...    as for xmixup_jax.cli.train
+  --config...    as for `xmixup train`
 """
 
 import argparse

@@ -7,7 +7,7 @@ Each method gets three values of its main coefficient, the published one among t
 gets three learning rates, the best of which all the others use. `test_split` must name what the
 final comparison does not test on: 'rest' is what few-shot selection leaves of the training split.
 Runs that are finished are kept. Writes tuned.csv (one row a run) and tuned.txt (the flags that set
-the values chosen: pass them to xmixup_jax.cli.compare).
+the values chosen: pass them to `xmixup compare`).
 """
 
 import argparse
