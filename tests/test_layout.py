@@ -83,6 +83,6 @@ def test_help_does_not_import_jax():
 
 
 def test_dir_lists_the_public_names():
-    assert set(xmixup_jax.__all__) <= set(dir(xmixup_jax))
+    assert dir(xmixup_jax) == sorted([*xmixup_jax.__all__, '__version__'])
     for name in xmixup_jax.__all__:
         assert getattr(xmixup_jax, name) is not None
