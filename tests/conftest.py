@@ -1,11 +1,14 @@
-"""Eight simulated devices and a small network for every test, and data that the tests share."""
+"""Simulated devices and a small network for every test, and data that the tests share."""
 
 import os
+import shutil
+
+from environment import DEVICES, simulated
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Most of a test's time is compilation, for a few steps of a very small network.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = simulated(DEVICES)
 
 import jax
 import pytest
@@ -14,13 +17,15 @@ from hypothesis import settings
 from configs import digits
 from xmixup_jax.data.selection import train_and_test, train_records
 from xmixup_jax.models import MODELS, resnet
+from xmixup_jax.run.train import train_and_evaluate
 
 # Two stages of one block: half as many layers to compile as in the smallest of the program's own.
 resnet.DEPTHS['resnet6'] = ((1, 1), False)
 MODELS['resnet6'] = MODELS['resnet10']
 
 # Of this process alone, whatever a test sets up in it: XLA can crash when it writes the programs
-# of eight simulated devices by the hundred.
+# of several simulated devices by the hundred, and writing takes longer than the few that are
+# compiled twice.
 jax.config.update('jax_enable_compilation_cache', False)
 
 settings.register_profile('xmixup', deadline=None, max_examples=50)
@@ -51,9 +56,7 @@ def folders(tmp_path_factory):
     return {'data_dir': str(root / 'tfds'), 'cache_dir': str(root / 'cache')}
 
 
-@pytest.fixture
-def config(folders):
-    """The digits experiment, a few steps of a very small network without pre-training."""
+def small_experiment(folders):
     config = digits.get_config()
     config.update(folders)
     config.weights = ''
@@ -66,6 +69,30 @@ def config(folders):
     config.checkpoint_every = 4
     config.report = False  # tests/test_report.py has it
     return config
+
+
+@pytest.fixture
+def config(folders):
+    """The digits experiment, a few steps of a very small network without pre-training."""
+    return small_experiment(folders)
+
+
+@pytest.fixture(scope='session')
+def one_finished_run(folders, tmp_path_factory):
+    """(configuration, folder, result) of a run with tests on the way and three checkpoints."""
+    config = small_experiment(folders)
+    config.update({'method': 'xmixup', 'eval_every': 2, 'checkpoint_every': 2})
+    config.update({'keep_checkpoints': 3, 'reestimate': 0})
+    workdir = tmp_path_factory.mktemp('finished') / 'run'
+    return config, workdir, train_and_evaluate(config, workdir)
+
+
+@pytest.fixture
+def finished_run(one_finished_run, tmp_path):
+    """The same, copies that a test may change."""
+    config, workdir, result = one_finished_run
+    copy = shutil.copytree(workdir, tmp_path / 'finished')
+    return config.copy_and_resolve_references(), copy, dict(result)
 
 
 @pytest.fixture

@@ -63,8 +63,13 @@ def close(ours, expected, rtol):
     assert difference <= rtol * np.abs(expected).max(), difference / np.abs(expected).max()
 
 
-@pytest.mark.parametrize('name', [name for name in MODELS if name not in ('resnet6', 'resnet10')])
-def test_logits_features_and_gradient_are_the_peers(name, tmp_path):
+def networks(names, quick):
+    """For parametrize; all but the quick ones, which have the same layers, are slow."""
+    return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
+
+
+def with_the_same_weights(name, tmp_path):
+    """(the peer, loss function, its arguments, the peer's pixels, labels), for two images."""
     size = SIZES.get(name, 64)
     network = randomized(peer(name, CLASSES, size))
     path = tmp_path / 'w.safetensors'
@@ -82,27 +87,45 @@ def test_logits_features_and_gradient_are_the_peers(name, tmp_path):
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, labels)
         return losses.mean(), outputs
 
+    return network, loss, (params, batch_stats, images), pixels, labels
+
+
+@pytest.mark.parametrize(
+    'name',
+    networks(
+        [name for name in MODELS if name not in ('resnet6', 'resnet10')],
+        quick=('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16'),
+    ),
+)
+def test_logits_and_features_are_the_peers(name, tmp_path):
+    network, loss, arguments, pixels, _ = with_the_same_weights(name, tmp_path)
     maps = []
     for key in LAST_CONVOLUTIONS.get(name, ()):
         module = network.get_submodule(key)
         module.register_forward_hook(lambda module, inputs, output: maps.append(output))
-    _, outputs = jax.jit(loss)(params, batch_stats, images)
+    _, outputs = jax.jit(loss)(*arguments)
     with torch.no_grad():
         close(outputs.logits, network(pixels), 1e-4)
     for ours, theirs in zip(outputs.convs, maps, strict=bool(maps)):
         close(ours, theirs.permute(0, 2, 3, 1), 1e-4)
-    head = params['fc']
+    head = arguments[0]['fc']
     close(outputs.features @ head['kernel'] + head['bias'], outputs.logits, 1e-4)
-    if name not in (*STAGES, 'resnet18'):  # others have the same layers, and compile for long
-        return
 
-    # In float64, because rounding alone moves some float32 gradients of deep networks by 1 %.
+
+@pytest.mark.parametrize(
+    'name',
+    networks(
+        ('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16'),
+        quick=('resnet18',),
+    ),
+)
+def test_gradient_is_the_peers(name, tmp_path):
+    """In float64: rounding alone moves some float32 gradients of deep networks by 1 %."""
+    network, loss, arguments, pixels, labels = with_the_same_weights(name, tmp_path)
     network.double()
     with jax.enable_x64(True):
-        params, batch_stats, images = jax.tree.map(
-            lambda x: np.asarray(x, np.float64), (params, batch_stats, images)
-        )
-        grads, outputs = jax.jit(jax.grad(loss, has_aux=True))(params, batch_stats, images)
+        arguments = jax.tree.map(lambda x: np.asarray(x, np.float64), arguments)
+        grads, outputs = jax.jit(jax.grad(loss, has_aux=True))(*arguments)
     logits = network(pixels.double())
     torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).backward()
     close(outputs.logits, logits.detach(), 1e-6)
@@ -164,7 +187,8 @@ def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
 
 
 def test_a_network_without_batch_norm_trains_and_continues(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(vit, '_DEPTH', 4)  # of 12 blocks: they take long to compile
+    for name in ('_DEPTH', '_STAGES'):  # two blocks of twelve: they take long to compile
+        monkeypatch.setattr(vit, name, 2)
     config.model.update({'name': 'vit_s16', 'width': 64, 'stem': 'imagenet'})
     config.method = 'finetune'
     config.update({'resize': 36, 'image_size': 32, 'steps': 2, 'checkpoint_every': 1})

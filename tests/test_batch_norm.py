@@ -153,7 +153,7 @@ def clean_first_layer(config, records, kernel):
     return maps.mean((0, 2, 3)).numpy(), maps.var((0, 2, 3)).numpy()
 
 
-@pytest.mark.parametrize('kind', ['batch', 'mixed'])
+@pytest.mark.parametrize('kind', ['batch', pytest.param('mixed', marks=pytest.mark.slow)])
 def test_statistics_are_those_of_clean_images_after_training_on_mixed_ones(
     config, records, weights, tmp_path, kind
 ):
@@ -191,7 +191,8 @@ def test_a_resumed_run_tests_and_keeps_the_same_statistics(config, weights, tmp_
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_one_and_eight_devices_estimate_the_same_statistics(config, records):
+@pytest.mark.devices
+def test_one_and_many_devices_estimate_the_same_statistics(config, records):
     config.update({'method': 'mixup', 'reestimate': 3})
     task, state = step_lib.create_task(config, Sizes(10))
     found = with_clean_statistics(task, config, replicate(state), records[0]).batch_stats

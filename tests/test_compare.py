@@ -6,9 +6,16 @@ import pytest
 import scipy.stats
 
 from xmixup_jax.cli import compare
+from xmixup_jax.compute import cost
 from xmixup_jax.compute.cost import StepCost
 from xmixup_jax.errors import ConfigError, UserError
 from xmixup_jax.report import tables
+
+
+@pytest.fixture(autouse=True)
+def few_rounds(monkeypatch):
+    """Of the measurement of steps."""
+    monkeypatch.setattr(cost, 'ROUNDS', (2, 2))
 
 
 def arguments(config, workdir, *flags):

@@ -33,7 +33,9 @@ def update(before, after):
     return np.concatenate(jax.tree.leaves(change))
 
 
-@pytest.mark.parametrize(('name', 'side'), [('resnet18', 224), ('vit_s16', 224)])
+@pytest.mark.parametrize(
+    ('name', 'side'), [('resnet18', 224), pytest.param('vit_s16', 224, marks=pytest.mark.slow)]
+)
 def test_operations_are_counted_as_pytorch_counts_them(name, side):
     config = ConfigDict({'name': name, 'width': 64, 'stem': 'imagenet'})
     graphdef, *shapes = nnx.eval_shape(lambda: create_model(config, 7, side, 0))
@@ -73,7 +75,11 @@ def test_kernels_are_told_by_what_they_were_made_of(tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'side'),
-    [('resnet18', 32), ('efficientnet_lite0', 32), ('vit_s16', 32)],
+    [
+        ('resnet18', 32),
+        pytest.param('efficientnet_lite0', 32, marks=pytest.mark.slow),
+        ('vit_s16', 32),
+    ],
 )
 def test_all_products_but_the_heads_are_bfloat16(name, side):
     config = ConfigDict({'name': name, 'width': 64, 'stem': 'imagenet'})

@@ -92,7 +92,7 @@ class NumpyResNet:
         ('resnet10', 'imagenet', 33),
         ('resnet18', 'cifar', 12),
         ('resnet50', 'tiny', 24),
-        ('resnet50', 'imagenet', 32),
+        pytest.param('resnet50', 'imagenet', 32, marks=pytest.mark.slow),  # see test_backbones.py
     ],
 )
 def test_forward_against_numpy(tmp_path, name, stem, size):

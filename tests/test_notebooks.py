@@ -4,6 +4,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from environment import HANGS
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / 'notebooks'
@@ -23,6 +24,7 @@ def test_kept_without_outputs_and_with_a_badge(path):
     assert f'({repository}/blob/main/notebooks/{path.name})' in notebook.cells[0].source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, folders, tmp_path, monkeypatch):
     values = {
@@ -36,7 +38,7 @@ def test_runs_from_top_to_bottom(path, folders, tmp_path, monkeypatch):
     for key, value in values.items():
         monkeypatch.setenv(key, value)
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=240, resources={'metadata': {'path': str(FOLDER)}})
+    client = NotebookClient(notebook, timeout=HANGS, resources={'metadata': {'path': str(FOLDER)}})
     client.execute()
     code = [cell for cell in notebook.cells if cell.cell_type == 'code']
     assert all(cell.execution_count for cell in code)

@@ -406,6 +406,7 @@ SMALL = {'steps': 4, 'log_every': 2, 'model.name': 'resnet6', 'model.width': 4, 
 SMALL |= {'resize': 36, 'image_size': 32}
 
 
+@pytest.mark.slow
 def test_statistics_of_other_images(data, tmp_path):
     """The target's are those that re-estimation finds for a run, on other crops."""
     changes = SMALL | {'method': 'xmixup', 'reestimate': statistics.BATCHES}
@@ -424,6 +425,7 @@ def test_statistics_of_other_images(data, tmp_path):
     np.testing.assert_allclose(half, (1 + found['target']['bn1']['var']) / 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_runs(data, tmp_path):
     def group(name, option='', seeds=(0, 1), **changes):
         changes = SMALL | NAMES[name].changes | changes

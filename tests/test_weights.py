@@ -292,11 +292,11 @@ def test_weights_from_a_package(small_file, tmp_path, monkeypatch):
         find_weights.find_weights(str(tmp_path / 'site'))
 
 
-def test_every_export_comes_back_to_the_same_logits(config, tmp_path):
-    config.method = 'xmixup'  # its head has the source classes' columns, too
-    config.reestimate = 0  # a checkpoint has the statistics of training, whatever is tested
-    workdir = tmp_path / 'run'
-    train_and_evaluate(config, workdir)
+def test_every_export_comes_back_to_the_same_logits(finished_run, tmp_path):
+    # Its head has the source classes' columns, too; and its checkpoints have the statistics of
+    # training, which nothing has estimated anew for the tests.
+    config, workdir, _ = finished_run
+    assert (config.method, config.reestimate) == ('xmixup', 0)
     trained = load(workdir)
     assert len(trained.class_names) == 10
     images = np.random.default_rng(0).integers(
@@ -335,7 +335,7 @@ def test_every_export_comes_back_to_the_same_logits(config, tmp_path):
     for folder in (workdir, tmp_path / 'part', checkpoints[-1]):
         found = Weights(find_weights.find_weights(str(folder)), config.model.name)
         assert_equal(found.tensors, whole.tensors)
-    config.weights, config.method = str(tmp_path / 'part'), 'finetune'
+    config.update({'weights': str(tmp_path / 'part'), 'method': 'finetune', 'eval_every': 0})
     assert train_and_evaluate(config, tmp_path / 'next')['steps'] == config.steps
 
 

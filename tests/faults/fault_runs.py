@@ -2,16 +2,14 @@
 
 import csv
 import json
-import os
 import select
 import subprocess
 import sys
 from pathlib import Path
 
-# One device, as a user's process has it.
-ENVIRONMENT = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {
-    'OPENBLAS_NUM_THREADS': '1',
-}
+from environment import HANGS, one_device
+
+ENVIRONMENT = one_device() | {'OPENBLAS_NUM_THREADS': '1'}
 
 
 def arguments(config, workdir, **values):
@@ -52,13 +50,14 @@ class Server:
         """Waits so long, or until the run has ended."""
         return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
-    def exit_code(self, seconds: float = 120) -> int:
+    def exit_code(self, seconds: float = HANGS) -> int:
         assert self.ended(seconds), 'the run hangs'
         return int(self._process.stdout.readline())
 
     def close(self):
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(HANGS)
+        self._process.stdout.close()
 
 
 def rows(workdir):

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from xmixup_jax.cli import flags, program
 from xmixup_jax.cli import train as main
 from xmixup_jax.cli.flags import parse_flags
-from xmixup_jax.compute.augment import NORMALIZATIONS
 from xmixup_jax.config import flatten, validate
 from xmixup_jax.data.cache import CACHES
 from xmixup_jax.errors import ConfigError, UserError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
 from xmixup_jax.mixing import LABEL_SPACES
+from xmixup_jax.models import NORMALIZATIONS
 from xmixup_jax.models.resnet import STEMS
 from xmixup_jax.run.inputs import check_inputs
 
@@ -27,7 +27,9 @@ DEFAULTS = flatten(parse_flags(['main', '--config=configs/digits.py'])[0])
 # These go on from the head of a pre-trained network.
 HEADLESS = sorted(set(METHODS) - {'lwf', 'cotuning', 'smile'})
 NUMBERS = [key for key, x in DEFAULTS.items() if isinstance(x, int | float) and x is not True]
-SLOW = settings(suppress_health_check=list(HealthCheck), derandomize=False, database=None)
+pytestmark = pytest.mark.slow  # tests/test_config.py has chosen values
+
+UNLIMITED = settings(suppress_health_check=list(HealthCheck), derandomize=False, database=None)
 
 
 def some(*values):
@@ -151,7 +153,7 @@ def outcome(monkeypatch):
 def test_impossible_values(config, tmp_path, outcome, faults, record_property):
     tried = 0
 
-    @settings(SLOW, max_examples=400 * faults)
+    @settings(UNLIMITED, max_examples=400 * faults)
     @given(WRONG)
     def check(wrong):
         nonlocal tried
@@ -175,7 +177,7 @@ def test_values_of_any_kind(config, faults):
         some('../x', '/', '~', 'folder:', 'folder:/', 'a/b/c', 'a:1.0', '%s', '{}', "'", '"'),
     )
 
-    @settings(SLOW, max_examples=400 * faults)
+    @settings(UNLIMITED, max_examples=400 * faults)
     @given(st.sampled_from(sorted(DEFAULTS)), anything)
     def check(key, value):
         values = {'data_dir': config.data_dir, 'cache_dir': config.cache_dir, key: value}
@@ -198,7 +200,7 @@ def test_possible_values(config, records, tmp_path, outcome, faults, record_prop
     tried = 0
 
     # Not made smaller when it fails: each example is a run.
-    @settings(SLOW, max_examples=2 * faults, phases=(Phase.generate,))
+    @settings(UNLIMITED, max_examples=2 * faults, phases=(Phase.generate,))
     @given(valid())
     def check(values):
         nonlocal tried

@@ -84,6 +84,7 @@ def count(outcomes, record_property, what):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('method', 'number'), [('xmixup', 8), ('delta', 4)])
 def test_files_of_an_unfinished_run(
     config, weights, tmp_path, caplog, faults, record_property, method, number
@@ -124,10 +125,9 @@ def test_files_of_an_unfinished_run(
     assert outcomes['noticed']
 
 
-def test_files_of_a_finished_run(config, tmp_path, caplog, faults, record_property):
-    config.eval_every = 2
-    begun, workdir = tmp_path / 'begun', tmp_path / 'run'
-    result = train_and_evaluate(config, begun)
+def test_files_of_a_finished_run(finished_run, tmp_path, caplog, faults, record_property):
+    config, begun, result = finished_run
+    workdir = tmp_path / 'run'
     expected = (begun / 'model.safetensors').read_bytes()
     outcomes = Counter()
     # The rest is not read any more.
@@ -147,11 +147,10 @@ def test_files_of_a_finished_run(config, tmp_path, caplog, faults, record_proper
     count(outcomes, record_property, 'a finished run')
 
 
-def test_a_damaged_list_of_digests(config, tmp_path, caplog):
+def test_a_damaged_list_of_digests(finished_run, tmp_path, caplog):
     """Whatever is left of it, the best network, which no checkpoint has, stays."""
-    config.eval_every = 2
-    begun, workdir = tmp_path / 'begun', tmp_path / 'run'
-    result = train_and_evaluate(config, begun)
+    config, begun, result = finished_run
+    workdir = tmp_path / 'run'
     whole = (begun / 'SHA256SUMS').read_bytes()
     best = whole.index(b'best_model') - 66  # where its line begins
     flipped = whole[:best] + bytes([whole[best] ^ 1]) + whole[best + 1 :]
@@ -170,9 +169,9 @@ def test_a_damaged_list_of_digests(config, tmp_path, caplog):
         assert damaged_files(workdir) == []
 
 
-def test_no_checkpoint_is_whole_or_readable(config, tmp_path, monkeypatch):
+def test_no_checkpoint_is_whole_or_readable(finished_run, monkeypatch):
     """The run does not begin anew behind the user's back, and what is whole stays in its place."""
-    train_and_evaluate(config, tmp_path)
+    config, tmp_path, _ = finished_run
     interrupt(tmp_path)
 
     def refuse(checkpoints, step):
@@ -192,8 +191,8 @@ def test_no_checkpoint_is_whole_or_readable(config, tmp_path, monkeypatch):
     assert train_and_evaluate(config, tmp_path)['steps'] == 6
 
 
-def test_a_finished_run_can_be_extended(config, tmp_path):
-    first = train_and_evaluate(config, tmp_path)
+def test_a_finished_run_can_be_extended(finished_run):
+    config, tmp_path, first = finished_run
     config.update({'steps': 8, 'allow_changes': True})
     assert train_and_evaluate(config, tmp_path)['steps'] == 8
     assert json.loads((tmp_path / 'result-0.json').read_text()) == first
@@ -207,6 +206,7 @@ def test_a_finished_run_can_be_extended(config, tmp_path):
         train_and_evaluate(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_and_caches(config, weights, tmp_path, caplog, faults, record_property):
     """The network on disk, the class features and the index of labels."""
     cache = tmp_path / 'cache'
@@ -237,6 +237,7 @@ def test_weights_and_caches(config, weights, tmp_path, caplog, faults, record_pr
     count(outcomes, record_property, 'the cache')
 
 
+@pytest.mark.filterwarnings('ignore:overflow encountered in cast')  # of the learning rate
 def test_a_value_that_is_no_number_is_never_saved(config, tmp_path):
     """The loss of the step is finite still: only the parameters after it are not."""
     config.optimizer.learning_rate = 1e39  # infinite in float32

@@ -11,9 +11,11 @@ import time
 from dataclasses import replace
 from functools import partial
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from environment import HANGS
 from fault_runs import ENVIRONMENT, Server, arguments, checkpoints, rows
 from safetensors.numpy import load_file
 
@@ -64,10 +66,11 @@ def in_a_small_file_system(script, **variables):
         env=ENVIRONMENT | {'SCRIPT': script} | variables,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
     )
 
 
+@pytest.mark.slow
 def test_full_and_read_only_disks(config, undisturbed, server, tmp_path):
     disk = tmp_path / 'disk'
     disk.mkdir()
@@ -98,6 +101,7 @@ def test_full_and_read_only_disks(config, undisturbed, server, tmp_path):
     assert_same(tmp_path / 'out', undisturbed)
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_grow(config, records, tmp_path):
     """As a full disk, where no file system can be mounted: files of 40 kB are the limit."""
     workdir = tmp_path / 'run'
@@ -108,12 +112,13 @@ def test_a_file_that_cannot_grow(config, records, tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=HANGS,
     )
     assert done.returncode == 1, done.stderr
     assert 'File too large' in one_line(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_second_run_and_a_folder_that_is_taken_away(config, records, server, tmp_path):
     workdir, log = tmp_path / 'run', tmp_path / 'log'
     args = arguments(config, workdir, **VALUES | {'steps': 4000})
@@ -125,7 +130,7 @@ def test_a_second_run_and_a_folder_that_is_taken_away(config, records, server, t
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
     )
     assert second.returncode == 1
     assert f'(host {os.uname().nodename}, pid {process})' in one_line(second.stderr)
@@ -146,7 +151,8 @@ def test_a_second_run_and_a_folder_that_is_taken_away(config, records, server, t
 def test_signals_before_the_first_step(config, records, server, tmp_path):
     for number in (signal.SIGTERM, signal.SIGINT):
         workdir, log = tmp_path / number.name, tmp_path / f'log {number.name}'
-        process = server.start(arguments(config, workdir, **VALUES), log)
+        many = VALUES | {'steps': 4000}  # so that it does not end before the signal
+        process = server.start(arguments(config, workdir, **many), log)
         while not (workdir / '.lock').exists():
             assert not server.ended(0.005)
         os.kill(process, number)
@@ -182,7 +188,11 @@ def test_what_is_stored_with_a_run(config, tmp_path):
     config.method = 'finetune'
     result = train_and_evaluate(config, tmp_path)
     (part,) = json.loads((tmp_path / 'environment.json').read_text())
-    assert part['first_step'] == 0 and part['device_kind'] == 'cpu' and part['devices'] == 8
+    assert (
+        part['first_step'] == 0
+        and part['device_kind'] == 'cpu'
+        and part['devices'] == jax.device_count()
+    )
     assert part['versions']['jax'] and part['variables']['JAX_PLATFORMS'] == 'cpu'
     git = partial(subprocess.run, capture_output=True, text=True)
     tracked = git(['git', 'ls-files', '--error-unmatch', 'xmixup_jax/run/provenance.py'])

@@ -90,6 +90,7 @@ def count(outcomes, record_property, what):
     )
 
 
+@pytest.mark.slow
 def test_images(faults, record_property):
     pixels = np.asarray(Image.open(io.BytesIO(GOOD['jpeg'][0])))
     # What OpenCV knows beside the usual formats: it looks at the content, not at the name.
@@ -106,6 +107,7 @@ def test_images(faults, record_property):
     count(attack(seeds, 4000 * faults, read, DataError), record_property, 'images')
 
 
+@pytest.mark.slow
 def test_weights(tmp_path, faults, record_property):
     tensors = {'conv1.weight': torch.randn(4, 3, 3, 3), 'half': torch.randn(9).half()}
     tensors['shared'] = tensors['half']
