@@ -34,7 +34,7 @@ def records(path):
 def logged(folder):
     """(run ids, rows by step, summary) of the files that wandb wrote while offline."""
     ids, rows, summary = set(), {}, {}
-    for path in sorted(folder.glob('wandb/offline-run-*/run-*.wandb')):
+    for path in sorted(folder.glob('*/offline-run-*/run-*.wandb')):
         for record in records(path):
             if record.HasField('run'):
                 ids.add(record.run.run_id)
@@ -61,7 +61,10 @@ def test_rows_and_summary(config, tmp_path, monkeypatch):
     monkeypatch.setattr(AgreedStop, 'after', stop_once)
     with pytest.raises(Interrupted):
         train_and_evaluate(config, tmp_path)
+    # wandb names its folders by the second in which a run begins.
+    (tmp_path / 'wandb').rename(tmp_path / 'first')
     result = train_and_evaluate(config, tmp_path)
+    wandb.teardown()  # its service may write the last rows after a run has finished
     ids, rows, summary = logged(tmp_path)
     assert ids == {(tmp_path / 'wandb_id').read_text()}
     with (tmp_path / 'metrics.csv').open(newline='') as file:
