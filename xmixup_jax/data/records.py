@@ -50,7 +50,13 @@ class Store:
 
 @dataclass(frozen=True)
 class Records:
-    """One split, or a selection from it."""
+    """One split, or a selection from it.
+
+    >>> images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    >>> records = Records.from_arrays(images, labels, ['cat', 'dog'])
+    >>> records.image(0, resize=6).shape, records.restrict(np.array([1])).class_names
+    ((6, 6, 3), ('dog',))
+    """
 
     name: str
     """Of the data set, for people: caches and runs know the data by `identity`."""

@@ -11,7 +11,14 @@ from xmixup_jax.errors import DataError
 
 
 class Data(NamedTuple):
-    """What a run trains and tests on."""
+    """What a run trains and tests on.
+
+    >>> images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    >>> target = Records.from_arrays(images, labels, ['cat', 'dog'])
+    >>> data = Data(target.select(np.array([0, 1])), target.select(np.array([2, 3])), None)
+    >>> len(data.target), len(data.test)
+    (2, 2)
+    """
 
     target: Records
     test: Records | None
