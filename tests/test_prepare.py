@@ -1,4 +1,4 @@
-"""`python -m xmixup_jax.cli.prepare`: everything slow in advance, and nothing twice."""
+"""`xmixup prepare`: everything slow in advance, and nothing twice."""
 
 import json
 import subprocess
@@ -18,6 +18,8 @@ from xmixup_jax.weights.files import save_weights
 from xmixup_jax.weights.pretrained import Weights
 
 
+# A process and two trainings; tests/test_sources.py has the command by itself.
+@pytest.mark.slow
 def test_prepare_leaves_nothing_slow_to_the_run(config, tmp_path):
     folders = {'data_dir': tmp_path / 'tfds', 'cache_dir': tmp_path / 'cache'}
     values = {'pretrain.steps': 3, 'model.width': 4, 'num_threads': 1} | folders
