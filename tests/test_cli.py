@@ -102,6 +102,7 @@ def test_in_a_terminal(config, records, tmp_path):
         assert line.split()[1] == str(tmp_path / name) and (tmp_path / name).is_file()
 
 
+@pytest.mark.slow
 def test_without_a_terminal(config, records, tmp_path):
     done = xmixup(
         'train', *flags(config, tmp_path, '--config.method=finetune', '--config.report=False')

@@ -91,7 +91,7 @@ class NumpyResNet:
     [
         ('resnet10', 'imagenet', 33),
         ('resnet18', 'cifar', 12),
-        ('resnet50', 'tiny', 24),
+        pytest.param('resnet50', 'tiny', 24, marks=pytest.mark.slow),
         pytest.param('resnet50', 'imagenet', 32, marks=pytest.mark.slow),  # see test_backbones.py
     ],
 )

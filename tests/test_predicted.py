@@ -103,7 +103,7 @@ def test_the_report_says_how_classes_were_matched(config, records, tmp_path):
     assert 'the mean probability that the pre-trained head gives the source class' in page
 
 
-@pytest.mark.parametrize('warm', [False, True])
+@pytest.mark.parametrize('warm', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_source_columns_begin_as_those_of_the_pretrained_head(config, records, tmp_path, warm):
     source = records[2]
     names = source.class_names[::-1]

@@ -16,7 +16,7 @@ from environment import HANGS, one_device
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
-from xmixup_jax.cli import program
+from xmixup_jax.cli import flags, program, train
 from xmixup_jax.errors import ConfigError, DataError, UserError
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.run.workdir import locked
@@ -115,15 +115,15 @@ ENVIRONMENT = one_device()
 
 
 def command(config, workdir, **values):
-    flags = {'data_dir': config.data_dir, 'cache_dir': config.cache_dir, 'weights': ''}
-    flags |= {'report': False} | values
+    given = {'data_dir': config.data_dir, 'cache_dir': config.cache_dir, 'weights': ''}
+    given |= {'report': False} | values
     return [
         sys.executable,
         '-m',
         'xmixup_jax.main',
         '--config=configs/digits.py',
         f'--workdir={workdir}',
-        *(f'--config.{key}={value}' for key, value in flags.items()),
+        *(f'--config.{key}={value}' for key, value in given.items()),
     ]
 
 
@@ -162,23 +162,33 @@ def test_stopped_and_continued_is_the_undisturbed_run(config, records, tmp_path)
     assert steps == sorted(set(steps)) and set(steps) >= set(range(5, 201, 5))
 
 
-@pytest.mark.parametrize(
-    ('values', 'code', 'words'),
-    [
-        ({'nonsense': 1}, 2, '--config.nonsense=1: there is no such key'),
-        ({'target.name': 'uci_digit'}, 1, 'did you mean uci_digits?'),
-        ({'cache_dir': '/proc/cache', 'weights': 'source'}, 1, '/proc/cache'),
-    ],
-)
-def test_mistakes_end_in_one_line(config, records, tmp_path, values, code, words):
-    done = finish(command(config, tmp_path / 'run', **values), code)
-    assert words in done.stderr
+def test_a_mistake_ends_in_one_line(config, tmp_path):
+    done = finish(command(config, tmp_path / 'run', nonsense=1), 2)
+    assert done.stderr.startswith('xmixup: --config.nonsense=1: there is no such key')
     assert done.stderr.count('\n') == 1
 
 
-def test_unwritable_work_directory(config):
-    done = finish(command(config, '/proc/run'), 1)
-    assert done.stderr.startswith('xmixup: cannot write into /proc/run')
+@pytest.mark.parametrize(
+    ('workdir', 'values', 'words'),
+    [
+        ('run', {'target.name': 'uci_digit'}, 'did you mean uci_digits?'),
+        ('run', {'cache_dir': '/proc/cache', 'weights': 'source'}, '/proc/cache'),
+        ('/proc/run', {}, 'cannot write into /proc/run'),
+    ],
+)
+def test_mistakes_within_this_process(
+    config, records, tmp_path, monkeypatch, workdir, values, words
+):
+    def fail(message, code):
+        raise SystemExit(code, message)
+
+    monkeypatch.setattr(program, 'fail', fail)
+    monkeypatch.setattr(flags, 'setup', lambda cache_dir: None)
+    arguments = command(config, tmp_path / workdir, **values)[3:]
+    with pytest.raises(SystemExit) as info:
+        program.run_and_exit(train.run, ['train', *arguments])
+    code, message = info.value.args
+    assert code == 1 and words in message and '\n' not in message
 
 
 def test_help():

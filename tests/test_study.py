@@ -44,7 +44,7 @@ def cases_of(wanted):
     return groups
 
 
-@pytest.fixture(scope='module', params=['full', 'cpu'])
+@pytest.fixture(scope='module', params=[pytest.param('full', marks=pytest.mark.slow), 'cpu'])
 def groups(request):
     return cases_of(Wanted(request.param))
 
