@@ -1,18 +1,16 @@
 """The linear probe: logistic regression on the frozen features of centre crops."""
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.compute.features import outputs_of
-from xmixup_jax.compute.step import Task, TrainState, create_task
+from xmixup_jax.compute.features import outputs_of, plain_network
+from xmixup_jax.compute.step import Task, TrainState
 from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate
-from xmixup_jax.methods.base import Sizes
 from xmixup_jax.methods.parts import linear_classifier
 from xmixup_jax.run.provenance import commit
 from xmixup_jax.run.train import backbone_weights
@@ -31,7 +29,6 @@ def probe(config: ConfigDict, data: Data) -> dict[str, Any]:
     """
     begun = time.perf_counter()
     task, state = pretrained(config)
-    state = replicate(state)
     compiling = time.perf_counter()
     outputs_of(task, config, state, data.target.select(np.arange(1)))
     compiled = time.perf_counter()
@@ -47,15 +44,10 @@ def probe(config: ConfigDict, data: Data) -> dict[str, Any]:
 
 
 def pretrained(config: ConfigDict) -> tuple[Task, TrainState]:
-    """The pre-trained network as a plain one, on the host."""
+    """The pre-trained network without a method, replicated; its head is not used."""
     config = config.copy_and_resolve_references()
     config.method = 'finetune'
-    weights = backbone_weights(config)
-    task, state = create_task(config, Sizes(1))  # whose head is not used
-    if weights is not None:
-        params, batch_stats = weights.fill(state.params, state.batch_stats)
-        state = replace(state, params=params, batch_stats=batch_stats)
-    return task, state
+    return plain_network(config, 1, backbone_weights(config))
 
 
 def fit(task: Task, config: ConfigDict, state: TrainState, data: Data) -> dict[str, Any]:

@@ -114,6 +114,26 @@ def class_means(
     return sums / counts[:, None]
 
 
+def plain_network(
+    config: ConfigDict, num_logits: int, backbone: Weights | None, *, with_head: bool = False
+) -> tuple[Task, TrainState]:
+    """The network of a run without anything of its method, replicated.
+
+    Args:
+      config: of the experiment.
+      num_logits: width of the head.
+      backbone: weights, None for random ones.
+      with_head: whether the head is that of the weights, too.
+    """
+    config = config.copy_and_resolve_references()
+    config.method = 'finetune'
+    task, state = create_task(config, Sizes(num_logits))
+    if backbone is not None:
+        params, batch_stats = backbone.fill(state.params, state.batch_stats, with_head=with_head)
+        state = replace(state, params=params, batch_stats=batch_stats)
+    return task, replicate(state)
+
+
 def predicted_similarity(
     config: ConfigDict, backbone: Weights, target: Records, source_names: Sequence[str]
 ) -> np.ndarray:
@@ -135,11 +155,7 @@ def predicted_similarity(
     """
     columns, head = backbone.head_columns(source_names), backbone.head
     assert head is not None  # `head_columns` raises without one
-    config = config.copy_and_resolve_references()
-    config.method = 'finetune'  # the plain network
-    task, state = create_task(config, Sizes(len(head['bias'])))
-    params, batch_stats = backbone.fill(state.params, state.batch_stats, with_head=True)
-    state = replicate(replace(state, params=params, batch_stats=batch_stats))
+    task, state = plain_network(config, len(head['bias']), backbone, with_head=True)
     outputs = outputs_of(task, config, state, target)
     # float64: in several processes the records come in another order.
     probabilities = softmax(outputs['logits'].astype(np.float64), axis=1)
@@ -174,16 +190,11 @@ def backbone_class_means(
         everywhere = all_gather(np.array(found is not None)).all()
         if found is not None and everywhere:
             return found[0]
-    config = config.copy_and_resolve_references()
-    config.method = 'finetune'  # the plain network
-    task, state = create_task(config, Sizes(len(records.class_names)))
-    if backbone is not None:
-        params, batch_stats = backbone.fill(state.params, state.batch_stats)
-        state = replace(state, params=params, batch_stats=batch_stats)
+    task, state = plain_network(config, len(records.class_names), backbone)
     # Several processes would have to agree on where to go on.
     resumable = None if path is None else Resumable(path)
     alone = jax.process_count() == 1
-    means = class_means(task, config, replicate(state), records, resumable if alone else None)
+    means = class_means(task, config, state, records, resumable if alone else None)
     if resumable is not None and is_first():
         resumable.finish(means=means)
     return means
