@@ -11,12 +11,14 @@ os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['XLA_FLAGS'] = simulated(DEVICES)
 
 import jax
+import psutil
 import pytest
 from hypothesis import settings
 
 from configs import digits
 from xmixup_jax.data.selection import train_and_test, train_records
 from xmixup_jax.models import MODELS, resnet
+from xmixup_jax.run.memory import give_back_memory
 from xmixup_jax.run.train import train_and_evaluate
 
 # Two stages of one block: half as many layers to compile as in the smallest of the program's own.
@@ -41,6 +43,15 @@ def pytest_terminal_summary(terminalreporter):
     for report in terminalreporter.getreports('passed'):
         for name, value in report.user_properties:
             terminalreporter.write_line(f'{name}: {value}')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def little_memory():
+    """Forgets compiled programs between two files once they fill the memory."""
+    yield
+    if psutil.Process().memory_info().rss > 2e9:
+        jax.clear_caches()
+        give_back_memory()
 
 
 @pytest.fixture
