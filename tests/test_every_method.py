@@ -135,6 +135,7 @@ def test_one_and_many_devices_give_the_same_update(config, name):
     sizes = Sizes(10, 10, 10)
     task, state = step_lib.create_task(config, sizes)
     reference = {'params': state.params, 'batch_stats': state.batch_stats}
+    reference = step_lib.with_traced_options(reference, config)
     if name == 'bituning':
         rng = np.random.default_rng(0)
         features = state.params['fc']['kernel'].shape[0]

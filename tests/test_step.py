@@ -166,6 +166,30 @@ def test_learning_rates_share_a_compiled_step_and_keep_their_own_rate(config):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 4 * b, rtol=1e-2, atol=1e-6), *moves)
 
 
+def test_coefficients_share_a_compiled_step_and_keep_their_own_value(config):
+    """The gradient is linear in the weight of the penalty; without it, it is fine-tuning's."""
+    config.update({'method': 'mmd', 'flip': True})
+    found = {}
+    for weight in (0.0, 0.5, 1.0):
+        config.mmd.weight = weight
+        task, state = step_lib.create_task(config, SIZES)
+        constants = step_lib.with_traced_options({}, config)
+        ((after, _),) = one_and_many_devices(task, constants, state, [random_batch(16)], counts=(1,))
+        found[weight] = task, jax.tree.map(np.asarray, after.params)
+    assert len({task for task, _ in found.values()}) == 1
+    config.method = 'finetune'
+    task, _ = step_lib.create_task(config, SIZES)
+    ((plain, _),) = one_and_many_devices(task, {}, state, [random_batch(16)], counts=(1,))
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-6)
+    jax.tree.map(close, found[0.0][1], jax.tree.map(np.asarray, plain.params))
+    middle = jax.tree.map(lambda a, b: (a + b) / 2, found[0.0][1], found[1.0][1])
+    jax.tree.map(close, found[0.5][1], middle)
+    assert any(
+        np.abs(a - b).max() > 1e-4
+        for a, b in zip(*(jax.tree.leaves(found[w][1]) for w in (0.0, 1.0)), strict=True)
+    )
+
+
 def test_schedules(config):
     optimizer = config.optimizer
     optimizer.warmup_steps = 10

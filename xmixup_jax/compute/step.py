@@ -18,7 +18,7 @@ from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.data.pool import look_up
 from xmixup_jax.methods.base import Method, Sizes, View
-from xmixup_jax.methods.find import method_name, method_of, options_of
+from xmixup_jax.methods.find import method_name, method_of, options_of, traced_options
 from xmixup_jax.models import Outputs, create_model, forward
 from xmixup_jax.models.base import BATCH_NORMS, batch_part
 from xmixup_jax.optimizer import set_peak
@@ -92,14 +92,23 @@ def with_peak(state: TrainState, config: ConfigDict) -> TrainState:
     return replace(state, opt_state=set_peak(state.opt_state, peak))
 
 
+def with_traced_options(constants: PyTree, config: ConfigDict) -> PyTree:
+    """A method's constants, with the values of `Option.traced` as 'options', which the `Task` does
+    not know."""
+    values = traced_options(config)
+    return constants | ({'options': jax.tree.map(np.float32, values)} if values else {})
+
+
 def make_task(config: ConfigDict, sizes: Sizes) -> Task:
     """The static side alone.
 
-    Runs of one process that differ in nothing but their seed and learning rate share it, and with
-    it the compiled steps.
+    Runs of one process that differ in nothing but their seed, learning rate and the values of
+    `Option.traced` share it, and with it the compiled steps.
     """
     same = {'seed': 0, 'optimizer.learning_rate': 1.0}
     values = experiment_values(config) | same | {'remat': config.remat, 'method': config.method}
+    for key in traced_options(config):
+        del values[f'{method_name(config.method)}.{key}']
     return _shared_task(json.dumps(values, sort_keys=True), sizes)
 
 
@@ -172,7 +181,7 @@ def train_step(
 
     Args:
       task: static.
-      constants: the method's, from its preparatory phase; replicated.
+      constants: the method's, from its preparatory phase, see `with_traced_options`; replicated.
       state: replicated; the same on every device before and after.
       batch: one device's share of `pairing.train_batches`.
 
@@ -267,9 +276,10 @@ def _step_key(batch: PyTree) -> jax.Array:
 
 
 def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) -> View:
+    options = ConfigDict(options_of(task.config).to_dict() | constants.get('options', {}))
     return View(
         name=method_name(task.config.method),
-        options=options_of(task.config),
+        options=options,
         config=task.config,
         num_classes=task.num_classes,
         key=key,

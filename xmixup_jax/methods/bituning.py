@@ -157,7 +157,7 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     loss=loss,
     options={
-        'weight': non_negative(1.0, 'of both contrasts'),
+        'weight': non_negative(1.0, 'of both contrasts', traced=True),
         'queue': count(40, 'keys of each class in the queue'),
         'momentum': fraction(0.999, 'of the key encoder, which follows the network'),
         'temperature': positive(0.07, 'by which the scores are divided'),

@@ -35,7 +35,7 @@ def penalty(view: View):
 METHOD = Method(
     penalty=penalty,
     options={
-        'eta': non_negative(0.001, 'weight of the penalty'),
+        'eta': non_negative(0.001, 'weight of the penalty', traced=True),
         'k': count(1, 'smallest singular values that are penalised'),
     },
 )

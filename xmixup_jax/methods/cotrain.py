@@ -35,8 +35,8 @@ def loss(view: View):
 METHOD = Method(
     loss=loss,
     options={
-        'target_weight': non_negative(0.5, "of the target's cross-entropy"),
-        'weight': non_negative(0.5, "of the source's cross-entropy"),
+        'target_weight': non_negative(0.5, "of the target's cross-entropy", traced=True),
+        'weight': non_negative(0.5, "of the source's cross-entropy", traced=True),
     },
     transform=transform,
     pairs=True,

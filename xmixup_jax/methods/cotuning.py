@@ -82,7 +82,7 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     loss=loss,
     options={
-        'weight': non_negative(2.3, "of the pre-trained head's cross-entropy"),
+        'weight': non_negative(2.3, "of the pre-trained head's cross-entropy", traced=True),
         'temperature': non_negative(
             0.0, "of the pre-trained head; 0: fitted to the source's test split"
         ),

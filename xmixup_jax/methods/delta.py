@@ -130,8 +130,8 @@ METHOD = Method(
     penalty=penalty,
     teach=teach,
     options={
-        'alpha': non_negative(0.01, "weight of the feature maps' distance"),
-        'beta': non_negative(0.01, 'weight decay of the head'),
+        'alpha': non_negative(0.01, "weight of the feature maps' distance", traced=True),
+        'beta': non_negative(0.01, 'weight decay of the head', traced=True),
         'images': count(128, 'target images from which the channel weights are computed'),
     },
     prepare=prepare,

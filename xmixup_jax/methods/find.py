@@ -94,6 +94,12 @@ def options_of(config: ConfigDict) -> ConfigDict:
     return config.get(method_name(config.method), ConfigDict())
 
 
+def traced_options(config: ConfigDict) -> dict[str, float]:
+    """The values of the chosen method's `Option.traced` options, by key."""
+    values = options_of(config)
+    return {key: values[key] for key, o in method_of(config).options.items() if o.traced}
+
+
 def _entry_points(name: str) -> list[importlib.metadata.EntryPoint]:
     return [e for e in importlib.metadata.entry_points(group=GROUP) if e.name == name]
 

@@ -80,6 +80,6 @@ def penalty(view: View):
 METHOD = Method(
     penalty=penalty,
     teach=teach,
-    options={'weight': non_negative(50.0, 'of the penalty')},
+    options={'weight': non_negative(50.0, 'of the penalty', traced=True)},
     prepare=reference,
 )

@@ -56,8 +56,8 @@ def penalty(view: View):
 METHOD = Method(
     penalty=penalty,
     options={
-        'alpha': non_negative(0.01, "weight of the backbone's distance from its start"),
-        'beta': non_negative(0.01, 'weight decay of the head'),
+        'alpha': non_negative(0.01, "of the backbone's distance from its start", traced=True),
+        'beta': non_negative(0.01, 'weight decay of the head', traced=True),
         'all_parameters': flag(False, 'biases, scales and shifts too, not the kernels alone'),
     },
     prepare=reference,

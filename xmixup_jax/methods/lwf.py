@@ -56,8 +56,8 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     loss=loss,
     options={
-        'weight': non_negative(1.0, 'of the distillation'),
-        'temperature': positive(2.0, 'that softens both distributions'),
+        'weight': non_negative(1.0, 'of the distillation', traced=True),
+        'temperature': positive(2.0, 'that softens both distributions', traced=True),
     },
     teach=teach,
     extra_logits=pretrained_columns,

@@ -81,8 +81,8 @@ def after_step(view: View, state):
 
 METHOD = Method(
     options={
-        'distance': positive(20.0, "maximal 1-norm of a unit's change"),
-        'head_distance': positive(20.0, 'the same for the head, from 0'),
+        'distance': positive(20.0, "maximal 1-norm of a unit's change", traced=True),
+        'head_distance': positive(20.0, 'the same for the head, from 0', traced=True),
     },
     after_step=after_step,
     prepare=reference,

@@ -41,4 +41,6 @@ def penalty(view: View):
     return view.options.weight * maximum_mean_discrepancy(features)
 
 
-METHOD = Method(penalty=penalty, options={'weight': non_negative(0.1, 'of the penalty')})
+METHOD = Method(
+    penalty=penalty, options={'weight': non_negative(0.1, 'of the penalty', traced=True)}
+)

@@ -23,19 +23,25 @@ class Option(NamedTuple):
     """Completes "must be"."""
     holds: Callable[[Any], bool]
     """Whether a value of the default's type is allowed."""
+    traced: bool = False
+    """Whether `view.options` holds it as an array, so that runs with other values share their
+    compiled steps. Only for numbers that loss, penalty, hook, teach and after_step calculate with:
+    the options of transform, optimizer and norm are without it."""
 
 
-def positive(default: float, meaning: str) -> Option:
+def positive(default: float, meaning: str, traced: bool = False) -> Option:
     """A number above 0."""
+    allowed = 'positive, below 2**32'
     return _checked(
-        Option(float(default), meaning, 'positive, below 2**32', lambda value: 0 < value < _MOST)
+        Option(float(default), meaning, allowed, lambda value: 0 < value < _MOST, traced)
     )
 
 
-def non_negative(default: float, meaning: str) -> Option:
+def non_negative(default: float, meaning: str, traced: bool = False) -> Option:
     """A number from 0 on."""
+    allowed = 'at least 0, below 2**32'
     return _checked(
-        Option(float(default), meaning, 'at least 0, below 2**32', lambda value: 0 <= value < _MOST)
+        Option(float(default), meaning, allowed, lambda value: 0 <= value < _MOST, traced)
     )
 
 

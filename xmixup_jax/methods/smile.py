@@ -86,8 +86,8 @@ METHOD = Method(
     loss=loss,
     options={
         'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha), reflected to lam >= 1/2'),
-        'feature_weight': non_negative(0.01, "of the feature maps' distance"),
-        'source_weight': non_negative(0.1, "of the pre-trained head's cross-entropy"),
+        'feature_weight': non_negative(0.01, "of the feature maps' distance", traced=True),
+        'source_weight': non_negative(0.1, "of the pre-trained head's cross-entropy", traced=True),
         'momentum': fraction(0.999, 'of the teacher, which follows the network'),
         'every': count(10, 'steps between two moves of the teacher'),
     },

@@ -61,7 +61,8 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
     # The learning rate may be another one, with config.allow_changes.
     peak = replicate(np.float32(config.optimizer.learning_rate))
     state = replace(state, opt_state=set_peak(state.opt_state, peak))
-    return Start(task, state, replicate(checkpoints.restore_constants(meta)), meta)
+    constants = step_lib.with_traced_options(checkpoints.restore_constants(meta), config)
+    return Start(task, state, replicate(constants), meta)
 
 
 def begin(
@@ -157,6 +158,7 @@ def begin(
         constants=checkpoints.save_constants(constants),
         data=data.summary(),
     )
+    constants = step_lib.with_traced_options(constants, config)
     return Start(task, replicate(state), replicate(constants), meta)
 
 
