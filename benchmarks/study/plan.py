@@ -14,6 +14,7 @@ from benchmarks.study import tasks
 from benchmarks.study.names import BATCH_NORMS, COMBINATIONS, NAMES, NORM_NAMES, PROBE, Changes
 from benchmarks.study.tasks import ALL, FEW, LITE0, LITE2, SCALES
 from xmixup_jax.errors import UserError
+from xmixup_jax.methods import METHODS
 
 RUNS = 'runs.csv'
 KEY = ('scale', 'part', 'task', 'shots', 'name', 'option', 'seed')
@@ -90,10 +91,15 @@ class Case(NamedTuple):
 
 
 Group = list[Case]
-"""Cases that share their compiled steps: they differ in seed and learning rate alone, see
-`step.make_task`."""
+"""Cases that share their compiled steps: they differ in seed, learning rate and coefficient alone,
+see `step.make_task`."""
 Phase = Callable[[Found], Iterator[Group]]
-"""From what has been run to the groups that can run now."""
+"""From what has been run to the groups that follow from it. Raises NotTuned while runs that it
+depends on are missing."""
+
+
+class NotTuned(UserError):
+    """A tuning run is missing."""
 
 
 class Wanted(NamedTuple):
@@ -136,13 +142,13 @@ class Choice(NamedTuple):
         """Held-out top-1 with an option; -inf if the run diverged.
 
         Raises:
-          UserError: there is no such row.
+          NotTuned: there is no such row.
         """
         wanted = (self.scale, self.part, self.tuned_on, self.shots, name, text(option), 0)
         if wanted in found:
             row = found[wanted]
             return -math.inf if row['error'] else row['top1']
-        raise UserError(
+        raise NotTuned(
             f'{RUNS} has no run of {name} on {self.tuned_on} ({images(self.shots)}, '
             f'{self.scale}) with {text(option)}: begin with --parts={self.part} --names={name}'
         )
@@ -184,7 +190,7 @@ def images(shots: int) -> str:
 
 
 def phases(wanted: Wanted) -> Iterator[Phase]:
-    """The phases of the study in order: each needs the rows of those before it.
+    """The phases of the study in order of priority.
 
     Name by name over all tasks and seeds, so that a study that is cut off has whole rows.
     """
@@ -195,11 +201,11 @@ def phases(wanted: Wanted) -> Iterator[Phase]:
             if 'tune' in wanted.parts:
                 yield from _tuning(name, wanted.scale, choices)
             if 'main' in wanted.parts:
-                yield partial(_main, 'main', name, choices, seeds)
+                yield from _phase_of_each(choices, _main, 'main', name, seeds)
             if 'batch_norm' in wanted.parts and name in NORM_NAMES:
-                yield partial(_batch_norm, name, choices, seeds)
+                yield from _phase_of_each(choices, _batch_norm, name, seeds)
         if 'combine' in wanted.parts and shots == FEW:
-            yield partial(_combine, choices, seeds)
+            yield from _phase_of_each(choices, _combine, seeds)
         if SCALES[wanted.scale].needs_gpu and shots == FEW:
             lite2 = [each._replace(part='lite2_tune') for each in choices]
             lite2 = [each for each in lite2 if each.task in LITE2_TASKS]
@@ -207,7 +213,12 @@ def phases(wanted: Wanted) -> Iterator[Phase]:
                 if 'lite2_tune' in wanted.parts:
                     yield from _tuning(name, wanted.scale, lite2)
                 if 'lite2' in wanted.parts:
-                    yield partial(_main, 'lite2', name, lite2, seeds)
+                    yield from _phase_of_each(lite2, _main, 'lite2', name, seeds)
+
+
+def _phase_of_each(choices: list[Choice], function, *arguments) -> Iterator[Phase]:
+    for choice in choices:
+        yield partial(function, *arguments, choice)
 
 
 def _fixed(name: str) -> Changes:
@@ -220,40 +231,40 @@ def _tuning(name: str, scale: str, choices: list[Choice]) -> Iterator[Phase]:
     if name == PROBE or NAMES[name].tuned_as:
         return
     for stage in range(len(stages(name, scale))):
+        own = [choice for choice in choices if choice.tuned_on == choice.task]
+        yield from _phase_of_each(own, _tuning_stage, name, scale, stage)
 
-        def phase(found: Found, stage: int = stage) -> Iterator[Group]:
-            for choice in (each for each in choices if each.tuned_on == each.task):
-                best: Changes = {}
-                for options in stages(name, scale)[:stage]:
-                    best = choice.best(name, options(best), found)
-                # The best one so far has been run by an earlier stage.
-                options = [each for each in stages(name, scale)[stage](best) if each != best]
-                for _, same in itertools.groupby(options, _program):
-                    yield [case for option in same for case in choice.group(name, option)]
 
-        yield phase
+def _tuning_stage(name, scale: str, stage: int, choice: Choice, found: Found) -> Iterator[Group]:
+    best: Changes = {}
+    for options in stages(name, scale)[:stage]:
+        best = choice.best(name, options(best), found)
+    # The best one so far has been run by an earlier stage.
+    options = [each for each in stages(name, scale)[stage](best) if each != best]
+    for _, same in itertools.groupby(options, partial(_program, name)):
+        yield [case for option in same for case in choice.group(name, option)]
 
 
 def stages(name: str, scale: str) -> list[Callable[[Changes], list[Changes]]]:
     """How a name is tuned: functions from the best option so far to the options to try.
 
-    First the learning rate with each choice of batch norm; then, at the full scale, `mixed` batch
-    norm at the chosen rate; then the main coefficient. All but the first list their argument too.
+    First the learning rate with each choice of batch norm; then, at the full scale, the main
+    coefficient. The second lists its argument too.
     """
     size, (_, coefficient, _, norms) = SCALES[scale], NAMES[name]
     rates = [_rate(rate, norm) for norm in norms for rate in size.learning_rates[norm]]
     found: list[Callable[[Changes], list[Changes]]] = [lambda best: rates]
-    if size.tunes_further and len(norms) > 1:
-        found.append(lambda best: [best, best | {'batch_norm': 'mixed'}])
     if size.tunes_further and coefficient:
         key, values = coefficient
         found.append(lambda best: [best, *(best | {key: value} for value in values[1:])])
     return found
 
 
-def _program(option: Changes) -> Changes:
+def _program(name: str, option: Changes) -> Changes:
     """The part of an option that a compiled step depends on."""
-    return {key: value for key, value in option.items() if key != 'optimizer.learning_rate'}
+    method = NAMES[name].changes['method']
+    traced = {f'{method}.{key}' for key, each in METHODS[method].options.items() if each.traced}
+    return {k: v for k, v in option.items() if k not in traced | {'optimizer.learning_rate'}}
 
 
 def _rate(rate: float, norm: str) -> Changes:
@@ -290,31 +301,28 @@ def _group(part, choice: Choice, name, option: str, seeds: list[int], changes: C
     return [Case(*key, seed, changes) for seed in seeds]
 
 
-def _main(part, name, choices: list[Choice], seeds: list[int], found: Found) -> Iterator[Group]:
+def _main(part, name, seeds: list[int], choice: Choice, found: Found) -> Iterator[Group]:
     """A name as tuned, tested on the test images."""
-    for choice in choices:
-        changes = _fixed(name) | chosen_option(name, choice, found)
-        yield _group(part, choice, name, '', seeds, changes)
+    changes = _fixed(name) | chosen_option(name, choice, found)
+    yield _group(part, choice, name, '', seeds, changes)
 
 
-def _batch_norm(name, choices: list[Choice], seeds: list[int], found: Found) -> Iterator[Group]:
+def _batch_norm(name, seeds: list[int], choice: Choice, found: Found) -> Iterator[Group]:
     """A name with the choices of batch norm that `main` does not have, each at its own rate."""
-    for choice in choices:
-        chosen = chosen_option(name, choice, found)
-        further = ('mixed',) if SCALES[choice.scale].tunes_further else ()
-        for norm in (*BATCH_NORMS, *further):
-            option = with_norm(name, norm, choice, found)
-            if option != chosen:
-                changes = _fixed(name) | option
-                label = text({'batch_norm': norm})
-                yield _group('batch_norm', choice, name, label, seeds, changes)
+    chosen = chosen_option(name, choice, found)
+    further = ('mixed',) if SCALES[choice.scale].tunes_further else ()
+    for norm in (*BATCH_NORMS, *further):
+        option = with_norm(name, norm, choice, found)
+        if option != chosen:
+            changes = _fixed(name) | option
+            label = text({'batch_norm': norm})
+            yield _group('batch_norm', choice, name, label, seeds, changes)
 
 
-def _combine(choices: list[Choice], seeds: list[int], found: Found) -> Iterator[Group]:
+def _combine(seeds: list[int], choice: Choice, found: Found) -> Iterator[Group]:
     """Combinations for the best network with few images, on images that are held out."""
-    for choice in choices:
-        yield _group('combine', choice, PROBE, '', seeds, _fixed(PROBE))
-        for name, combinations in COMBINATIONS.items():
-            base = _fixed(name) | with_norm(name, 'frozen', choice, found)
-            for option, changes in combinations.items():
-                yield _group('combine', choice, name, option, seeds, base | changes)
+    yield _group('combine', choice, PROBE, '', seeds, _fixed(PROBE))
+    for name, combinations in COMBINATIONS.items():
+        base = _fixed(name) | with_norm(name, 'frozen', choice, found)
+        for option, changes in combinations.items():
+            yield _group('combine', choice, name, option, seeds, base | changes)

@@ -35,7 +35,8 @@ import os
 import shutil
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import jax
@@ -104,20 +105,51 @@ def study(wanted: plan.Wanted, data: Path, workdir: Path, results: Path, jobs: i
     tasks.check_data(data, list(wanted.tasks))
     results.mkdir(parents=True, exist_ok=True)
     table = results / plan.RUNS
-    with workers(jobs, workdir) as pool:
-        for phase in plan.phases(wanted):
-            found = plan.by_key(plan.read(table))
-            missing = [[case for case in group if case.key not in found] for group in phase(found)]
-            work = [(group, data, workdir, table) for group in missing if group]
-            if work:
-                title = f'{work[0][0][0].part} {work[0][0][0].name}'
-                futures = [pool.submit(make, *each) for each in work]
-                bar = tqdm(as_completed(futures), title, len(futures), unit='group', disable=None)
-                for future in bar:
-                    future.result()
+    phases, begun = list(plan.phases(wanted)), set()
+    running: set[Future] = set()
+    with workers(jobs, workdir) as pool, tqdm(unit='group', disable=None) as bar:
+        while True:
+            for group in next_groups(phases, plan.by_key(plan.read(table)), begun):
+                if len(running) == jobs:
+                    break
+                bar.set_description(f'{group[0].part} {group[0].name} {group[0].task}')
+                begun |= {case.key for case in group}
+                running.add(pool.submit(make, group, data, workdir, table))
+            if not running:
+                break
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+                bar.update()
     failed = sum(bool(row['error']) for row in plan.read(table))
     if failed:
         raise UserError(f'{failed} runs failed: {table} says why')
+
+
+def next_groups(phases: list[plan.Phase], found: plan.Found, begun: set[tuple]) -> Iterator[Group]:
+    """The groups that can run now, the most urgent first.
+
+    Args:
+      phases: of the study.
+      found: the rows that there are.
+      begun: keys of cases that have been begun; extended by the caller.
+
+    Raises:
+      NotTuned: of what is left nothing can run, and nothing is under way.
+    """
+    waiting = None
+    for phase in phases:
+        try:
+            groups = list(phase(found))
+        except plan.NotTuned as error:
+            waiting = waiting or error
+            continue
+        for group in groups:
+            left = [case for case in group if case.key not in found and case.key not in begun]
+            if left:
+                yield left
+    if waiting is not None and begun <= found.keys():
+        raise waiting
 
 
 @contextlib.contextmanager

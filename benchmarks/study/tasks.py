@@ -40,7 +40,9 @@ class Scale(NamedTuple):
     learning_rates: dict[str, tuple[float, ...]]
     """To choose from, by batch norm; the first wins a draw."""
     tunes_further: bool
-    """Whether `mixed` batch norm and the main coefficient are tuned too."""
+    """Whether the main coefficient is tuned too."""
+    steps_per_dispatch: int
+    """A step of Lite0 on a GPU is shorter than it takes to start one."""
     tuned_on: dict[str, str]
     """The task whose held-out images choose for another one. A task that is not here chooses for
     itself."""
@@ -57,6 +59,7 @@ SCALES = {
         steps={FEW: (300, 600), ALL: (1000, 1600)},
         learning_rates=dict.fromkeys(BATCH_NORMS, (0.01, 0.003, 0.001, 0.0003, 0.03)),
         tunes_further=True,
+        steps_per_dispatch=50,
         tuned_on={'grocery81': 'cub100'}
         | dict.fromkeys(('sports22', 'flowers17', 'food10'), 'scene15'),
     ),
@@ -72,6 +75,7 @@ SCALES = {
         # Frozen statistics need smaller rates.
         learning_rates={'batch': (0.01, 0.03), 'frozen': (0.003, 0.001)},
         tunes_further=False,
+        steps_per_dispatch=1,
         tuned_on=dict.fromkeys(('flowers17', 'food10'), 'scene15'),
     ),
 }
@@ -101,6 +105,7 @@ def configuration(
     config.model.name, config.weights = network, WEIGHTS[network]
     config.steps = size.steps[shots][task in LARGE_TASKS]
     config.batch_size = 32
+    config.steps_per_dispatch = size.steps_per_dispatch
     # The study chooses the defaults, so it must not depend on them.
     config.batch_norm = 'batch'
     config.warm_head = False
