@@ -1,6 +1,8 @@
 """Putting arrays on the devices, and how many programs may wait for them."""
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +15,25 @@ PyTree = Any
 
 def _mesh() -> Mesh:
     return Mesh(jax.local_devices(), ('batch',))
+
+
+@contextlib.contextmanager
+def on_host() -> Iterator[None]:
+    """Within it the CPU computes what no array of an accelerator has a part in.
+
+    For values of many shapes, such as a network's first ones: on an accelerator each shape is a
+    program to compile.
+    """
+    if jax.default_backend() == 'cpu':
+        yield
+        return
+    try:
+        cpu = jax.local_devices(backend='cpu')[0]
+    except RuntimeError:  # left out of JAX_PLATFORMS
+        yield
+        return
+    with jax.default_device(cpu):
+        yield
 
 
 def replicate(tree: PyTree) -> PyTree:

@@ -17,6 +17,7 @@ from xmixup_jax.compute import augment
 from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.data.pool import look_up
+from xmixup_jax.devices import on_host
 from xmixup_jax.methods.base import Method, Sizes, View
 from xmixup_jax.methods.find import method_name, method_of, options_of, traced_options
 from xmixup_jax.models import Outputs, create_model, forward
@@ -80,9 +81,11 @@ class Task:
 
 
 def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
-    """Builds network and optimiser for these numbers of classes, and a run's first state."""
+    """Builds network and optimiser for these numbers of classes, and a run's first state, in the
+    memory of the host."""
     task = make_task(config, sizes)
-    state = _state(task.tx, *_create_model(config, sizes)[1:])
+    with on_host():
+        state = _state(task.tx, *_create_model(config, sizes)[1:])
     return task, with_peak(state, config)
 
 

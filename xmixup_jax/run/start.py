@@ -20,7 +20,7 @@ from xmixup_jax.compute.features import (
 from xmixup_jax.config import choose_method
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, open_split
-from xmixup_jax.devices import replicate
+from xmixup_jax.devices import on_host, replicate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.files import MATCH, write_json
 from xmixup_jax.matching import ClassMatch, assign, class_similarity
@@ -147,7 +147,9 @@ def begin(
         setup = setup._replace(state=with_linear_head(setup))
     state, constants = method.prepare(setup)
     # The optimiser begins with what the preparatory phase made of the parameters.
-    state = step_lib.with_peak(replace(state, opt_state=task.tx.init(state.params)), config)
+    with on_host():
+        state = replace(state, opt_state=task.tx.init(state.params))
+    state = step_lib.with_peak(state, config)
     meta = Meta(
         config=config.to_dict(),
         iterator=None,
