@@ -101,11 +101,15 @@ def sum_of_shifts(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _sum_of_shifts(x, kernel, stride):
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    flat = kernel.reshape(-1, x.shape[-1]).astype(dtype)
-    parts = _shifts(x, len(kernel), stride)
-    total = sum(part.astype(dtype) * weight for part, weight in zip(parts, flat, strict=True))
-    return total.astype(x.dtype)
+    return _weighted_sum(_shifts(x, len(kernel), stride), kernel, x.dtype)
+
+
+def _weighted_sum(parts, kernel, dtype):
+    """Added up in float32, as cuDNN does it."""
+    wide = jnp.promote_types(dtype, jnp.float32)
+    flat = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
+    total = sum(part.astype(wide) * weight for part, weight in zip(parts, flat, strict=True))
+    return total.astype(dtype)
 
 
 def _forward(x, kernel, stride):
@@ -115,7 +119,14 @@ def _forward(x, kernel, stride):
 def _backward(stride, saved, grad):
     x, kernel = saved
     side = len(kernel)
-    (grad_x,) = jax.linear_transpose(lambda x: _sum_of_shifts(x, kernel, stride), x)(grad)
+
+    def transposed(kernel, grad):
+        return jax.linear_transpose(lambda x: _sum_of_shifts(x, kernel, stride), x)(grad)[0]
+
+    def flipped(kernel, grad):
+        return _input_gradient(kernel, grad, x.shape, stride)
+
+    grad_x = jax.lax.platform_dependent(kernel, grad, cpu=transposed, default=flipped)
 
     def of_batch(x, grad):
         dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -131,21 +142,44 @@ def _backward(stride, saved, grad):
     return grad_x, grad_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
+def _input_gradient(kernel, grad, shape: tuple[int, ...], stride: int):
+    """The gradient of the input, [B, H, W, C], as the sum of shifts of `grad` with zeros between
+    its pixels; the kernel is turned by 180 degrees."""
+    side = len(kernel)
+    pads = [(0, 0, 0)]
+    for size, (before, _) in zip(shape[1:3], _paddings(shape, side, stride), strict=True):
+        dilated = (-(-size // stride) - 1) * stride + 1
+        left = side - 1 - before
+        pads.append((left, size + side - 1 - left - dilated, stride - 1))
+    padded = jax.lax.pad(grad, jnp.zeros((), grad.dtype), (*pads, (0, 0, 0)))
+    return _weighted_sum(_slices(padded, side, shape[1:3], 1), kernel[::-1, ::-1], grad.dtype)
+
+
 sum_of_shifts.defvjp(_forward, _backward)
 
 
 def _shifts(x: jax.Array, side: int, stride: int) -> list[jax.Array]:
     """What each place of a `side` x `side` kernel sees of x, row by row."""
-    batch, *sizes, channels = x.shape
-    outputs = [-(-size // stride) for size in sizes]
-    missing = [
-        max((out - 1) * stride + side - size, 0) for out, size in zip(outputs, sizes, strict=True)
-    ]
-    x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in missing), (0, 0)))
+    outputs = [-(-size // stride) for size in x.shape[1:3]]
+    x = jnp.pad(x, ((0, 0), *_paddings(x.shape, side, stride), (0, 0)))
+    return _slices(x, side, outputs, stride)
+
+
+def _paddings(shape: tuple[int, ...], side: int, stride: int) -> list[tuple[int, int]]:
+    """Zeros before and after the rows, and the columns, of images [B, H, W, C]."""
+    missing = [max((-(-size // stride) - 1) * stride + side - size, 0) for size in shape[1:3]]
+    return [(p // 2, p - p // 2) for p in missing]
+
+
+def _slices(x, side: int, outputs, stride: int) -> list[jax.Array]:
+    """The parts of padded images x, [B, h, w, C], that the places of a kernel meet."""
     height, width = [(out - 1) * stride + 1 for out in outputs]
     return [
         jax.lax.slice(
-            x, (0, i, j, 0), (batch, i + height, j + width, channels), (1, stride, stride, 1)
+            x,
+            (0, i, j, 0),
+            (len(x), i + height, j + width, x.shape[3]),
+            (1, stride, stride, 1),
         )
         for i in range(side)
         for j in range(side)
