@@ -106,7 +106,7 @@ def test_every_name_has_the_same_budget(groups):
     full = groups[0][0].scale == 'full'
     for (_, _, name), options in runs.items():
         norms = 1 if name == 'stochnorm' else 2
-        expected = 5 * norms + 2 * bool(NAMES[name].coefficient)
+        expected = 3 * norms + 2 * bool(NAMES[name].coefficient)
         assert len(options) == (expected if full else 2 * norms)
 
 
@@ -181,7 +181,7 @@ def test_groups_run_as_soon_as_what_they_need_is_there_the_most_urgent_first():
         for case in group:
             labels = dict(zip(plan.KEY, case.key, strict=True))
             found[case.key] = row(**labels, top1=0.1)
-    assert len(begun) == len(found) == 2 * 10 + 6 + 2 * 12 + 6
+    assert len(begun) == len(found) == 2 * 6 + 6 + 2 * 8 + 6
     # Tuning of l2sp fills what fine-tuning leaves idle, and no more than that.
     last = max(i for i, each in enumerate(order) if each == ('finetune', 'main'))
     assert 0 < sum(each == ('l2sp', 'tune') for each in order[:last]) <= 4

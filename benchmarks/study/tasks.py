@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import ml_collections
 
-from benchmarks.study.names import BATCH_NORMS
 from configs import folder
 from xmixup_jax import defaults
 from xmixup_jax.errors import DataError
@@ -57,7 +56,7 @@ SCALES = {
         tasks=TASKS,
         seeds={FEW: 5, ALL: 3},
         steps={FEW: (200, 400), ALL: (1000, 1600)},
-        learning_rates=dict.fromkeys(BATCH_NORMS, (0.01, 0.003, 0.001, 0.0003, 0.03)),
+        learning_rates={'batch': (0.01, 0.003, 0.03), 'frozen': (0.003, 0.001, 0.01)},
         tunes_further=True,
         steps_per_dispatch=50,
         tuned_on={'grocery81': 'cub100'}
