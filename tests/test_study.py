@@ -125,7 +125,7 @@ def test_tuning_takes_the_best_on_held_out_images_stage_by_stage():
         'optimizer.learning_rate=0.03 batch_norm=mixed': 0.9,  # has no part in it
         'optimizer.learning_rate=0.003 batch_norm=frozen l2sp.alpha=0.1': 0.6,
         'optimizer.learning_rate=0.03 batch_norm=batch l2sp.alpha=0.1': 0.9,  # nor has this
-        'optimizer.learning_rate=0.001 batch_norm=batch': 0.3,
+        'optimizer.learning_rate=0.003 batch_norm=batch': 0.3,
     }
     found, choice = tuned(best), Choice('full', 'food10', FEW)
     option = plan.chosen_option('l2sp', choice, plan.by_key(found))
@@ -141,12 +141,12 @@ def test_tuning_takes_the_best_on_held_out_images_stage_by_stage():
         option = plan.chosen_option(name, choice, plan.by_key(found))
         assert option == {'optimizer.learning_rate': 0.003, 'batch_norm': 'frozen'}
     option = plan.chosen_option('xmixup_raw', choice, plan.by_key(found))
-    assert option == {'optimizer.learning_rate': 0.001, 'batch_norm': 'batch'}
+    assert option == {'optimizer.learning_rate': 0.003, 'batch_norm': 'batch'}
     rates = {
         norm: plan.with_norm('xmixup', norm, choice, plan.by_key(found))['optimizer.learning_rate']
         for norm in ('batch', 'frozen', 'mixed')
     }
-    assert rates == {'batch': 0.001, 'frozen': 0.003, 'mixed': 0.003}
+    assert rates == {'batch': 0.003, 'frozen': 0.003, 'mixed': 0.003}
 
 
 def test_a_diverged_run_is_not_chosen():
