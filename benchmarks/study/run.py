@@ -197,8 +197,8 @@ def make(group: Group, data: Path, workdir: Path, table: Path) -> None:
     """Makes runs one after the other and adds a row to runs.csv for each.
 
     The group shares its compiled steps, since its runs differ in nothing but seed and learning rate
-    (`step.make_task`). Another choice of batch norm is another program. Each process keeps its
-    compiled programs in the cache of `workdir`.
+    (`step.make_task`). Another choice of batch norm is another program. A name's run in `main` has
+    the program of its tuning run, which it finds in the compilation cache of `workdir`.
     """
     for case in group:
         append(table, _make(case, data, workdir))
@@ -213,10 +213,6 @@ def _make(case: Case, data: Path, workdir: Path) -> Row:
     config = case.configuration(data, workdir / 'cache')
     config_lib.validate(config, jax.device_count())
     setup(config.cache_dir)
-    # XLA's cache of single kernels, on which programs that are alike draw, bears one writer alone.
-    own = f'xla-{min(os.sched_getaffinity(0))}'
-    jax.config.update('jax_compilation_cache_dir', str(workdir / 'cache' / own))
-    jax.config.update('jax_persistent_cache_enable_xla_caches', 'all')
     logging.getLogger('xmixup_jax').setLevel(logging.WARNING)
     row = case._asdict() | {'changes': plan.text(case.changes)}
     row |= {

@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 _SMALL = 3  # px, side of the result
@@ -23,20 +22,11 @@ def convolution(
     def usual(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
-    if kernel.shape[:2] == (1, 1):
-        product = partial(pointwise_product, strides=strides)
-        return jax.lax.platform_dependent(x, kernel, cuda=product, default=usual)
     shape = jax.eval_shape(usual, x, kernel).shape
-    if max(shape[1:3]) > _SMALL:
+    if max(shape[1:3]) > _SMALL or kernel.shape[:2] == (1, 1):
         return usual(x, kernel)
     product = partial(matrix_product, strides=strides, padding=padding, shape=shape)
     return jax.lax.platform_dependent(x, kernel, cpu=product, default=usual)
-
-
-def pointwise_product(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    """A convolution with a kernel of one pixel, [1, 1, C, D], as a matrix product."""
-    x = x[:, :: strides[0], :: strides[1]]
-    return jax.lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
 
 
 def matrix_product(
@@ -78,7 +68,6 @@ class DepthwiseConv(nnx.Module):
             x,
             self.kernel[...].astype(x.dtype),
             cpu=lambda x, kernel: sum_of_shifts(x, kernel, self.stride),
-            cuda=lambda x, kernel: sum_of_shifts(x, kernel, self.stride),
             default=lambda x, kernel: grouped_conv(x, kernel, self.stride),
         )
 
@@ -102,15 +91,10 @@ def sum_of_shifts(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 
 def _sum_of_shifts(x, kernel, stride):
-    return _weighted_sum(_shifts(x, len(kernel), stride), kernel, x.dtype)
-
-
-def _weighted_sum(parts, kernel, dtype):
-    """Added up in float32, as cuDNN does it."""
-    wide = jnp.promote_types(dtype, jnp.float32)
-    flat = kernel.reshape(-1, kernel.shape[-1]).astype(wide)
-    total = sum(part.astype(wide) * weight for part, weight in zip(parts, flat, strict=True))
-    return total.astype(dtype)
+    flat = kernel.reshape(-1, x.shape[-1])
+    return sum(
+        part * weight for part, weight in zip(_shifts(x, len(kernel), stride), flat, strict=True)
+    )
 
 
 def _forward(x, kernel, stride):
@@ -119,65 +103,17 @@ def _forward(x, kernel, stride):
 
 def _backward(stride, saved, grad):
     x, kernel = saved
-    side, wide = len(kernel), jnp.promote_types(x.dtype, jnp.float32)
-
-    def transposed(kernel, grad):
-        return jax.linear_transpose(lambda x: _sum_of_shifts(x, kernel, stride), x)(grad)[0]
-
-    def flipped(kernel, grad):
-        return _input_gradient(kernel, grad, x.shape, stride)
-
-    grad_x = jax.lax.platform_dependent(kernel, grad, cpu=transposed, default=flipped)
-
-    def image_by_image(x, grad):
-        def of_one(image_and_grad):
-            image, grad = (each.astype(wide) for each in image_and_grad)
-            return jnp.stack(
-                [(p[0] * grad).sum((0, 1)) for p in _shifts(image[None], side, stride)]
-            )
-
-        # As one sum over the batch it takes three times as long on a CPU.
-        return jax.lax.map(of_one, (x, grad)).sum(0)
-
-    def gathered(x, grad):
-        return _kernel_gradient(x, grad, side, stride)
-
-    grad_kernel = jax.lax.platform_dependent(x, grad, cpu=image_by_image, default=gathered)
-    return grad_x, grad_kernel.reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _input_gradient(kernel, grad, shape: tuple[int, ...], stride: int):
-    """The gradient of the input, [B, H, W, C], as the sum of shifts of `grad` with zeros between
-    its pixels; the kernel is turned by 180 degrees."""
     side = len(kernel)
-    pads = [(0, 0, 0)]
-    for size, (before, _) in zip(shape[1:3], _paddings(shape, side, stride), strict=True):
-        dilated = (-(-size // stride) - 1) * stride + 1
-        left = side - 1 - before
-        pads.append((left, size + side - 1 - left - dilated, stride - 1))
-    padded = jax.lax.pad(grad, jnp.zeros((), grad.dtype), (*pads, (0, 0, 0)))
-    return _weighted_sum(_slices(padded, side, shape[1:3], 1), kernel[::-1, ::-1], grad.dtype)
+    (grad_x,) = jax.linear_transpose(lambda x: _sum_of_shifts(x, kernel, stride), x)(grad)
 
+    def of_one_image(image_and_grad):
+        image, grad = image_and_grad
+        parts = _shifts(image[None], side, stride)
+        return jnp.stack([(part[0] * grad).sum((0, 1)) for part in parts])
 
-def _kernel_gradient(x, grad, side: int, stride: int):
-    """The gradient of the kernel, [side * side, C], as one sum over all images and places.
-
-    What each place of the kernel sees is looked up, so that a GPU does it in one program: a sum
-    for each place would be as many.
-    """
-    (batch, *_, channels), outputs = x.shape, grad.shape[1:3]
-    x = jnp.pad(x, ((0, 0), *_paddings(x.shape, side, stride), (0, 0)))
-    places = np.arange(side)[:, None] + stride * np.arange(max(outputs))
-    rows, columns = (places[:, :out] for out in outputs)
-    indices = np.stack(
-        np.broadcast_arrays(rows[:, None, :, None], columns[None, :, None, :]), axis=-1
-    ).reshape(side * side, *outputs, 2)
-    dimensions = jax.lax.GatherDimensionNumbers(
-        offset_dims=(1, 4), collapsed_slice_dims=(1, 2), start_index_map=(1, 2)
-    )
-    seen = jax.lax.gather(x, indices, dimensions, (batch, 1, 1, channels), mode='promise_in_bounds')
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return (seen.astype(wide) * grad.astype(wide)).sum((1, 2, 3))
+    # Image by image: as one sum over the batch it takes three times as long.
+    grad_kernel = jax.lax.map(of_one_image, (x, grad)).sum(0)
+    return grad_x, grad_kernel.reshape(kernel.shape)
 
 
 sum_of_shifts.defvjp(_forward, _backward)
@@ -185,26 +121,16 @@ sum_of_shifts.defvjp(_forward, _backward)
 
 def _shifts(x: jax.Array, side: int, stride: int) -> list[jax.Array]:
     """What each place of a `side` x `side` kernel sees of x, row by row."""
-    outputs = [-(-size // stride) for size in x.shape[1:3]]
-    x = jnp.pad(x, ((0, 0), *_paddings(x.shape, side, stride), (0, 0)))
-    return _slices(x, side, outputs, stride)
-
-
-def _paddings(shape: tuple[int, ...], side: int, stride: int) -> list[tuple[int, int]]:
-    """Zeros before and after the rows, and the columns, of images [B, H, W, C]."""
-    missing = [max((-(-size // stride) - 1) * stride + side - size, 0) for size in shape[1:3]]
-    return [(p // 2, p - p // 2) for p in missing]
-
-
-def _slices(x, side: int, outputs, stride: int) -> list[jax.Array]:
-    """The parts of padded images x, [B, h, w, C], that the places of a kernel meet."""
+    batch, *sizes, channels = x.shape
+    outputs = [-(-size // stride) for size in sizes]
+    missing = [
+        max((out - 1) * stride + side - size, 0) for out, size in zip(outputs, sizes, strict=True)
+    ]
+    x = jnp.pad(x, ((0, 0), *((p // 2, p - p // 2) for p in missing), (0, 0)))
     height, width = [(out - 1) * stride + 1 for out in outputs]
     return [
         jax.lax.slice(
-            x,
-            (0, i, j, 0),
-            (len(x), i + height, j + width, x.shape[3]),
-            (1, stride, stride, 1),
+            x, (0, i, j, 0), (batch, i + height, j + width, channels), (1, stride, stride, 1)
         )
         for i in range(side)
         for j in range(side)
