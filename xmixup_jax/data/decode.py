@@ -1,6 +1,7 @@
 """Decoding on the host: encoded bytes to square uint8 RGB images, in no more detail than needed."""
 
 import contextlib
+import importlib.util
 import struct
 from functools import cache
 from types import ModuleType
@@ -22,6 +23,14 @@ _SCAN = b'\xff\xda'
 _PNG = b'\x89PNG\r\n\x1a\n'
 _ANIMATION = (b'acTL', b'fcTL', b'fdAT')
 _EXIF_WITHIN = 2**16
+# Formats that photographs come in, by what they need beyond OpenCV: a feature of Pillow or a package.
+_SUFFIXES = (
+    '.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.bmp', '.dib', '.gif', '.webp',
+    '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.tga',
+)  # fmt: skip
+_JPEG_2000_SUFFIXES = ('.jp2', '.j2k', '.j2c', '.jpc', '.jpf', '.jpx')
+_AVIF_SUFFIXES = ('.avif',)
+_HEIF_SUFFIXES = ('.heic', '.heif', '.hif')
 
 
 @cache
@@ -32,6 +41,40 @@ def _cv2() -> ModuleType:
     # The loader has threads of its own; OpenCV's would only contend with them.
     cv2.setNumThreads(0)
     return cv2
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the photographs that the installed libraries read.
+
+    Returns:
+      lower case, with the dot: '.jpg', '.jfif', '.png', ...; '.jp2' and '.avif' where Pillow was
+      built with them, '.heic' where the package pillow_heif is installed.
+    """
+    from PIL import features
+
+    found = set(_SUFFIXES)
+    for suffixes, there in (
+        (_JPEG_2000_SUFFIXES, features.check('jpg_2000')),
+        (_AVIF_SUFFIXES, features.check('avif')),
+        (_HEIF_SUFFIXES, importlib.util.find_spec('pillow_heif') is not None),
+    ):
+        found.update(suffixes if there else ())
+    return frozenset(found)
+
+
+def missing_package(suffix: str) -> str | None:
+    """The package without which files of this suffix, '.heic' say, cannot be read.
+
+    Returns:
+      its name for pip; None if the files are read, or are no photographs.
+    """
+    suffix = suffix.lower()
+    if suffix in image_suffixes():
+        return None
+    if suffix in _HEIF_SUFFIXES:
+        return 'pillow-heif'
+    return 'pillow' if suffix in (*_JPEG_2000_SUFFIXES, *_AVIF_SUFFIXES) else None
 
 
 def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
