@@ -2,13 +2,16 @@
 
 import contextlib
 import importlib.util
-import struct
+import io
+import warnings
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import simplejpeg
 
+from xmixup_jax.data import headers
 from xmixup_jax.errors import DataError
 
 MAX_PIXELS = 2**27
@@ -18,12 +21,7 @@ MAX_BYTES = 4 * MAX_PIXELS
 _MAX_SCANNED = 2**30
 # Below this ratio linear interpolation shows no aliasing, at a fifth of the cost.
 _LINEAR_BELOW = 1.25
-_JPEG = b'\xff\xd8'
-_SCAN = b'\xff\xda'
-_PNG = b'\x89PNG\r\n\x1a\n'
-_ANIMATION = (b'acTL', b'fcTL', b'fdAT')
-_EXIF_WITHIN = 2**16
-# Formats that photographs come in, by what they need beyond OpenCV: a feature of Pillow or a package.
+# Formats that photographs come in, by what they need beside OpenCV: a part of Pillow, a package.
 _SUFFIXES = (
     '.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.bmp', '.dib', '.gif', '.webp',
     '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.tga',
@@ -31,6 +29,18 @@ _SUFFIXES = (
 _JPEG_2000_SUFFIXES = ('.jp2', '.j2k', '.j2c', '.jpc', '.jpf', '.jpx')
 _AVIF_SUFFIXES = ('.avif',)
 _HEIF_SUFFIXES = ('.heic', '.heif', '.hif')
+# What Pillow is not given: JPEG and PNG are OpenCV's, and what it refused of them is damaged.
+# PostScript is a program, which Pillow would have Ghostscript run. Of the others Pillow knows no
+# more than the header, or needs Windows.
+_NOT_PILLOWS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'JPEG', 'MPEG', 'PNG', 'WMF'}
+_WITH_8_BITS = 'save it with 8 or 16 bits, with black as 0'
+
+
+class _Refused(Exception):
+    """Says why bytes give no image, and how that is mended."""
+
+    def __init__(self, why: str, remedy: str = 'replace or remove it'):
+        self.why, self.remedy = why, remedy
 
 
 @cache
@@ -80,12 +90,13 @@ def missing_package(suffix: str) -> str | None:
 def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
     """Decodes one image, scales its short side to `size` and cuts the middle square.
 
-    JPEGs are decoded at the smallest of libjpeg's scales (eighths) that is not below `size`.
+    JPEGs are decoded at the smallest of libjpeg's scales (eighths) that is not below `size`. Of a
+    file that holds several images, or a video behind the image, the first image is taken.
 
     Args:
-      encoded: the bytes of an image file in any format that OpenCV reads. Grey-scale, palette,
-        CMYK and 16-bit images become 8-bit RGB, alpha is dropped, EXIF orientation is applied, of
-        an animation the first picture is taken.
+      encoded: the bytes of an image file in any format that OpenCV or Pillow reads. Grey-scale,
+        palette, CMYK and 16-bit images become 8-bit RGB, alpha is dropped, EXIF orientation is
+        applied, of an animation the first picture is taken.
       size: side of the result in px.
       where: names the record in an error.
 
@@ -93,21 +104,17 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
       uint8 [size, size, 3], RGB.
 
     Raises:
-      DataError: the bytes are no image, a part of one, one of more than 2**27 pixels, or one made
-        to take long.
+      DataError: the bytes are no image, a part of one, one of more than 2**27 pixels, one made to
+        take long, one whose values have no known scale (floats, 32-bit integers), or one in a
+        format for which a package is missing.
     """
-    image = None
-    whole = _checked(encoded) if 0 < len(encoded) < MAX_BYTES else None
-    if whole is not None:
-        # OpenCV raises for some damage and returns None for other; both are reported below.
-        with contextlib.suppress(_cv2().error):
-            image = _decode_jpeg(whole, size) if whole.startswith(_JPEG) else _decode(whole)
-    if image is None:
+    try:
+        return middle_square(_pixels(encoded, size), size)
+    except _Refused as error:
         raise DataError(
-            f'{where} is not an image that can be decoded ({len(encoded)} bytes; damaged, cut '
-            'short, or too large): replace or remove it'
-        )
-    return middle_square(image, size)
+            f'{where} is not an image that can be decoded ({len(encoded)} bytes; {error.why}): '
+            f'{error.remedy}'
+        ) from None
 
 
 def middle_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -124,44 +131,163 @@ def middle_square(image: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns and mirrors [H, W, ...] as an Exif orientation from 1 to 8 asks for."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return image[:: -1 if vertical else 1, :: -1 if horizontal else 1]
+
+
+def rgb(image: Any) -> np.ndarray:
+    """uint8 [H, W, 3] of an image of Pillow's in any mode, upright.
+
+    Raises:
+      DataError: the scale of its values is not known.
+    """
+    try:
+        return _pillow_rgb(image)
+    except _Refused as error:
+        raise DataError(f'an image of Pillow with {error.why}: {error.remedy}') from None
+
+
+def _pixels(encoded: bytes, size: int) -> np.ndarray:
+    """uint8 [H, W, 3], upright, at least [size, size] unless the image is smaller."""
+    if len(encoded) >= MAX_BYTES:
+        raise _Refused('too large')
+    image = None
+    # OpenCV raises for some damage and returns None for other; both are reported below.
+    with contextlib.suppress(_cv2().error):
+        if encoded.startswith(headers.JPEG):
+            image = _decode_jpeg(encoded, size)
+        elif encoded.startswith(headers.PNG):
+            image = _decode_png(encoded)
+        else:
+            image = _decode_other(encoded)
+    if image is None:
+        raise _Refused(_why(encoded))
+    return image
+
+
 def _decode(encoded: bytes, flags: str = 'IMREAD_COLOR_RGB') -> np.ndarray | None:
+    """As it is stored, but for TIFFs, which OpenCV always turns."""
     cv2 = _cv2()
-    return cv2.imdecode(np.frombuffer(encoded, np.uint8), getattr(cv2, flags))
+    as_stored = getattr(cv2, flags) | cv2.IMREAD_IGNORE_ORIENTATION
+    return cv2.imdecode(np.frombuffer(encoded, np.uint8), as_stored)
 
 
 def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
+    # Some versions of OpenCV fill up what is missing.
+    if (jpeg := headers.first_jpeg(encoded)) is None:
+        return None
+    image = _stored_jpeg(jpeg, size)
+    return image if image is None else upright(image, headers.orientation(jpeg.exif))
+
+
+def _stored_jpeg(jpeg: headers.Jpeg, size: int) -> np.ndarray | None:
     with contextlib.suppress(ValueError):  # what it warns of, OpenCV may decode all the same
-        height, width, space, _ = simplejpeg.decode_jpeg_header(encoded)
-        if height * width > min(MAX_PIXELS, _MAX_SCANNED // max(1, encoded.count(_SCAN))):
+        height, width, space, _ = simplejpeg.decode_jpeg_header(jpeg.content)
+        if height * width > min(MAX_PIXELS, _MAX_SCANNED // max(1, jpeg.scans)):
             return None
-        if space in ('YCbCr', 'Gray', 'RGB') and b'Exif' not in encoded[:_EXIF_WITHIN]:
-            return simplejpeg.decode_jpeg(encoded, 'RGB', min_height=size, min_width=size)
-        # OpenCV knows CMYK and orientation, but fewer scales.
+        if space in ('YCbCr', 'Gray', 'RGB') and not jpeg.exif:
+            return simplejpeg.decode_jpeg(jpeg.content, 'RGB', min_height=size, min_width=size)
+        # OpenCV knows CMYK, but fewer scales.
         for divisor in (8, 4, 2):
             if min(height, width) >= divisor * size:
-                image, cv2 = _decode(encoded, f'IMREAD_REDUCED_COLOR_{divisor}'), _cv2()
+                image, cv2 = _decode(jpeg.content, f'IMREAD_REDUCED_COLOR_{divisor}'), _cv2()
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return _decode(encoded)
+    return _decode(jpeg.content)
 
 
-def _checked(encoded: bytes) -> bytes | None:
-    """The same image in a form that OpenCV may be given; None if it is cut short."""
-    if encoded.startswith(_JPEG):
-        # Within the compressed picture, which begins with a scan marker, no other marker can occur.
-        # Some versions of OpenCV fill up what is missing.
-        return encoded if encoded.rfind(b'\xff\xd9') >= encoded.rfind(_SCAN) else None
-    return _still_png(encoded) if encoded.startswith(_PNG) else encoded
-
-
-def _still_png(encoded: bytes) -> bytes | None:
-    """Without animation, which OpenCV 5.0 can crash on; None if a part is longer than what is left:
-    OpenCV would make room for whatever length (4 GB) it claims."""
-    parts, place, name = [_PNG], len(_PNG), b''
-    while place + 12 <= len(encoded) and name != b'IEND':  # length, name, content, checksum
-        length, name = struct.unpack_from('>I4s', encoded, place)
-        if name not in _ANIMATION:
-            parts.append(encoded[place : place + 12 + length])
-        place += 12 + length
-    if name != b'IEND' or place > len(encoded):
+def _decode_png(encoded: bytes) -> np.ndarray | None:
+    if (png := headers.still_png(encoded)) is None:
         return None
-    return b''.join(parts)
+    image = _decode(png.content)
+    return image if image is None else upright(image, headers.orientation(png.exif))
+
+
+def _decode_other(encoded: bytes) -> np.ndarray | None:
+    """By OpenCV, and by Pillow what OpenCV does not know."""
+    kind = headers.kind(encoded)
+    if kind in headers.NO_PHOTOGRAPHS:
+        return None
+    _check_readable(kind)
+    if values := headers.unscaled_values(encoded):
+        raise _Refused(f'{values} values, whose scale is not known', _WITH_8_BITS)
+    image = None
+    if kind not in (headers.AVIF, headers.HEIF):  # some builds of OpenCV read AVIF, and turn it
+        with contextlib.suppress(_cv2().error):
+            image = _decode(encoded)
+    if image is None:
+        return _by_pillow(encoded)
+    exif = headers.webp_exif(encoded) if kind == headers.WEBP else b''
+    return upright(image, headers.orientation(exif))
+
+
+def _check_readable(kind: str) -> None:
+    """Raises _Refused if a package is missing for this kind of file."""
+    suffix = {headers.AVIF: '.avif', headers.HEIF: '.heic', headers.JPEG_2000: '.jp2'}.get(kind, '')
+    if package := missing_package(suffix):
+        again = 'run  pip install --upgrade --force-reinstall pillow , which reads it'
+        install = f'run  pip install {package} , which reads it'
+        raise _Refused(kind, f'{again if package == "pillow" else install}, or convert it to JPEG')
+    if kind == headers.HEIF:
+        _register_heif()
+
+
+@cache
+def _pillow() -> ModuleType:
+    from PIL import Image
+
+    # It warns of half as many pixels as are read here, and refuses more than are.
+    warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+    Image.init()
+    return Image
+
+
+@cache
+def _register_heif() -> None:
+    """Has Pillow read HEIC."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+
+def _by_pillow(encoded: bytes) -> np.ndarray | None:
+    formats = sorted(set(_pillow().OPEN) - _NOT_PILLOWS)
+    try:
+        with _pillow().open(io.BytesIO(encoded), formats=formats) as image:
+            return None if image.width * image.height > MAX_PIXELS else _pillow_rgb(image)
+    except _Refused:
+        raise
+    except Exception:  # Pillow has no common class for what its decoders raise
+        return None
+
+
+def _pillow_rgb(image: Any) -> np.ndarray:
+    from PIL import ImageOps
+
+    if image.mode in ('F', 'I'):
+        kind = 'float' if image.mode == 'F' else 'integer'
+        raise _Refused(f'32-bit {kind} values, whose scale is not known', _WITH_8_BITS)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I;16'):  # which `convert` would clip
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.asarray(image.convert('RGB'))
+
+
+def _why(encoded: bytes) -> str:
+    """What keeps an image from being decoded, as far as that can be told."""
+    if (kind := headers.kind(encoded)) in headers.NO_PHOTOGRAPHS:
+        return kind
+    try:
+        with _pillow().open(io.BytesIO(encoded)) as image:
+            pixels = image.width * image.height
+    except _pillow().DecompressionBombError:
+        pixels = MAX_PIXELS + 1
+    except Exception:  # as above
+        pixels = 0
+    if pixels > MAX_PIXELS:
+        return f'too large, more than {MAX_PIXELS / 10**6:.0f} million pixels'
+    return 'damaged, cut short, or too large'
