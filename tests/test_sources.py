@@ -213,8 +213,8 @@ BAD = {
     ),
     'a folder': ('path,label\n.,a\n', r'1 of 1 files that .* are missing'),
     'an unknown split': (
-        'path,label,split\n1.png,a,training\n2.png,a,val\n',
-        r"no split 'train': it has training, val",
+        'path,label,split\n1.png,a,fold1\n2.png,a,val\n',
+        r"no split 'train': it has fold1, val: use --config.target.split=fold1 or",
     ),
     'a class is not trained': (
         'path,label,split\n1.png,a,train\n2.png,b,test\n',

@@ -330,9 +330,12 @@ def experiment_values(config: ConfigDict) -> dict[str, Any]:
 
 
 def changes(stored: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Key to (stored, given) of all values that change what is computed and are not the same."""
+    """Key to (stored, given) of all values that change what is computed and are not the same.
+
+    Not the names of data sets: a run knows its data by their content, wherever they are.
+    """
     theirs, ours = (json.loads(json.dumps(experiment_values(each))) for each in (stored, config))
-    keys = sorted(theirs.keys() | ours.keys())
+    keys = sorted((theirs.keys() | ours.keys()) - {'target.name', 'source.name'})
     return {k: (theirs.get(k), ours.get(k)) for k in keys if theirs.get(k) != ours.get(k)}
 
 

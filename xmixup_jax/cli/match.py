@@ -3,6 +3,9 @@
     xmixup match --config=configs/digits.py
     xmixup match --config=configs/digits.py --config.match.assignment=nearest
 
+Ends with a table of the target's classes and everything about the data that looks wrong: few test
+images, images in training and test, very unequal classes.
+
 Takes the same flags as `xmixup train`; the values in `config.match` are what it depends on. Writes
 match.json into the work directory. (`python -m xmixup_jax match` is the same.)
 """
@@ -10,6 +13,7 @@ match.json into the work directory. (`python -m xmixup_jax match` is the same.)
 from pathlib import Path
 
 from xmixup_jax.cli.flags import read_command
+from xmixup_jax.data.inspection import show
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import ConfigError
@@ -47,7 +51,9 @@ def run(argv: list[str]) -> None:
     check_inputs(config)
     weights = backbone_weights(config)
     data = open_data(config)
+    data.log_usage()
     match = find_match(config, weights, data)
     if is_first():
         show_match(match, data, workdir)
+        show(data)
         print(f'->  {workdir / MATCH}')

@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from xmixup_jax.cli.program import setup
-from xmixup_jax.data.sources.folder import IMAGE_SUFFIXES
+from xmixup_jax.data.decode import image_suffixes
 from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.predictor import Prediction, load
 
@@ -43,7 +43,7 @@ def find_images(paths: list[Path]) -> list[Path]:
       DataError: one does not exist, or a folder holds no image.
     """
     Image.init()
-    suffixes = {*IMAGE_SUFFIXES, *Image.registered_extensions()}
+    suffixes = {*image_suffixes(), *Image.registered_extensions()}
     found = []
     for path in paths:
         if path.is_file():

@@ -4,8 +4,9 @@
 
 Downloads and converts the data sets, finds every record's label, fetches the weights (or trains
 the network on the source), computes the class features and matches the classes. Leaves everything
-where the same run will look for it. It can be interrupted:
-the same command goes on, and does nothing twice.
+where the same run will look for it. It can be interrupted: the same command goes on, and does
+nothing twice. Ends with a table of the target's classes and everything about the data that looks
+wrong.
 
 Takes the same flags as `xmixup train`. (`python -m xmixup_jax prepare` is the same.)
 """
@@ -15,6 +16,7 @@ import time
 
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.match import show_match
+from xmixup_jax.data.inspection import show
 from xmixup_jax.data.sources import find_source
 from xmixup_jax.errors import DataError, raise_all
 from xmixup_jax.files import MATCH
@@ -49,11 +51,10 @@ def run(argv: list[str]) -> None:
     weights = backbone_weights(config)
     done(f'weights are in {weights.path}' if weights else 'no weights: random ones')
     data = open_data(config)
-    parts = {'target': data.target, 'test': data.test, 'source': data.source}
-    for part, records in parts.items():
-        if records is not None:
-            done(f'{part}: {len(records)} images of {len(records.class_names)} classes')
+    done('data sets are open')
+    data.log_usage()
     if method_of(config).pairs:
         show_match(find_match(config, weights, data), data, workdir)
         done(f'classes are matched; also in {workdir / MATCH}')
+    show(data)
     print('prepared; now run  xmixup train  with the same flags')

@@ -81,8 +81,7 @@ class Task:
 
 
 def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
-    """Builds network and optimiser for these numbers of classes, and a run's first state, in the
-    memory of the host."""
+    """Builds network and optimiser, and on the host a run's first state."""
     task = make_task(config, sizes)
     with on_host():
         state = _state(task.tx, *_create_model(config, sizes)[1:])
@@ -96,8 +95,7 @@ def with_peak(state: TrainState, config: ConfigDict) -> TrainState:
 
 
 def with_traced_options(constants: PyTree, config: ConfigDict) -> PyTree:
-    """A method's constants, with the values of `Option.traced` as 'options', which the `Task` does
-    not know."""
+    """A method's constants, with the values of `Option.traced` as 'options'."""
     values = traced_options(config)
     return constants | ({'options': jax.tree.map(np.float32, values)} if values else {})
 
@@ -105,8 +103,8 @@ def with_traced_options(constants: PyTree, config: ConfigDict) -> PyTree:
 def make_task(config: ConfigDict, sizes: Sizes) -> Task:
     """The static side alone.
 
-    Runs of one process that differ in nothing but their seed, learning rate and the values of
-    `Option.traced` share it, and with it the compiled steps.
+    Runs that differ in seed, learning rate and `Option.traced` values alone share it in a process,
+    and with it the compiled steps.
     """
     same = {'seed': 0, 'optimizer.learning_rate': 1.0}
     values = experiment_values(config) | same | {'remat': config.remat, 'method': config.method}
@@ -212,8 +210,7 @@ def train_step(
         (sums, batch_stats), seen = _scan(add, (zeros, state.batch_stats), split)
         grads, metrics = jax.tree.map(lambda x: x / parts, sums)
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-    # Batch norm has already averaged its statistics over 'batch': for them pmean only tells pmap
-    # that the values are replicated.
+    # Batch norm has averaged its statistics: for them pmean only says that they are replicated.
     grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), 'batch')
     grads = method.combine(*grads) if method.combine else grads
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params)

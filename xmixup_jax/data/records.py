@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,10 @@ from xmixup_jax.data.decode import decode, middle_square
 from xmixup_jax.errors import DataError
 
 log = logging.getLogger('xmixup_jax')
+
+# Of the files whose content is compared when nothing but their times differ.
+_SAMPLED = 1000
+_BEGINNING = 2**16  # bytes
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,13 @@ class Records:
     stamps: np.ndarray
     """uint64 [records of the whole split], by record number: a hash of what the record is, which
     changes when its image changes and not when the data set moves. See `sources.stamps`."""
+    lasting: np.ndarray | None = None
+    """The same, but it does not change where a copy has other times; None where `stamps` never
+    do. Equal ones leave open whether the content is the same: see `contents`."""
+    left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """Numbers of the split's files that are no records, by kind."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What the user should know of how the split was read."""
     cache: Any = None
     """A `cache.Cache` for the records that are read again and again, or None."""
 
@@ -121,28 +132,46 @@ class Records:
         They depend on the classes in order, on every record of the whole split and on the
         selection from it; not on where the data set is or what it is called.
         """
+        return self._digest(self.stamps)
+
+    def _digest(self, stamps: np.ndarray) -> str:
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
-        for array, kind in ((self.stamps, '<u8'), (self.index, '<i8'), (self.labels, '<i4')):
+        for array, kind in ((stamps, '<u8'), (self.index, '<i8'), (self.labels, '<i4')):
             digest.update(f' {len(array)} '.encode())
             digest.update(np.ascontiguousarray(array, kind).data)
         return digest.hexdigest()[:32]
+
+    @cached_property
+    def contents(self) -> list[str]:
+        """12 hexadecimal digits of each class, of what is in its files: of at most _SAMPLED of the
+        selection, at equal distances, the beginning and the size."""
+        digests = [hashlib.sha256() for _ in self.class_names]
+        for i in np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED), dtype=int)):
+            content = self.read(int(self.index[i]))
+            data = content if isinstance(content, bytes) else content.tobytes()
+            digests[self.labels[i]].update(f' {len(data)} '.encode() + data[:_BEGINNING])
+        return [digest.hexdigest()[:12] for digest in digests]
 
     def summary(self) -> dict[str, Any]:
         """`identity`, and what it takes to say in words how two data sets differ.
 
         Returns:
-          JSON values: 'digest', the identity; 'class_names'; and of each class 'counts', its number
-          of records, and 'classes', a digest of their stamps whatever their order.
+          JSON values: 'digest', the identity; 'lasting', the same without the times of files;
+          'class_names'; and of each class 'counts', its number of records, 'classes', a digest of
+          their names and sizes whatever their order, and 'contents' as above.
         """
+        stamps = self.stamps if self.lasting is None else self.lasting
         count = len(self.class_names)
-        by_class = np.lexsort((self.stamps[self.index], self.labels))
+        by_class = np.lexsort((stamps[self.index], self.labels))
         ends = np.searchsorted(self.labels[by_class], np.arange(1, count))
-        of_class = np.split(self.stamps[self.index][by_class].astype('<u8'), ends)
+        of_class = np.split(stamps[self.index][by_class].astype('<u8'), ends)
         return {
             'digest': self.identity,
+            'lasting': self._digest(stamps),
             'class_names': list(self.class_names),
             'counts': [len(stamps) for stamps in of_class],
             'classes': [hashlib.sha256(stamps.data).hexdigest()[:12] for stamps in of_class],
+            'contents': [] if self.lasting is None else self.contents,
         }
 
     def image(self, i: int, resize: int) -> np.ndarray | None:

@@ -1,5 +1,7 @@
 """Opening data sets, and choosing the records of a run."""
 
+import logging
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +10,10 @@ from ml_collections import ConfigDict
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources import find_source
 from xmixup_jax.errors import DataError
+
+log = logging.getLogger('xmixup_jax')
+
+_SHOWN = 5  # classes in a message
 
 
 class Data(NamedTuple):
@@ -29,6 +35,43 @@ class Data(NamedTuple):
         """`Records.summary` of 'target', 'test' and 'source'."""
         parts = self._asdict().items()
         return {part: None if each is None else each.summary() for part, each in parts}
+
+    def usage(self) -> dict[str, dict[str, Any]]:
+        """What of 'target', 'test' and 'source', as far as they are there, is used.
+
+        Returns:
+          JSON values: 'data', which names it; 'images', the number of those used; 'found', of those
+          of the whole split; 'left_out', numbers of other files by kind; 'notes'; 'digest', the
+          identity.
+        """
+        return {
+            part: {
+                'data': records.name,
+                'images': len(records),
+                'found': len(records.stamps),
+                'left_out': dict(records.left_out),
+                'notes': list(records.notes),
+                'digest': records.identity,
+            }
+            for part, records in self._asdict().items()
+            if records is not None
+        }
+
+    def log_usage(self) -> None:
+        """Logs it, a line for each part."""
+        for part, used in self.usage().items():
+            left_out = ', '.join(f'{count} {kind}' for kind, count in used['left_out'].items())
+            words = [f'left out: {left_out}'] if left_out else []
+            log.info(
+                '%s',
+                '; '.join(
+                    [
+                        f'{part}: {used["images"]:,} of {used["found"]:,} images of {used["data"]}',
+                        *words,
+                        *used['notes'],
+                    ]
+                ),
+            )
 
 
 def draw_positions(records: Records, shots: int, sample_rate: float, seed: int) -> np.ndarray:
@@ -117,10 +160,29 @@ def train_and_test(
     if dataset.test_split == 'rest':
         return train, full.select(np.setdiff1d(full.index, train.index))
     test = open_split(dataset, dataset.test_split, config, opened)
+    return train, _numbered_as(train, test, dataset)
+
+
+def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
+    """The test records with the labels of the training records; some classes may have none.
+
+    Raises:
+      DataError: they have a class that is not trained on.
+    """
     if test.class_names != train.class_names:
-        odd = sorted(set(test.class_names) ^ set(train.class_names))
-        raise DataError(
-            f'the splits {dataset.split!r} and {dataset.test_split!r} of {dataset.name} differ in '
-            f'their classes, for example {odd[0]!r}: both need the same class folders'
-        )
-    return train, test
+        odd = [name for name in test.class_names if name not in train.class_names]
+        if odd:
+            raise DataError(
+                f'class {odd[0]!r} of {dataset.name} has images in the split '
+                f'{dataset.test_split!r} and none in {dataset.split!r}: add some to train on, or '
+                f'remove it ({len(odd)} such classes)'
+            )
+        number = np.array([train.class_names.index(name) for name in test.class_names], np.int32)
+        test = replace(test, labels=number[test.labels], class_names=train.class_names)
+    counts = np.bincount(test.labels, minlength=len(test.class_names))
+    without = [test.class_names[c] for c in np.flatnonzero(counts == 0)]
+    if without:
+        shown = ', '.join(map(repr, without[:_SHOWN])) + (', ...' if len(without) > _SHOWN else '')
+        notes = (*test.notes, f'without test images: {len(without)} classes ({shown})')
+        test = replace(test, notes=notes)
+    return test

@@ -63,7 +63,7 @@ def same_data(
     if stored is None:  # all processes have found it so
         meta = checkpoints.restore_meta()
         stored = meta and meta.data
-    _settle(config, checkpoints.workdir, read, stored, data.summary(), finished)
+    _settle(checkpoints.workdir, read, stored, data.summary(), finished)
     return data
 
 
@@ -97,7 +97,6 @@ def _seal(summaries: Summaries) -> str:
 
 @first_process
 def _settle(
-    config: ConfigDict,
     workdir: Path,
     read: Summaries | None,
     stored: Summaries | None,
@@ -106,35 +105,22 @@ def _settle(
 ) -> None:
     """Refuses other data than the stored ones, and writes data.json where it is not up to date."""
     if stored is not None:
-        _check(config, workdir, stored, given)
+        _check(workdir, stored, given)
     kept = stored if finished else given
     if kept is not None and kept != read:
         write_json(workdir / DATA, {**kept, 'seal': _seal(kept)})
 
 
-def _check(config: ConfigDict, workdir: Path, stored: Summaries, given: Summaries) -> None:
-    """Raises ConfigError if the data differ.
-
-    With config.allow_changes the files may differ, as those of a copy do in their times, as long as
-    every class has as many images.
-    """
+def _check(workdir: Path, stored: Summaries, given: Summaries) -> None:
+    """Raises ConfigError if the data differ, whatever config.allow_changes says."""
     differences = {part: difference(stored[part], given[part]) for part in stored}
     words = '; '.join(f'{part}: {text}' for part, text in differences.items() if text)
     if not words:
         return
-    as_many = _counts(stored) == _counts(given)
-    if as_many and config.allow_changes:
-        log.warning('%s goes on with other data: %s', workdir, words)
-        return
-    copied = ', or if it is but a copy of them --config.allow_changes=True' if as_many else ''
     raise ConfigError(
         f'{workdir / DATA} is of a run on other data ({words}): restore them, or choose another '
-        f'--workdir{copied}'
+        '--workdir'
     )
-
-
-def _counts(summaries: Summaries) -> list[Any]:
-    return [each and [each['class_names'], each['counts']] for each in summaries.values()]
 
 
 def difference(old: Summary | None, new: Summary | None) -> str:
@@ -152,18 +138,18 @@ def difference(old: Summary | None, new: Summary | None) -> str:
         if old is new:
             return ''
         return 'there are none now' if new is None else 'there were none before'
-    if old['digest'] == new['digest']:
+    if old['digest'] == new['digest'] or _is_copy(old, new):
         return ''
     return ', '.join(_differences(old, new))
 
 
+def _is_copy(old: Summary, new: Summary) -> bool:
+    """Whether nothing but the times of files differs. Runs of earlier versions do not know."""
+    return all(key in old and old[key] == new[key] for key in ('lasting', 'contents'))
+
+
 def _differences(old: Summary, new: Summary) -> Iterator[str]:
-    before, after = (
-        dict(
-            zip(each['class_names'], zip(each['counts'], each['classes'], strict=True), strict=True)
-        )
-        for each in (old, new)
-    )
+    before, after = (_by_class(each) for each in (old, new))
     gone, added = (
         [name for name in a if name not in b] for a, b in ((before, after), (after, before))
     )
@@ -185,6 +171,13 @@ def _differences(old: Summary, new: Summary) -> Iterator[str]:
         yield 'the classes are in another order'
     else:
         yield 'images of the split have changed that are not in the selection'
+
+
+def _by_class(summary: Summary) -> dict[str, tuple[Any, ...]]:
+    """(number of images, digest of their names and sizes, digest of their content) by class."""
+    contents = summary.get('contents') or [''] * len(summary['class_names'])
+    columns = summary['counts'], summary['classes'], contents
+    return dict(zip(summary['class_names'], zip(*columns, strict=True), strict=True))
 
 
 def _classes(names: Sequence[str]) -> str:

@@ -74,6 +74,7 @@ def summary(
         'test_images': len(data.test) - data.test.skipped if data.test else 0,
         'skipped_images': sum(part.skipped for part in data if part is not None),
         'num_classes': len(data.target.class_names),
+        'data': data.usage(),
         'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'commit': commit(),
     }

@@ -60,6 +60,7 @@ def train_and_evaluate(
         if finished:
             return finished
         assert data is not None  # only those of a finished run may be gone
+        data.log_usage()
         return _train(config, checkpoints, data)
 
 

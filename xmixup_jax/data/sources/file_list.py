@@ -16,7 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.image_files import UNDIVIDED_SPLITS, open_files, part_of, stamp
+from xmixup_jax.data.sources.image_files import open_files, stamp
+from xmixup_jax.data.sources.listing import normal
+from xmixup_jax.data.sources.splits import UNDIVIDED_SPLITS, find_split, no_split, part_of
 from xmixup_jax.errors import DataError
 
 _REQUIRED = ('path', 'label')
@@ -66,7 +68,8 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     path = Path(what).expanduser()
     rows = read_rows(path)
     class_names = sorted({row.label for row in rows})
-    rows = _in_split(path, rows, split, dataset.test_share)
+    notes: list[str] = []
+    rows = _in_split(path, rows, split, dataset, config, notes)
     absent = sorted(set(class_names) - {row.label for row in rows})
     if absent and split == dataset.split:  # a test need not have every class
         raise DataError(
@@ -76,7 +79,8 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     number = {name: i for i, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int32)
     files = [Path(row.path) for row in rows]
-    return open_files(dataset.name, class_names, labels, files, _stamps(path, rows), store)
+    exact, lasting = _stamps(path, rows)
+    return open_files(dataset.name, class_names, labels, files, exact, lasting, store, notes=notes)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -100,7 +104,7 @@ def read_rows(path: Path) -> list[Row]:
                 for fault in found:
                     faults.setdefault(fault, []).append(f'line {table.line_num}')
                 image = os.path.normpath(os.path.join(folder, values['path']))  # noqa: PTH118
-                rows.append(Row(values['label'], image, values.get('split')))
+                rows.append(Row(normal(values['label']), image, values.get('split')))
         except (csv.Error, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from error
     for fault, lines in faults.items():
@@ -147,24 +151,34 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f'{path} is not a table in UTF-8 with commas ({error}): save it as one')
 
 
-def _in_split(path: Path, rows: list[Row], split: str, share: float) -> list[Row]:
-    named = {row.split for row in rows if row.split is not None}
-    splits = sorted(named) if named else UNDIVIDED_SPLITS
-    if split not in splits:
-        raise DataError(f'{path} has no split {split!r}: it has {", ".join(splits)}')
+def _in_split(
+    path: Path,
+    rows: list[Row],
+    split: str,
+    dataset: ConfigDict,
+    config: ConfigDict,
+    notes: list[str],
+) -> list[Row]:
+    named = sorted({row.split for row in rows if row.split is not None})
+    found = find_split(split, named or UNDIVIDED_SPLITS)
+    if found is None:
+        raise no_split(str(path), split, named or UNDIVIDED_SPLITS, dataset, config)
     if named:
-        return [row for row in rows if row.split == split]
+        if found != split:
+            notes.append(f'there is no split {split!r}: {found!r} serves as it')
+        return [row for row in rows if row.split == found]
+    share = dataset.test_share
     chosen = []
     first, counts = 0, Counter(row.label for row in rows)
     for label, name in enumerate(sorted(counts)):
-        part = part_of(split, counts[name], label, share)
+        part = part_of(found, counts[name], label, share)
         chosen += [rows[first + i] for i in part]
         first += counts[name]
     return chosen
 
 
-def _stamps(path: Path, rows: Sequence[Row]) -> list[int]:
-    """A hash of each row and its file; see `Records.stamps`.
+def _stamps(path: Path, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Two hashes of each row and its file; see `Records.stamps` and `Records.lasting`.
 
     Raises:
       DataError: files are missing.
@@ -187,10 +201,12 @@ def _stamps(path: Path, rows: Sequence[Row]) -> list[int]:
         )
     # Not relative to the list, whose place beside its images does not matter.
     root = os.path.commonpath([os.path.dirname(row.path) for row in rows])  # noqa: PTH120
-    return [
-        stamp(row.label, row.path[len(root) :].lstrip('/'), file.st_size, file.st_mtime_ns)
+    known = [
+        (row.label, normal(row.path[len(root) :].lstrip('/')), file.st_size)
         for row, file in zip(rows, found, strict=True)
     ]
+    exact = [stamp(*words, file.st_mtime_ns) for words, file in zip(known, found, strict=True)]
+    return exact, [stamp(*words) for words in known]
 
 
 def _first(words: Sequence[str]) -> str:

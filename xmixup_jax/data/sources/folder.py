@@ -1,26 +1,30 @@
-"""Image folders, `folder:PATH`: PATH/SPLIT/CLASS/FILE, or PATH/CLASS/FILE, divided at random."""
+"""Image folders, `folder:PATH`: PATH/SPLIT/CLASS/FILE, or PATH/CLASS/FILE, divided at random.
 
-import os
+Images may lie in sub-folders of their class. Hidden files and those of operating systems are never
+data; other files that are no images are left out and counted.
+"""
+
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.image_files import UNDIVIDED_SPLITS, open_files, part_of, stamp
+from xmixup_jax.data.sources import listing
+from xmixup_jax.data.sources.image_files import open_files, stamp
+from xmixup_jax.data.sources.listing import Found, Image
+from xmixup_jax.data.sources.splits import (
+    UNDIVIDED_SPLITS,
+    find_split,
+    is_usual,
+    no_split,
+    part_of,
+)
 from xmixup_jax.errors import DataError
 
-IMAGE_SUFFIXES = (
-    '.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif'
-)  # fmt: skip
-
-
-class Image(NamedTuple):
-    """A file, and a hash of what it is; see `Records.stamps`."""
-
-    path: Path
-    stamp: int
+Classes = dict[str, Found]
+"""The content of the class folders by their names in Unicode's form NFC, sorted."""
 
 
 def problem(what: str, config: ConfigDict) -> str | None:
@@ -28,6 +32,11 @@ def problem(what: str, config: ConfigDict) -> str | None:
     path = Path(what).expanduser()
     if path.is_dir():
         return None
+    if path.is_file():
+        return (
+            f'{path} is a file, not an image folder: unpack it and name the folder with '
+            'folder:PATH, or if it is a table of images use csv:FILE'
+        )
     return (
         f'image folder {path} does not exist: it should hold SPLIT/CLASS/FILE or CLASS/FILE; '
         'name another with folder:PATH'
@@ -45,57 +54,94 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     class's images, rounded, are the test's, the same in every run whatever its seed.
 
     Raises:
-      DataError: there is no such split, or a class without images.
+      DataError: there is no such split, a class without images to train on, or folders of which it
+        is not clear whether they are classes or splits.
     """
     root = Path(what).expanduser()
-    if (root / split).is_dir():
-        return _records(dataset.name, class_images(root / split), store)
-    present = sorted(path.name for path in root.iterdir() if path.is_dir())
-    undivided = any(_images(root / name) for name in present)
-    if not undivided or split not in UNDIVIDED_SPLITS:
-        has = ', '.join(UNDIVIDED_SPLITS if undivided else present) or 'none'
-        raise DataError(f'{root} has no split {split!r}: it has {has}')
-    chosen = {}
-    for label, (folder, images) in enumerate(class_images(root).items()):
-        part = part_of(split, len(images), label, dataset.test_share)
-        chosen[folder] = [images[i] for i in part]
-    return _records(dataset.name, chosen, store)
+    folders = listing.subfolders(root)
+    splits = [folder for folder in folders if _holds_classes(folder)]
+    found = find_split(split, splits, lambda folder: folder.name)
+    notes = []
+    if found is not None and (found.name == split or is_usual(found.name)):
+        _check_clear(root, found, folders, splits)
+        if found.name != split:
+            notes.append(f'there is no split {split!r}: {found.name!r} serves as it')
+        top = found
+    else:
+        if any(is_usual(folder.name) for folder in splits):
+            raise no_split(str(root), split, [each.name for each in splits], dataset, config)
+        if not folders or split not in UNDIVIDED_SPLITS:
+            present = UNDIVIDED_SPLITS if folders else ()
+            raise no_split(str(root), split, present, dataset, config)
+        top, found = root, None
+    classes = read_classes(top)
+    _check_full(classes, top, split == dataset.split)
+    classes = {name: content for name, content in classes.items() if content.images}
+    left_out = listing.total(classes.values()) + listing.outside_classes(top)
+    nested = sum(content.nested for content in classes.values())
+    if nested:
+        notes.append(f'{nested} images are in sub-folders of their class')
+    images = {name: content.images for name, content in classes.items()}
+    if found is None:
+        for label, (name, of_class) in enumerate(images.items()):
+            part = part_of(split, len(of_class), label, dataset.test_share)
+            images[name] = [of_class[i] for i in part]
+    return _records(dataset.name, images, store, left_out, notes)
 
 
-def class_images(root: Path) -> dict[Path, list[Image]]:
-    """The images of each class folder.
-
-    Raises:
-      DataError: a class has none.
-    """
-    classes = {path: _images(path) for path in sorted(root.iterdir()) if path.is_dir()}
-    for folder, images in classes.items():
-        if not images:
-            raise DataError(f'class folder {folder} holds no images: fill or remove it')
-    return classes
+def _holds_classes(folder: Path) -> bool:
+    """Whether a folder looks like a split: folders with images in it, and no images beside."""
+    if listing.holds_images(folder):
+        return False
+    return any(listing.find_images(inner).images for inner in listing.subfolders(folder))
 
 
-def _images(folder: Path) -> list[Image]:
-    with os.scandir(folder) as entries:
-        # Regular files alone: reading a pipe would wait for ever.
-        found = [entry for entry in entries if entry.is_file() and _is_image(entry.name)]
-        found.sort(key=lambda entry: entry.name)
-        return [Image(folder / entry.name, _stamp(folder, entry)) for entry in found]
+def _check_clear(root: Path, found: Path, folders: list[Path], splits: list[Path]) -> None:
+    """Raises DataError if what looks like a split may be a class as well."""
+    if any(each != found and is_usual(each.name) for each in splits):
+        return
+    others = [each for each in folders if each != found and listing.find_images(each).images]
+    if others:
+        raise DataError(
+            f'{root} holds {found.name}, with folders of images in it, and {others[0].name}: is '
+            f'{found.name} a split or a class? Move the class folders of a split into it and the '
+            'others elsewhere, or list the images in a table: csv:FILE'
+        )
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  (faster than Path)
+def read_classes(folder: Path) -> Classes:
+    """The content of each class folder. Names that differ in their Unicode form alone are one."""
+    classes: Classes = {}
+    for inner in listing.subfolders(folder):
+        content, name = listing.find_images(inner), listing.normal(inner.name)
+        if name in classes:
+            images = sorted([*classes[name].images, *content.images], key=lambda image: image.name)
+            content = Found(images, classes[name].left_out + content.left_out)
+        classes[name] = content
+    return dict(sorted(classes.items()))
 
 
-def _stamp(folder: Path, entry: os.DirEntry) -> int:
-    file = entry.stat()
-    return stamp(folder.name, entry.name, file.st_size, file.st_mtime_ns)
+def _check_full(classes: Classes, folder: Path, training: bool) -> None:
+    """Raises DataError if a class has no images to train on, or the split none at all."""
+    empty = [name for name, content in classes.items() if not content.images]
+    if not empty or (not training and len(empty) < len(classes)):
+        return
+    left_out = classes[empty[0]].left_out
+    holds = f', but {listing.in_words(left_out)}' if left_out else ''
+    raise DataError(f'class folder {folder / empty[0]} holds no images{holds}: fill or remove it')
 
 
-def _records(name: str, classes: dict[Path, list[Image]], store: Store) -> Records:
-    images = [image for class_images in classes.values() for image in class_images]
-    counts = [len(class_images) for class_images in classes.values()]
+def _records(
+    name: str,
+    classes: dict[str, list[Image]],
+    store: Store,
+    left_out: Counter[str],
+    notes: list[str],
+) -> Records:
+    images = [(label, image) for label, of_class in classes.items() for image in of_class]
+    lasting = [stamp(label, image.name, image.size) for label, image in images]
+    exact = [stamp(label, image.name, image.size, image.mtime_ns) for label, image in images]
+    counts = [len(of_class) for of_class in classes.values()]
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    names = [folder.name for folder in classes]
-    files = [image.path for image in images]
-    return open_files(name, names, labels, files, (image.stamp for image in images), store)
+    files = [Path(image.path) for _, image in images]
+    return open_files(name, list(classes), labels, files, exact, lasting, store, left_out, notes)

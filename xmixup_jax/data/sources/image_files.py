@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -9,8 +10,6 @@ import numpy as np
 
 from xmixup_jax.data.decode import MAX_BYTES
 from xmixup_jax.data.records import Records, Store
-
-UNDIVIDED_SPLITS = ('train', 'test')
 
 
 def stamp(*parts: str | int) -> int:
@@ -20,30 +19,16 @@ def stamp(*parts: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
-def part_of(split: str, count: int, label: int, share: float) -> np.ndarray:
-    """Divides the images of a class where the data set itself has no splits.
-
-    Args:
-      split: 'train' or 'test'.
-      count: images of the class.
-      label: number of the class, the seed of the division, which is the same in every run.
-      share: of the images that are the test's, rounded; one at least is trained on.
-
-    Returns:
-      the places of the split's images among the class's, ascending.
-    """
-    order = np.random.default_rng(label).permutation(count)
-    tested = min(round(share * count), count - 1)
-    return np.sort(order[:tested] if split == 'test' else order[tested:])
-
-
 def open_files(
     name: str,
     class_names: Sequence[str],
     labels: np.ndarray,
     files: Sequence[Path],
     stamps: Iterable[int],
+    lasting: Iterable[int],
     store: Store,
+    left_out: Counter[str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Records:
     """Records of one image file each.
 
@@ -52,8 +37,10 @@ def open_files(
       class_names: K names.
       labels: int32 [N], positions in the names.
       files: N paths.
-      stamps: N numbers, see `stamp`.
+      stamps: N numbers, see `stamp`, of everything that is known of a file.
+      lasting: the same without the times, which a copy may not keep.
       store: of the records.
+      left_out, notes: of the records.
     """
     return Records(
         name=name,
@@ -64,6 +51,9 @@ def open_files(
         index=np.arange(len(files)),
         store=store,
         stamps=np.fromiter(stamps, np.uint64, len(files)),
+        lasting=np.fromiter(lasting, np.uint64, len(files)),
+        left_out=dict(left_out or {}),
+        notes=tuple(notes),
     )
 
 

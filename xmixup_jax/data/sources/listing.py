@@ -1,0 +1,155 @@
+"""Finds the images below a folder, and counts what it leaves out."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from xmixup_jax.data.decode import image_suffixes, missing_package
+
+HIDDEN = 'hidden or system files'
+_SYSTEM = {
+    '__macosx',
+    'thumbs.db',
+    'ehthumbs.db',
+    'desktop.ini',
+    'icon\r',
+    '@eadir',
+    '#recycle',
+    '$recycle.bin',
+    'system volume information',
+    'lost+found',
+}
+# How the common formats begin, for files without a suffix.
+_BEGINNINGS = (b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF8', b'II*\0', b'MM\0*')
+
+
+class Image(NamedTuple):
+    """An image file."""
+
+    path: str
+    name: str
+    """Its path below the class folder, with '/', in Unicode's form NFC."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+
+
+class Found(NamedTuple):
+    """The content of a folder."""
+
+    images: list[Image]
+    """Sorted by name."""
+    left_out: Counter[str]
+    """Numbers of other files by kind, for messages: '.txt', HIDDEN, ..."""
+
+    @property
+    def nested(self) -> int:
+        """Images in sub-folders."""
+        return sum('/' in image.name for image in self.images)
+
+
+def is_system(name: str) -> bool:
+    """Whether a file or folder is never data: hidden, or written by an operating system.
+
+    >>> [is_system(name) for name in ('.DS_Store', '._photo.jpg', 'Thumbs.db', 'photo.jpg')]
+    [True, True, True, False]
+    """
+    return name.startswith('.') or name.casefold() in _SYSTEM
+
+
+def normal(name: str) -> str:
+    """A name in one Unicode form, NFC: macOS writes others than people type."""
+    return unicodedata.normalize('NFC', name)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that may be data, by name."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not is_system(entry.name)]
+    return [folder / name for name in sorted(names, key=normal)]
+
+
+def find_images(folder: Path) -> Found:
+    """The images in a folder and its sub-folders, to any depth. Links are followed."""
+    found = Found([], Counter())
+    _walk(folder, '', found, set())
+    found.images.sort(key=lambda image: image.name)
+    return found
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether there are images directly in a folder."""
+    with os.scandir(folder) as entries:
+        return any(
+            not is_system(entry.name) and entry.is_file() and not kind_of(entry)
+            for entry in entries
+        )
+
+
+def outside_classes(folder: Path) -> Counter[str]:
+    """What a folder of class folders holds beside them, by kind."""
+    left_out: Counter[str] = Counter()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_system(entry.name):
+                left_out[HIDDEN] += 1
+            elif entry.is_file():
+                left_out[kind_of(entry) or 'images outside class folders'] += 1
+    return left_out
+
+
+def _walk(folder: Path, prefix: str, found: Found, above: set[tuple[int, int]]) -> None:
+    own = os.stat(folder)  # noqa: PTH116  (as fast as it can be: there may be a million)
+    inode = own.st_dev, own.st_ino
+    if inode in above:
+        found.left_out['links to a folder above'] += 1
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_system(entry.name):
+                found.left_out[HIDDEN] += 1
+            elif entry.is_dir():
+                _walk(Path(entry.path), f'{prefix}{entry.name}/', found, above | {inode})
+            elif not entry.is_file():  # reading a pipe would wait for ever
+                kind = 'broken links' if entry.is_symlink() else 'neither files nor folders'
+                found.left_out[kind] += 1
+            elif kind := kind_of(entry):
+                found.left_out[kind] += 1
+            else:
+                file = entry.stat()
+                name = normal(prefix + entry.name)
+                found.images.append(Image(entry.path, name, file.st_size, file.st_mtime_ns))
+
+
+def kind_of(entry: os.DirEntry) -> str:
+    """What a file is, for messages; '' if it is an image that can be read."""
+    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  (faster than Path)
+    if suffix in image_suffixes():
+        return ''
+    if not suffix:
+        return '' if _begins_as_image(entry.path) else 'files without a suffix'
+    package = missing_package(suffix)
+    return f'{suffix} (pip install {package})' if package else suffix
+
+
+def _begins_as_image(path: str) -> bool:
+    with open(path, 'rb') as file:  # noqa: PTH123
+        begins = file.read(16)
+    return begins.startswith(_BEGINNINGS) or (begins[:4], begins[8:12]) == (b'RIFF', b'WEBP')
+
+
+def in_words(left_out: Counter[str]) -> str:
+    """Counts by kind, the most frequent first.
+
+    >>> in_words(Counter({'.txt': 2, HIDDEN: 5}))
+    '5 hidden or system files, 2 .txt'
+    """
+    return ', '.join(f'{count} {kind}' for kind, count in left_out.most_common())
+
+
+def total(parts: Iterable[Found]) -> Counter[str]:
+    """What is left out of all of them."""
+    return sum((part.left_out for part in parts), Counter())

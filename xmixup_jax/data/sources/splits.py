@@ -1,0 +1,94 @@
+"""Finds the split that is meant, whatever a data set calls it; divides where there are none."""
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from xmixup_jax.data.sources.listing import normal
+from xmixup_jax.errors import DataError
+
+UNDIVIDED_SPLITS = ('train', 'test')
+_TRAIN = ('train', 'training')
+_VALIDATION = ('validation', 'val', 'valid', 'dev', 'eval')
+_TEST = ('test', 'testing', 'tests', *_VALIDATION)
+_GROUPS = {
+    **dict.fromkeys(_TEST, _TEST),
+    **dict.fromkeys(_VALIDATION, _VALIDATION),
+    **dict.fromkeys(_TRAIN, _TRAIN),
+}
+T = TypeVar('T')
+
+
+def is_usual(name: str) -> bool:
+    """Whether a name is one that splits usually have.
+
+    >>> [is_usual(name) for name in ('Train', 'valid', 'cats')]
+    [True, True, False]
+    """
+    return _folded(name) in _GROUPS
+
+
+def find_split(split: str, present: Iterable[T], name_of: Callable[[T], str] = str) -> T | None:
+    """The one that is meant by `split`: of that name, else of a name that means the same.
+
+    Where there is no test split, validation images serve as one.
+
+    >>> find_split('test', ['train', 'valid']), find_split('test', ['train', 'extra'])
+    ('valid', None)
+    """
+    by_name = {name_of(each): each for each in present}
+    if split in by_name:
+        return by_name[split]
+    by_name = {_folded(name): each for name, each in by_name.items()}
+    names = (_folded(split), *_GROUPS.get(_folded(split), ()))
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _folded(name: str) -> str:
+    return normal(name).casefold()
+
+
+def no_split(
+    where: str, split: str, present: Iterable[str], dataset: ConfigDict, config: ConfigDict
+) -> DataError:
+    """The error of a missing split, with the flags that help.
+
+    Args:
+      where: the data set, for the message.
+      split: the one that is missing.
+      present: the splits there are.
+      dataset: config.target or config.source.
+      config: of the run.
+    """
+    part = 'source' if dataset is config.source else 'target'
+    names = list(present)
+    has = f'it has {", ".join(names)}' if names else 'it has none'
+    if split == dataset.test_split and split != dataset.split:
+        flag, others = f'--config.{part}.test_split', [n for n in names if n != dataset.split]
+        ways = [f'{flag}={name}' for name in others[:3]]
+        ways.append(f'{flag}=rest with --config.{part}.sample_rate=0.8')
+        if part == 'target' and where and names:
+            ways.append(f'--config.target.name=folder:{where}/{dataset.split}, which is divided')
+    else:
+        ways = [f'--config.{part}.split={name}' for name in names[:3]]
+    advice = f': use {" or ".join(ways)}' if ways else ''
+    return DataError(f'{where} has no split {split!r}: {has}{advice}')
+
+
+def part_of(split: str, count: int, label: int, share: float) -> np.ndarray:
+    """Divides the images of a class where the data set itself has no splits.
+
+    Args:
+      split: 'train' or 'test'.
+      count: images of the class.
+      label: number of the class, the seed of the division, which is the same in every run.
+      share: of the images that are the test's, rounded; one at least is trained on.
+
+    Returns:
+      the places of the split's images among the class's, ascending.
+    """
+    order = np.random.default_rng(label).permutation(count)
+    tested = min(round(share * count), count - 1)
+    return np.sort(order[:tested] if split == 'test' else order[tested:])
