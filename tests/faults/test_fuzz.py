@@ -19,7 +19,7 @@ from test_bad_images import BAD, GOOD, encode
 
 from xmixup_jax.data import builders
 from xmixup_jax.data.decode import decode
-from xmixup_jax.data.sources.folder import class_images
+from xmixup_jax.data.sources.folder import read_classes
 from xmixup_jax.data.sources.image_files import read_file
 from xmixup_jax.errors import DataError
 from xmixup_jax.weights.pretrained import Weights
@@ -213,7 +213,7 @@ def test_pipes_and_folders_are_no_images(tmp_path):
     (tmp_path / 'a' / 'folder.jpg').mkdir(parents=True)
     (tmp_path / 'a' / 'b.jpg').write_bytes(GOOD['jpeg'][0])
     os.mkfifo(tmp_path / 'a' / 'pipe.jpg')
-    assert [each.path for each in class_images(tmp_path)[tmp_path / 'a']] == [tmp_path / 'a/b.jpg']
+    assert [each.path for each in read_classes(tmp_path)['a'].images] == [str(tmp_path / 'a/b.jpg')]
 
 
 def member(name, kind=tarfile.REGTYPE, link='', content=b'x'):

@@ -90,8 +90,9 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
 
 
 def _holds_classes(folder: Path) -> bool:
-    """Whether a folder looks like a split: folders with images in it, and no images beside."""
-    if listing.holds_images(folder):
+    """Whether a folder looks like a split: it has folders with images, and none beside unless its
+    name is one that splits have."""
+    if listing.holds_images(folder) and not is_usual(folder.name):
         return False
     return any(listing.find_images(inner).images for inner in listing.subfolders(folder))
 
@@ -100,7 +101,7 @@ def _check_clear(root: Path, found: Path, folders: list[Path], splits: list[Path
     """Raises DataError if what looks like a split may be a class as well."""
     if any(each != found and is_usual(each.name) for each in splits):
         return
-    others = [each for each in folders if each != found and listing.find_images(each).images]
+    others = [each for each in folders if each != found and listing.holds_images(each)]
     if others:
         raise DataError(
             f'{root} holds {found.name}, with folders of images in it, and {others[0].name}: is '
