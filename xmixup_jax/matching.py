@@ -114,7 +114,8 @@ def check_assignment(kind: str, num_target: int, num_source: int, classes_per_ta
     if classes_per_target > num_source:
         raise ConfigError(
             f'config.match.classes_per_target={classes_per_target} is more than the '
-            f"source's {num_source} classes: lower it"
+            f"source's {num_source} classes: use --config.match.classes_per_target={num_source} "
+            'at most'
         )
 
 

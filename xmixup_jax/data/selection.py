@@ -74,7 +74,9 @@ class Data(NamedTuple):
             )
 
 
-def draw_positions(records: Records, shots: int, sample_rate: float, seed: int) -> np.ndarray:
+def draw_positions(
+    records: Records, shots: int, sample_rate: float, seed: int, part: str = 'target'
+) -> np.ndarray:
     """Positions of some records of every class, at random; ascending, int64.
 
     Args:
@@ -82,6 +84,7 @@ def draw_positions(records: Records, shots: int, sample_rate: float, seed: int) 
       shots: records of each class, or 0 for
       sample_rate: the share of each class's records, rounded, at least one.
       seed: of the draw.
+      part: of the configuration that says so, for the message.
 
     Raises:
       DataError: a class has fewer than `shots` records.
@@ -91,9 +94,11 @@ def draw_positions(records: Records, shots: int, sample_rate: float, seed: int) 
     for label, name in enumerate(records.class_names):
         candidates = np.flatnonzero(records.labels == label)
         if len(candidates) < shots:
+            least = int(np.bincount(records.labels, minlength=len(records.class_names)).min())
             raise DataError(
                 f'class {name!r} of {records.name} has {len(candidates)} training images, fewer '
-                f'than shots={shots}: lower it, or 0 for all images'
+                f'than shots={shots}: use --config.{part}.shots={least}, the number that every '
+                'class has, or 0 for all images'
             )
         count = shots or min(len(candidates), max(1, round(sample_rate * len(candidates))))
         positions.append(rng.choice(candidates, count, replace=False))
@@ -128,7 +133,17 @@ def open_split(
         raise DataError(missing)
     records = source.open(what, dataset, split, config, Store(config.max_bad_images))
     if not len(records):
-        raise DataError(f'split {split!r} of {dataset.name} holds no images')
+        share = f'{dataset.test_share:g}'
+        more = '0.5' if dataset.test_share < 0.5 else '0.8'
+        raise DataError(
+            f'split {split!r} of {dataset.name} holds no images'
+            + (
+                f': with --config.target.test_share={share} every class is too small to be '
+                f'divided; use --config.target.test_share={more}'
+                if split == 'test' and split == dataset.test_split
+                else ': fill it, or name another split'
+            )
+        )
     if opened is not None:
         opened[key] = records
     return records
@@ -142,7 +157,9 @@ def train_records(dataset: ConfigDict, config: ConfigDict, opened: Opened | None
 def _draw(full: Records, dataset: ConfigDict, config: ConfigDict) -> Records:
     if not dataset.shots and dataset.sample_rate == 1:
         return full
-    return full.select(draw_positions(full, dataset.shots, dataset.sample_rate, config.seed))
+    part = 'source' if dataset is config.source else 'target'
+    share = dataset.sample_rate
+    return full.select(draw_positions(full, dataset.shots, share, config.seed, part))
 
 
 def train_and_test(
@@ -158,7 +175,13 @@ def train_and_test(
     if not dataset.test_split:
         return train, None
     if dataset.test_split == 'rest':
-        return train, full.select(np.setdiff1d(full.index, train.index))
+        rest = full.select(np.setdiff1d(full.index, train.index))
+        if not len(rest):
+            raise DataError(
+                f'--config.target.test_split=rest: all images of {dataset.name} are trained on; '
+                'lower --config.target.shots, or name a split to test on'
+            )
+        return train, _numbered_as(train, rest, dataset)
     test = open_split(dataset, dataset.test_split, config, opened)
     return train, _numbered_as(train, test, dataset)
 

@@ -93,7 +93,7 @@ def write_outcome(
     match = start.meta.match
     # All processes compute the inputs, the first one writes.
     inputs = first_inputs(start.task, config, data, match) if config.report else {}
-    _write_weights(config, workdir, state, data.target.class_names)
+    _write_weights(config, workdir, state, data)
     first_process(write_json)(workdir / RESULT, result)
     if config.report:
         first_process(write_report)(workdir, config, result, data, match, inputs, tested)
@@ -101,9 +101,12 @@ def write_outcome(
 
 
 @first_process
-def _write_weights(
-    config: ConfigDict, workdir: Path, state: TrainState, class_names: tuple[str, ...]
-) -> None:
-    content = {'class_names': class_names, 'config': config.to_dict()}
+def _write_weights(config: ConfigDict, workdir: Path, state: TrainState, data: Data) -> None:
+    digests = {part: used['digest'] for part, used in data.usage().items()}
+    content = {
+        'class_names': data.target.class_names,
+        'config': config.to_dict(),
+        'data': digests,
+    }
     path = workdir / WEIGHTS_FILE
     save_weights(path, config.model.name, state.params, state.batch_stats, content)

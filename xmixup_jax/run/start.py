@@ -107,8 +107,9 @@ def begin(
     def source_test() -> Records:
         if not config.source.test_split:
             raise ConfigError(
-                f'config.method={config.method} needs config.source.test_split, a split of the '
-                'source that its network was not trained on'
+                f'config.method={config.method} needs a split of the source that its network was '
+                'not trained on: name it with --config.source.test_split, or for Co-Tuning use '
+                '--config.cotuning.temperature=1'
             )
         return open_split(config.source, config.source.test_split, config)
 

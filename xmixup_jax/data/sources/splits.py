@@ -69,7 +69,7 @@ def no_split(
         flag, others = f'--config.{part}.test_split', [n for n in names if n != dataset.split]
         ways = [f'{flag}={name}' for name in others[:3]]
         ways.append(f'{flag}=rest with --config.{part}.sample_rate=0.8')
-        if part == 'target' and where and names:
+        if part == 'target' and names and dataset.name.startswith('folder:'):
             ways.append(f'--config.target.name=folder:{where}/{dataset.split}, which is divided')
     else:
         ways = [f'--config.{part}.split={name}' for name in names[:3]]

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
+from xmixup_jax.data.sources.splits import find_split, no_split
 from xmixup_jax.errors import DataError, first_line
 from xmixup_jax.files import Resumable, file_lock, load_arrays
 
@@ -155,15 +156,20 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
       DataError: the split or its format is not there.
     """
     builder = build(what, config.data_dir)
+    notes = []
+    if split.isidentifier() and split not in builder.info.splits:
+        named = find_split(split, builder.info.splits)
+        if named is None:
+            raise no_split(what, split, sorted(builder.info.splits), dataset, config)
+        notes.append(f'there is no split {split!r}: {named!r} serves as it')
+        split = named
     image_key, label_key = builder.info.supervised_keys or ('image', 'label')
     try:
         data_source = builder.as_data_source(
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
     except (ValueError, KeyError) as error:
-        raise DataError(
-            f'{what} has no split {split!r}: it has {", ".join(sorted(builder.info.splits))}'
-        ) from error
+        raise no_split(what, split, sorted(builder.info.splits), dataset, config) from error
     except NotImplementedError as error:
         raise DataError(
             f'{what} in {builder.data_dir} is not stored as array_record: prepare it again '
@@ -190,6 +196,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
         store=store,
         # Wraps around at 2**64.
         stamps=np.uint64(int(digest, 16)) + np.arange(count, dtype=np.uint64),
+        notes=tuple(notes),
     )
 
 
