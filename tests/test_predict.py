@@ -3,21 +3,25 @@
 import csv
 import io
 import json
+import os
+import re
 import sys
+from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.special import softmax
 
 import xmixup_jax
-from xmixup_jax import predictor as trained
-from xmixup_jax.cli import predict, program
+from xmixup_jax.cli import export, predict, program
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.evaluation import evaluate
+from xmixup_jax.data.decode import decode
 from xmixup_jax.devices import replicate
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import ConfigError, DataError, UserError
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.weights.files import save_weights
 
@@ -99,6 +103,45 @@ def test_what_is_no_image(workdir, bad, words):
         xmixup_jax.load(workdir).predict([bad])
 
 
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_images_of_pillow_are_turned_as_their_files_are(workdir, picture, tmp_path, orientation):
+    fields = Image.Exif()
+    fields[0x112] = orientation
+    Image.fromarray(picture).save(tmp_path / 'photo.png', exif=fields)
+    model = xmixup_jax.load(workdir)
+    with Image.open(tmp_path / 'photo.png') as image:
+        upright = np.asarray(ImageOps.exif_transpose(image))
+        of_file, of_image, of_pixels = model.predict([tmp_path / 'photo.png', image, upright])
+    for other in (of_image, of_pixels):
+        np.testing.assert_array_equal(of_file.probabilities, other.probabilities)
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGBA', 'CMYK', 'YCbCr', 'I;16'])
+def test_images_of_pillow_in_every_mode(workdir, picture, mode):
+    image = Image.fromarray(picture)
+    if mode == 'I;16':
+        image = Image.fromarray(np.asarray(image.convert('L')).astype(np.uint16) * 257)
+        expected = np.asarray(image) >> 8
+        expected = np.repeat(expected.astype(np.uint8)[..., None], 3, 2)
+    else:
+        image = image.convert(mode)
+        expected = np.asarray(image.convert('RGB'))
+    model = xmixup_jax.load(workdir)
+    given, pixels = model.predict([image, expected])
+    np.testing.assert_array_equal(given.probabilities, pixels.probabilities)
+
+
+def test_images_of_pillow_that_training_would_refuse(workdir, picture):
+    model, file = xmixup_jax.load(workdir), io.BytesIO()
+    grey = np.zeros((9, 9))
+    for dtype, words in ((np.float32, '32-bit float'), (np.int32, '32-bit integer')):
+        with pytest.raises(DataError, match=f'{words} values, whose scale is not known'):
+            model.predict(Image.fromarray(grey.astype(dtype)))
+    Image.fromarray(picture).save(file, 'JPEG')
+    with pytest.raises(DataError, match=r'an image of Pillow cannot be read: .*truncated'):
+        model.predict(Image.open(io.BytesIO(file.getvalue()[:700])))
+
+
 def test_a_bomb_that_pillow_would_decode(workdir):
     file = io.BytesIO()
     Image.new('1', (2**15, 2**13)).save(file, 'PCX')  # a few kB, 2**28 pixels
@@ -116,7 +159,7 @@ def test_mutated_images_are_read_or_refused(picture, form):
         for place in rng.integers(len(content[:200]), size=rng.integers(1, 6)):
             content[place] = rng.integers(256)
         try:
-            assert trained._decode_any(bytes(content), 24, 'it').shape == (24, 24, 3)
+            assert decode(bytes(content), 24, 'it').shape == (24, 24, 3)
         except DataError as error:
             assert str(error).startswith('it is not an image')
 
@@ -174,3 +217,127 @@ def test_faults_of_the_command(workdir, picture, tmp_path, capsys, monkeypatch):
     assert 'does not exist' in outcome(f'--workdir={workdir}', tmp_path / 'none.png')[1]
     assert 'holds no finished run' in outcome(f'--workdir={tmp_path}', good)[1]
     assert sys.modules['PIL.Image'].MAX_IMAGE_PIXELS  # Pillow's own limit stands
+
+
+@pytest.fixture
+def tested(workdir, config, state):
+    """The folder of a run with another network that was the best on the way."""
+    best = jax.tree.map(lambda leaf: leaf + 0.5, state.params)
+    content = {'class_names': tuple('abcdefghij'), 'config': config.to_dict()}
+    content['score'] = {'best_step': 4, 'best_top1': 0.625, 'best_loss': 1.0}
+    path = workdir / 'best_model.safetensors'
+    save_weights(path, config.model.name, best, state.batch_stats, content)
+    return workdir
+
+
+def test_the_network_can_be_chosen(tested, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict, 'setup', lambda config: None)
+    Image.fromarray(picture).save(tmp_path / 'image.png')
+    outputs = {}
+    for network, words in {
+        'final': r'model\.safetensors, the final one of the run \(there is a best one, too\)',
+        'best': r'best_model\.safetensors, the best of the run \(step 4, 62\.50 % top-1 in',
+    }.items():
+        arguments = [f'--workdir={tested}', f'--network={network}', str(tmp_path / 'image.png')]
+        predict.run(['predict', '--format=json', *arguments])
+        said = capsys.readouterr()
+        assert re.fullmatch(rf'xmixup: the network in {tested}/{words}.*\n', said.err)
+        outputs[network] = json.loads(said.out)[0]['classes']
+        (expected,) = xmixup_jax.load(tested, network=network).predict(picture)
+        assert [each['class'] for each in outputs[network]] == list(expected.class_names[:5])
+    assert outputs['final'] != outputs['best']
+    (tested / 'best_model.safetensors').unlink()
+    assert xmixup_jax.load(tested).path.name == 'model.safetensors'
+    with pytest.raises(ConfigError, match=r'holds no best_model.*config\.eval_every'):
+        xmixup_jax.load(tested, network='best')
+    with pytest.raises(ConfigError, match=r"network='last': must be one of final, best"):
+        xmixup_jax.load(tested, network='last')
+    with pytest.raises(ConfigError, match='is one network: to choose one, name the folder'):
+        xmixup_jax.load(tested / 'model.safetensors', network='best')
+
+
+def test_what_a_folder_holds_besides_is_counted(workdir, picture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict, 'setup', lambda config: None)
+    root = tmp_path / 'photos'
+    for name in ('a.jpg', '._a.jpg', '.cache/b.png', 'deep/er/c.PNG'):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / name), picture)
+    for name in ('Thumbs.db', 'notes.txt', 'more.txt', 'film.mp4'):
+        (root / name).write_text('no image')
+    (root / 'deep/loop').symlink_to(root, target_is_directory=True)
+    (root / 'nowhere.jpg').symlink_to(root / 'gone.jpg')
+    os.mkfifo(root / 'pipe.jpg')
+    predict.run(['predict', f'--workdir={workdir}', '--format=json', str(root)])
+    said = capsys.readouterr()
+    named = [each['image'] for each in json.loads(said.out)]
+    assert named == [str(root / 'a.jpg'), str(root / 'deep/er/c.PNG')]
+    (line,) = [line for line in said.err.splitlines() if 'left out' in line]
+    for words in ('3 hidden or system files', '2 .txt', '1 .mp4', '1 broken links'):
+        assert words in line
+    with pytest.raises(DataError, match=r'deep/none holds no images \(it has 1 \.txt\)'):
+        (root / 'deep/none').mkdir()
+        (root / 'deep/none/a.txt').touch()
+        predict.run(['predict', f'--workdir={workdir}', str(root / 'deep/none')])
+    with pytest.raises(DataError, match='is a broken link'):
+        predict.run(['predict', f'--workdir={workdir}', str(root / 'nowhere.jpg')])
+    with pytest.raises(UserError, match='1 of 1 images could not be decoded'):
+        predict.run(['predict', f'--workdir={workdir}', str(root / 'pipe.jpg')])
+    assert 'pipe.jpg is no regular file' in capsys.readouterr().err
+
+
+NAMES = [b'caf\xe9.png', b'two\nlines.png', b'-dash.png', b'it\'s "quoted" $x.png']
+
+
+@pytest.mark.parametrize('form', predict.FORMATS)
+def test_names_of_every_kind(workdir, picture, tmp_path, form, monkeypatch):
+    monkeypatch.setattr(predict, 'setup', lambda config: None)
+    folder = os.fsencode(tmp_path / 'photos')
+    Path(os.fsdecode(folder)).mkdir()
+    content = cv2.imencode('.png', picture)[1].tobytes()
+    for name in NAMES:
+        Path(os.fsdecode(folder + b'/' + name)).write_bytes(content)
+    written = io.TextIOWrapper(io.BytesIO(), 'utf-8')  # as strict as a pipe
+    monkeypatch.setattr(sys, 'stdout', written)
+    predict.run(['predict', f'--workdir={workdir}', f'--format={form}', os.fsdecode(folder)])
+    written.flush()
+    text = written.buffer.getvalue().decode()
+    assert 'caf\\xe9.png' in text.replace('\\\\', '\\')
+    if form == 'json':
+        assert len(json.loads(text)) == 4
+    if form == 'csv':
+        assert len(list(csv.DictReader(io.StringIO(text, newline='')))) == 4 * 5
+    if form == 'table':
+        assert 'two\\nlines.png' in text and len(text.splitlines()) == 4 * 6
+
+
+def test_where_an_export_goes(workdir, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / 'exported'
+    folder.mkdir()
+
+    def exported(form, output):
+        export.run(['export', f'--workdir={workdir}', f'--format={form}', f'--output={output}'])
+        return Path(capsys.readouterr().out.split('  ->  ')[1].strip())
+
+    assert exported('safetensors', folder) == folder / 'model.safetensors'
+    assert exported('safetensors', f'{tmp_path}/new/') == tmp_path / 'new/model.safetensors'
+    assert exported('safetensors', tmp_path / 'mine.safetensors').is_file()
+    # An orbax checkpoint is a folder: one that is there already is written anew.
+    for _ in range(2):
+        assert exported('orbax', folder) == folder / 'orbax'
+        assert exported('orbax', tmp_path / 'checkpoint') == tmp_path / 'checkpoint'
+    assert (folder / 'orbax.json').is_file() and (folder / 'model.safetensors.json').is_file()
+    classes = [xmixup_jax.load(path).class_names for path in (workdir, folder)]
+    assert classes[0] == classes[1]
+
+
+def test_flags_that_are_wrong_end_in_one_line(workdir):
+    for arguments, words in {
+        ('photo.jpg',): 'required: --workdir; see  xmixup predict --help',
+        (f'--workdir={workdir}',): 'required: IMAGE',
+        (f'--workdir={workdir}', '--top=x', 'a.jpg'): 'argument --top: invalid int value',
+        (f'--workdir={workdir}', '--network=last', 'a.jpg'): "'last' .choose from",
+        (f'--workdir={workdir}', '-x.jpg', 'a.jpg'): 'unrecognized arguments: -x.jpg',
+    }.items():
+        with pytest.raises(ConfigError, match=words) as error:
+            predict.run(['predict', *arguments])
+        assert '\n' not in str(error.value)

@@ -1,6 +1,5 @@
-"""A trained network: read from the folder of a run, and asked for predictions."""
+"""Loads a trained network from a run folder and predicts with it."""
 
-import io
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -9,21 +8,23 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.special import softmax
 
 from xmixup_jax.compute import augment
-from xmixup_jax.data.decode import MAX_BYTES, MAX_PIXELS, decode, middle_square
+from xmixup_jax.data.decode import MAX_BYTES, decode, middle_square, rgb
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.pairing import worker_threads
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import ConfigError, DataError
+from xmixup_jax.files import BEST
 from xmixup_jax.models import create_model, forward
 from xmixup_jax.optimizer import HEAD
+from xmixup_jax.text import one_line
 from xmixup_jax.weights.files import read_metadata
 from xmixup_jax.weights.find import WEIGHTS_FILE
 from xmixup_jax.weights.pretrained import Weights
@@ -35,9 +36,12 @@ PyTree = Any
 Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
 """A file, its content, uint8 RGB [H, W, 3] or grey [H, W], or a Pillow image."""
 
+NETWORKS = {'final': WEIGHTS_FILE, 'best': BEST}
+"""The networks that a run leaves: after the last step, and of the best test on the way."""
+
 
 class Prediction(NamedTuple):
-    """What a network says of one image, the most probable first."""
+    """The classes of one image, the most probable first."""
 
     class_names: tuple[str, ...]
     """K names; words in the place of WordNet ids."""
@@ -56,6 +60,22 @@ class TrainedModel:
     graphdef: Any
     params: PyTree
     batch_stats: PyTree
+    path: Path
+    """The file that it was read from."""
+    score: dict[str, Any]
+    """Of the best network of a run: 'best_step', 'best_top1' and 'best_loss'; else {}."""
+
+    def describe(self) -> str:
+        """Says in one line which network it is."""
+        words = f'the network in {one_line(self.path)}'
+        if self.score:
+            return (
+                f'{words}, the best of the run (step {self.score["best_step"]}, '
+                f'{100 * self.score["best_top1"]:.2f} % top-1 in the test there)'
+            )
+        if self.path.name == WEIGHTS_FILE and self.path.with_name(BEST).is_file():
+            return f'{words}, the final one of the run (there is a best one, too)'
+        return words
 
     def logits(self, images: jax.Array) -> jax.Array:
         """uint8 RGB [B, S, S, 3], S = config.image_size, to logits float32 [B, K]; a pure
@@ -135,63 +155,55 @@ def _ranked(logits: np.ndarray, names: list[str]) -> Prediction:
 
 
 def _decoded(picture: Picture, size: int) -> np.ndarray:
-    """uint8 [size, size, 3] of an image in any form.
+    """uint8 [size, size, 3] of an image in any form, as training would read it.
 
     Raises:
       DataError: it is none.
     """
     if isinstance(picture, Image.Image):
-        picture = np.asarray(picture.convert('RGB'))
+        return middle_square(rgb(picture), size)
     if isinstance(picture, np.ndarray):
-        if picture.ndim == 2:
-            picture = np.repeat(picture[..., None], 3, axis=2)
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise DataError(
-                f'an image of shape {picture.shape} and type {picture.dtype}: it must be uint8 '
-                '[H, W, 3] or [H, W]'
-            )
-        return middle_square(picture, size)
+        return middle_square(_checked(picture), size)
     if isinstance(picture, bytes):
-        return _decode_any(picture, size, 'the image')
+        return decode(picture, size, 'the image')
     path = Path(picture)
     try:
+        if not (path.is_file() or path.is_dir()) and path.exists():
+            raise DataError(f'{one_line(path)} is no regular file: name image files')
         with path.open('rb') as file:
             encoded = file.read(MAX_BYTES)
-    except OSError as error:
-        raise DataError(f'{path} cannot be read: {error.strerror}') from error
-    return _decode_any(encoded, size, str(path))
+    except (OSError, ValueError) as error:  # a zero byte in a name is a ValueError
+        why = getattr(error, 'strerror', None) or error
+        raise DataError(f'{one_line(path)} cannot be read: {why}') from error
+    return decode(encoded, size, one_line(path))
 
 
-def _decode_any(encoded: bytes, size: int, where: str) -> np.ndarray:
-    """By OpenCV, as in training; what it does not know, by Pillow."""
-    try:
-        return decode(encoded, size, where)
-    except DataError as unknown:
-        try:
-            with Image.open(io.BytesIO(encoded), formats=pillow_formats()) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise unknown
-                upright = ImageOps.exif_transpose(image)
-                return middle_square(np.asarray(upright.convert('RGB')), size)
-        except Exception:  # Pillow has no common class for what its decoders raise
-            raise unknown from None
+def _checked(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] of [H, W, 3] or [H, W].
+
+    Raises:
+      DataError: it is of another type or shape, or empty.
+    """
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(
+            f'an image of shape {image.shape} and type {image.dtype}: it must be uint8 [H, W, 3] '
+            'or [H, W], with values from 0 to 255'
+        )
+    return image
 
 
-def pillow_formats() -> list[str]:
-    """All that Pillow reads by itself."""
-    Image.init()
-    # PostScript is a program, which Pillow would have Ghostscript run; JPEG and PNG are OpenCV's,
-    # and what it refused of them is damaged.
-    return sorted(set(Image.OPEN) - {'EPS', 'JPEG', 'PNG'})
-
-
-def load(run: str | os.PathLike) -> TrainedModel:
-    """Reads what a finished run left.
+def load(run: str | os.PathLike, network: Literal['final', 'best'] = 'final') -> TrainedModel:
+    """Loads a network that a finished run left.
 
     Args:
       run: the folder of the run, or a .safetensors file that this program wrote.
+      network: of the folder: 'final', after the last step, or 'best', the one with the highest
+        top-1 in the tests that config.eval_every asks for.
 
     Raises:
+      ConfigError: there is no such network.
       DataError: there is no finished run in the folder, or its weights cannot be read.
 
     >>> model = load('runs/example')
@@ -199,11 +211,7 @@ def load(run: str | os.PathLike) -> TrainedModel:
     >>> prediction.class_names[0], bool(prediction.probabilities[0] > 0.5)
     ('cat', True)
     """
-    path = Path(run)
-    if path.is_dir() or not path.suffix:
-        path = path / WEIGHTS_FILE
-    if not path.is_file():
-        raise DataError(f'{run} holds no finished run ({path.name} is missing)')
+    path = _network_file(Path(run), network)
     content = read_metadata(path)
     if not {'config', 'class_names'} <= content.keys():
         raise DataError(f'{path} does not say what its classes are: name the folder of a run')
@@ -216,4 +224,28 @@ def load(run: str | os.PathLike) -> TrainedModel:
     params, batch_stats = weights.fill(params, batch_stats, with_head=True)
     params[HEAD] = {key: leaf[..., : len(names)] for key, leaf in params[HEAD].items()}
     graphdef, _, _ = create_model(config.model, len(names), config.image_size, 0)
-    return TrainedModel(config, names, graphdef, params, batch_stats)
+    score = content.get('score') or {}
+    return TrainedModel(config, names, graphdef, params, batch_stats, path, score)
+
+
+def _network_file(run: Path, network: str) -> Path:
+    """The file of one of `NETWORKS` in the folder of a run, or the file `run` itself."""
+    if network not in NETWORKS:
+        raise ConfigError(f'network={network!r}: must be one of {", ".join(NETWORKS)}')
+    is_folder = run.is_dir() or not run.suffix
+    if not is_folder and network == 'best':
+        raise ConfigError(f'{run} is one network: to choose one, name the folder of the run')
+    path = run / NETWORKS[network] if is_folder else run
+    if path.is_file():
+        return path
+    if is_folder and (run / WEIGHTS_FILE).is_file():
+        raise ConfigError(
+            f'{run} holds no {BEST}: it is written by runs with config.eval_every; take the final '
+            'network, --network=final'
+        )
+    if not run.exists():
+        raise DataError(f'{run} does not exist: name the folder of a finished run')
+    raise DataError(
+        f'{run} holds no finished run ({path.name} is missing): name the folder of one, or run its '
+        'training command again, which continues it'
+    )

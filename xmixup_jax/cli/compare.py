@@ -19,7 +19,6 @@ Exit code 0: done; 1 some runs failed (comparison.csv says which and why) or som
 
 """
 
-import argparse
 import itertools
 import json
 import logging
@@ -28,7 +27,7 @@ from pathlib import Path
 import jax
 
 from xmixup_jax.cli.flags import parse_flags
-from xmixup_jax.cli.program import setup
+from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.compute import cost
 from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
@@ -41,13 +40,14 @@ from xmixup_jax.report.comparison import write_report
 from xmixup_jax.run.finished import measure
 from xmixup_jax.run.grid import Run, rows_of
 from xmixup_jax.run.inputs import check_inputs
+from xmixup_jax.text import one_line
 
 log = logging.getLogger('xmixup_jax')
 
 
 def parse(argv: list[str]) -> tuple[list[Run], Path]:
     """The runs that the command line asks for, and the folder of the comparison."""
-    parser = argparse.ArgumentParser(prog='compare', add_help=False)  # `run_and_exit` gives help
+    parser = Parser('compare')
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--methods', default='all')
     parser.add_argument('--seeds', default='0,1,2,3,4', type=_numbers(int))
@@ -137,7 +137,7 @@ def run(argv: list[str]) -> None:
     setup(runs[0].config.cache_dir)
     failed = compare(runs, workdir)
     if is_first():
-        print((workdir / tables.MARKDOWN).read_text())
-        print(f'->  {workdir / REPORT}, {tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')
+        print((workdir / tables.MARKDOWN).read_text(encoding='utf-8'))
+        print(f'->  {one_line(workdir / REPORT)}, {tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')
     if failed:
         raise UserError(f'{len(failed)} of {len(runs)} runs failed: {tables.CSV} says why')

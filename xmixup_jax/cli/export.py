@@ -6,23 +6,28 @@
   --format=NAME   safetensors or torch (timm's keys), orbax (this program's pytrees), or stablehlo
                   (a serialised jax.export function from uint8 images to logits, for CPU, CUDA and
                   TPU, any batch size)
-  --output=PATH   where to (default: DIR/export/ and a name by the format)
+  --output=PATH   where to: a file, or a folder, which gets a file with a name by the format
+                  (default: DIR/export/)
+  --network=NAME  final (default), the network after the last step, or best, the one with the
+                  highest top-1 in the tests of --config.eval_every
 
-Beside it a JSON file says what the classes are and how images have to be prepared. All but
+A JSON file beside it has the classes and how images have to be prepared. All but
 stablehlo can be given to --config.weights. The head is the target's alone.
 
 """
 
-import argparse
+import os
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from xmixup_jax.cli.program import Parser
 from xmixup_jax.compute import augment
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import atomic_write, write_json
-from xmixup_jax.predictor import TrainedModel, load
+from xmixup_jax.predictor import NETWORKS, TrainedModel, load
+from xmixup_jax.text import one_line
 from xmixup_jax.trees import write_tree
 from xmixup_jax.weights.files import save_weights, torch_tensors
 
@@ -80,13 +85,28 @@ def _save_torch(output: Path, tensors: dict[str, np.ndarray]) -> None:
         torch.save({key: torch.from_numpy(array) for key, array in tensors.items()}, partial)
 
 
+def output_path(output: str | None, workdir: Path, form: str) -> Path:
+    """Where to write: `output`, or a file in it if it is a folder.
+
+    An orbax checkpoint is a folder itself: one that `export` wrote is written anew.
+    """
+    if output is None:
+        return workdir / 'export' / FILES[form]
+    path = Path(output)
+    earlier = form == 'orbax' and path.with_name(f'{path.name}.json').is_file()
+    is_folder = output.endswith((os.sep, '/')) or (path.is_dir() and not earlier)
+    return path / FILES[form] if is_folder else path
+
+
 def run(argv: list[str]) -> None:
     """Parses the flags and exports."""
-    parser = argparse.ArgumentParser(prog='export', add_help=False)  # `run_and_exit` gives help
+    parser = Parser('export')
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--format', default='safetensors', choices=FILES)
-    parser.add_argument('--output', type=Path)
+    parser.add_argument('--output')
+    parser.add_argument('--network', default='final', choices=NETWORKS)
     args = parser.parse_args(argv[1:])
-    output = args.output or args.workdir / 'export' / FILES[args.format]
-    export(load(args.workdir), args.format, output)
-    print(f'{args.workdir}  ->  {output}')
+    output = output_path(args.output, args.workdir, args.format)
+    trained = load(args.workdir, args.network)
+    export(trained, args.format, output)
+    print(f'{one_line(trained.path)}  ->  {one_line(output)}')

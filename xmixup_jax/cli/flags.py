@@ -1,6 +1,7 @@
 """The flags that all experiments share: --config, --config.KEY and --workdir."""
 
 import difflib
+import re
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ def parse_flags(argv: list[str], methods: Sequence[str] = ()) -> tuple[ConfigDic
     except flags.UnrecognizedFlagError as error:
         raise ConfigError(f'{error}: the flags are --config, --config.KEY and --workdir') from error
     except (flags.Error, TypeError, ValueError) as error:
-        raise ConfigError(' '.join(str(error).split())) from error
+        raise ConfigError(_wrong_value(str(error), argv, config)) from error
     if len(rest) > 1:
         raise ConfigError(
             f'unexpected argument {rest[1]!r}: values are given as --config.KEY=VALUE'
@@ -150,6 +151,25 @@ def _check_keys(argv: list[str], config: ConfigDict) -> None:
                     else f'there is no such key{_similar(key, known)}'
                 )
                 raise ConfigError(f'{argument}: {words}')
+
+
+def _wrong_value(message: str, argv: list[str], config: ConfigDict) -> str:
+    """Says which flag has a value of the wrong type, and which type is right.
+
+    Args:
+      message: of absl, which begins with the flag where it concerns one.
+      argv: the command line.
+      config: the configuration with its values before.
+    """
+    found = re.match(r'flag --config\.([\w.]+)', message)
+    values = flatten(config)
+    if found is None or found[1] not in values:
+        return ' '.join(message.split())
+    given, _ = _take_flag(f'config.{found[1]}', argv)
+    value = values[found[1]]
+    kinds = {bool: 'True or False', int: 'a whole number', float: 'a number'}
+    kind = kinds.get(type(value), f'a value such as {value!r}')
+    return f'--config.{found[1]}={given}: must be {kind}, as {value!r} is'
 
 
 def _first(section: str, known: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from xmixup_jax.processes import is_first
 from xmixup_jax.run.inputs import check_inputs, open_data
 from xmixup_jax.run.start import find_match, report_match
 from xmixup_jax.run.train import backbone_weights
+from xmixup_jax.text import one_line
 
 
 def show_match(match: ClassMatch, data: Data, workdir: Path) -> None:
@@ -56,4 +57,4 @@ def run(argv: list[str]) -> None:
     if is_first():
         show_match(match, data, workdir)
         show(data)
-        print(f'->  {workdir / MATCH}')
+        print(f'->  {one_line(workdir / MATCH)}')

@@ -1,68 +1,80 @@
-"""What a trained network says of images.
+"""Predicts the classes of images with a trained network.
 
     xmixup predict --workdir=runs/digits-xmixup-seed0 photo.jpg more_photos/
     xmixup predict --workdir=runs/mine --format=csv --top=1 photos/ > classes.csv
 
-  IMAGE ...       image files, and folders, which are searched for images
+  IMAGE ...       image files, and folders, which are searched for images to any depth; after --
+                  names may begin with a dash
   --workdir=DIR   the folder of a finished run (or a .safetensors file that `export` wrote)
+  --network=NAME  final (default), the network after the last step, or best, the one with the
+                  highest top-1 in the tests of --config.eval_every
   --format=NAME   table (default), csv or json
   --top=N         classes for each image (default: 5; 0: all)
   --batch_size=N  images that go through the network at a time (default: 64)
 
-Images of any size, in any format that OpenCV or Pillow reads. What cannot be decoded is named, the
-others are predicted all the same, and the exit code is 1. The same from Python:
+Images of any size, in every format that is read in training. What a folder holds besides is counted
+on standard error. What cannot be decoded is named there, the others are predicted all the same, and
+the exit code is 1. The same from Python:
 
     model = xmixup_jax.load('runs/digits-xmixup-seed0')
     model.predict(['photo.jpg'])
 
 """
 
-import argparse
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from PIL import Image
 from tqdm import tqdm
 
-from xmixup_jax.cli.program import setup
-from xmixup_jax.data.decode import image_suffixes
+from xmixup_jax.cli.program import Parser, setup
+from xmixup_jax.data.sources import listing
 from xmixup_jax.errors import DataError, UserError
-from xmixup_jax.predictor import Prediction, load
+from xmixup_jax.predictor import NETWORKS, Prediction, load
+from xmixup_jax.text import one_line, valid_text
 
 FORMATS = ('table', 'csv', 'json')
 
 
-def find_images(paths: list[Path]) -> list[Path]:
-    """The files among `paths`, and what looks like an image in the folders among them.
+def find_images(paths: list[Path]) -> tuple[list[Path], Counter[str]]:
+    """The files among `paths`, and the images in the folders among them.
+
+    Returns:
+      (files, left_out): the latter counts the other files in the folders by kind.
 
     Raises:
       DataError: one does not exist, or a folder holds no image.
     """
-    Image.init()
-    suffixes = {*image_suffixes(), *Image.registered_extensions()}
-    found = []
+    found: list[Path] = []
+    left_out: Counter[str] = Counter()
     for path in paths:
-        if path.is_file():
+        if not path.is_dir():
+            if not path.exists():
+                what = 'is a broken link' if path.is_symlink() else 'does not exist'
+                raise DataError(f'{one_line(path)} {what}: name image files, or folders of them')
             found.append(path)
             continue
-        files = sorted(file for file in path.rglob('*') if file.is_file())
-        within = [file for file in files if file.suffix.lower() in suffixes]
-        if not within:
-            what = 'holds no images' if path.is_dir() else 'does not exist'
-            raise DataError(f'{path} {what}: name image files, or folders of them')
-        found += within
-    return found
+        within = listing.find_images(path)
+        if not within.images:
+            other = listing.in_words(within.left_out)
+            raise DataError(
+                f'{one_line(path)} holds no images{other and f" (it has {other})"}: name image '
+                'files, or folders of them'
+            )
+        found += [Path(image.path) for image in within.images]
+        left_out += within.left_out
+    return found, left_out
 
 
 def write(results: Iterable[tuple[Path, Prediction]], form: str, top: int, out: TextIO) -> None:
     """Writes predictions as they come.
 
     Args:
-      results: files and what the network says of them.
+      results: files and the predictions for them.
       form: one of `FORMATS`.
       top: classes of each file.
       out: where to.
@@ -74,12 +86,14 @@ def write(results: Iterable[tuple[Path, Prediction]], form: str, top: int, out: 
     for path, prediction in results:
         pairs = list(zip(prediction.class_names, prediction.probabilities, strict=True))[:top]
         if form == 'table':
-            print(path, *(f'{100 * p:6.2f} %  {name}' for name, p in pairs), sep='\n  ', file=out)
+            lines = (f'{100 * p:6.2f} %  {one_line(name)}' for name, p in pairs)
+            print(one_line(path), *lines, sep='\n  ', file=out)
         elif form == 'csv':
-            table.writerows([path, i, name, f'{p:.6f}'] for i, (name, p) in enumerate(pairs, 1))
+            shown = valid_text(str(path))
+            table.writerows([shown, i, name, f'{p:.6f}'] for i, (name, p) in enumerate(pairs, 1))
         else:
             classes = [{'class': name, 'probability': round(float(p), 6)} for name, p in pairs]
-            out.write(before + json.dumps({'image': str(path), 'classes': classes}))
+            out.write(before + json.dumps({'image': valid_text(str(path)), 'classes': classes}))
             before = ',\n'
     if form == 'json':
         out.write('[]\n' if before == '[\n' else '\n]\n')
@@ -87,20 +101,22 @@ def write(results: Iterable[tuple[Path, Prediction]], form: str, top: int, out: 
 
 def run(argv: list[str]) -> None:
     """Parses the flags and predicts."""
-    parser = argparse.ArgumentParser(
-        prog='xmixup predict', add_help=False
-    )  # `run_and_exit` gives help
-    parser.add_argument('images', nargs='+', type=Path)
+    parser = Parser('predict')
+    parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
     parser.add_argument('--workdir', required=True, type=Path)
+    parser.add_argument('--network', default='final', choices=NETWORKS)
     parser.add_argument('--format', default='table', choices=FORMATS)
     parser.add_argument('--top', default=5, type=int)
     parser.add_argument('--batch_size', default=64, type=int)
     args = parser.parse_args(argv[1:])
     if args.top < 0 or args.batch_size < 1:
         parser.error('--top must be 0 or more, --batch_size 1 or more')
-    model = load(args.workdir)
+    paths, left_out = find_images(args.images)
+    model = load(args.workdir, args.network)
     setup(model.config.cache_dir)
-    paths = find_images(args.images)
+    print(f'xmixup: {model.describe()}', file=sys.stderr)
+    if left_out:
+        print(f'xmixup: left out: {listing.in_words(left_out)}', file=sys.stderr)
     bad = 0
 
     def decoded() -> Iterator[tuple[Path, Prediction]]:

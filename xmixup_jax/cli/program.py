@@ -5,6 +5,7 @@
     xmixup compare --config=configs/digits.py --methods=xmixup,finetune --workdir=runs/compare
                                                    several methods and seeds, in one table
     xmixup predict --workdir=RUN photo.jpg dir/    classes of other images
+    xmixup report --workdir=RUN                    report.html of a finished run, made anew
     xmixup export --workdir=RUN --format=torch     weights for other programs
     xmixup prepare --config=configs/cub.py         download and convert in advance
 
@@ -12,9 +13,11 @@
 come inside Python packages. Documentation: README.md and docs/.
 """
 
+import argparse
 import ast
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import signal
@@ -23,11 +26,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from xmixup_jax.errors import Interrupted, ProcessLost, UserError, first_line
+from xmixup_jax.errors import ConfigError, Interrupted, ProcessLost, UserError, first_line
 from xmixup_jax.run.signals import interrupt
 
-COMMANDS = ('train', 'match', 'compare', 'predict', 'export', 'prepare')
+COMMANDS = ('train', 'match', 'compare', 'predict', 'report', 'export', 'prepare')
 HELP = {'-h', '--help', '-help', 'help'}
+STOPPED = 'stopped by a signal: the same command continues'
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads the flags of a command; a mistake is a ConfigError, and `run_and_exit` gives help."""
+
+    def __init__(self, command: str):
+        super().__init__(prog=f'xmixup {command}', add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f'{message}; see  {self.prog} --help')
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,11 +67,31 @@ def main(arguments: list[str] | None = None) -> None:
     elif HELP & set(rest):
         print(help_text(module_of(name)))
     else:
-        # A signal while JAX is being imported ends the process like any later one.
-        run_and_exit(
-            lambda argv: importlib.import_module(module_of(name)).run(argv),
-            [f'xmixup {name}', *rest],
-        )
+        run_and_exit(_imported(module_of(name)), [f'xmixup {name}', *rest])
+
+
+def _imported(module: str) -> Callable[[list[str]], None]:
+    """The `run` of a command, whose module is imported when it is called."""
+
+    def program(argv: list[str]) -> None:
+        for number in _SIGNALS:
+            signal.signal(number, stop_at_once)
+        command = importlib.import_module(module)
+        for number in _SIGNALS:
+            signal.signal(number, interrupt)
+        command.run(argv)
+
+    return program
+
+
+def stop_at_once(number: int, frame) -> NoReturn:
+    """Handler of signals while libraries are imported: ends the process, which has nothing to save.
+
+    What a handler raises there can be lost, or turned into another error, by the library.
+    """
+    del number, frame
+    os.write(2, f'xmixup: {STOPPED}\n'.encode())
+    os._exit(Interrupted.exit_code)
 
 
 def module_of(command: str) -> str:
@@ -75,8 +110,10 @@ def help_text(module: str) -> str:
 def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
     """Runs a program. A user's mistake or a signal ends the process with one line on standard
     error and an exit code; `--help` prints the docstring of the program's module."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # the training loop has its own, and saves first
+    for number in _SIGNALS:  # the training loop has its own, and saves first
         signal.signal(number, interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         if HELP & set(argv):
             print(sys.modules[program.__module__].__doc__)
@@ -89,7 +126,7 @@ def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
             importlib.import_module('xmixup_jax.processes').leave()
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        fail('stopped by a signal: the same command continues', Interrupted.exit_code)
+        fail(STOPPED, Interrupted.exit_code)
     except BrokenPipeError:  # whoever read the output, `head` say, has had enough
         os._exit(1)
     except OSError as error:  # a full disk, a read-only folder
@@ -107,9 +144,13 @@ def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def _fail_on_device_error(error: Exception) -> None:
-    """Ends the process if the devices ran out of memory, or another process was lost."""
+    """Ends the process if there is no device, the devices ran out of memory, or another process
+    was lost."""
     jax = sys.modules.get('jax')
-    if jax is None or not isinstance(error, jax.errors.JaxRuntimeError):
+    if jax is None or not isinstance(error, (RuntimeError, AssertionError)):
+        return
+    _fail_without_devices(jax)
+    if not isinstance(error, jax.errors.JaxRuntimeError):
         return
     if 'RESOURCE_EXHAUSTED' in str(error):
         fail(
@@ -122,6 +163,22 @@ def _fail_on_device_error(error: Exception) -> None:
             f'another process of the run has ended or cannot be reached ({first_line(error)}): '
             'start all of them again; they continue from the newest checkpoint',
             ProcessLost.exit_code,
+        )
+
+
+def _fail_without_devices(jax) -> None:
+    """Ends the process if JAX has no device of the platform that it was told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for cuda, with JAX 0.10
+        names = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
+        name = next((each for each in names if os.environ.get(each)), names[0])
+        reason = first_line(error).partition(" (set JAX_PLATFORMS=''")[0]
+        why = '' if isinstance(error, AssertionError) else f' ({reason})'
+        fail(
+            f'{name}={os.environ.get(name, "")}: JAX finds no such device{why}; unset {name} or '
+            "set it to cpu, or install JAX for the device: pip install 'jax[cuda12]' or 'jax[tpu]'",
+            UserError.exit_code,
         )
 
 

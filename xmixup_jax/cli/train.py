@@ -23,10 +23,13 @@ a signal, or by the loss of another process, and saved: run the same command aga
 
 """
 
+from typing import Any
+
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.files import METRICS, REPORT
 from xmixup_jax.processes import is_first
 from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.text import one_line, shell_line
 from xmixup_jax.weights.find import WEIGHTS_FILE
 
 
@@ -36,13 +39,22 @@ def run(argv: list[str]) -> None:
     result = train_and_evaluate(config, workdir)
     if not is_first():
         return
-    print(
-        f'{result["method"]}  top1 {100 * result["top1"]:.2f} %  on {result["test_images"]} images '
-        f'({result["steps"]} steps, {result["seconds"]:.1f} s, '
-        f'{result["images_per_second"]} images/s)  ->  {workdir}'
-    )
+    print(f'{summary(result)}  ->  {one_line(workdir)}')
     written = {'report': REPORT, 'weights': WEIGHTS_FILE, 'rows': METRICS}
     for name, file in written.items():
         if (workdir / file).exists():
-            print(f'  {name:8} {workdir / file}')
-    print(f'  predict  xmixup predict --workdir={workdir} IMAGE ...')
+            print(f'  {name:8} {one_line(workdir / file)}')
+    if not (workdir / REPORT).exists():
+        print(f'  report   {shell_line(["xmixup", "report", f"--workdir={workdir}"])}')
+    print(f'  predict  {shell_line(["xmixup", "predict", f"--workdir={workdir}"])} IMAGE ...')
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The content of result.json in a line."""
+    done = [f'{result["steps"]} steps', f'{result["seconds"]:.1f} s']
+    if result['images_per_second'] is not None:  # a single step is compilation
+        done.append(f'{result["images_per_second"]} images/s')
+    tested = ''
+    if 'top1' in result:
+        tested = f'  top1 {100 * result["top1"]:.2f} %  on {result["test_images"]} images'
+    return f'{result["method"]}{tested} ({", ".join(done)})'

@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 
 from xmixup_jax.data import headers
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import DataError, first_line
 
 MAX_PIXELS = 2**27
 MAX_BYTES = 4 * MAX_PIXELS
@@ -34,6 +34,7 @@ _HEIF_SUFFIXES = ('.heic', '.heif', '.hif')
 # more than the header, or needs Windows.
 _NOT_PILLOWS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'JPEG', 'MPEG', 'PNG', 'WMF'}
 _WITH_8_BITS = 'save it with 8 or 16 bits, with black as 0'
+_LIMIT = f'more than {MAX_PIXELS / 10**6:.0f} million pixels'
 
 
 class _Refused(Exception):
@@ -140,15 +141,19 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def rgb(image: Any) -> np.ndarray:
-    """uint8 [H, W, 3] of an image of Pillow's in any mode, upright.
+    """uint8 [H, W, 3] of an image of Pillow's in any mode, turned as its EXIF orientation says.
 
     Raises:
-      DataError: the scale of its values is not known.
+      DataError: it cannot be read, is too large, or the scale of its values is not known.
     """
     try:
+        if image.width * image.height > MAX_PIXELS:
+            raise _Refused(f'too large, {_LIMIT}')
         return _pillow_rgb(image)
     except _Refused as error:
-        raise DataError(f'an image of Pillow with {error.why}: {error.remedy}') from None
+        raise DataError(f'an image of Pillow is not read ({error.why}): {error.remedy}') from None
+    except Exception as error:  # Pillow has no common class for what its decoders raise
+        raise DataError(f'an image of Pillow cannot be read: {first_line(error)}') from error
 
 
 def _pixels(encoded: bytes, size: int) -> np.ndarray:
@@ -289,5 +294,5 @@ def _why(encoded: bytes) -> str:
     except Exception:  # as above
         pixels = 0
     if pixels > MAX_PIXELS:
-        return f'too large, more than {MAX_PIXELS / 10**6:.0f} million pixels'
+        return f'too large, {_LIMIT}'
     return 'damaged, cut short, or too large'

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from xmixup_jax.text import valid_text
+
 
 @cache
 def _words() -> dict[str, str]:
@@ -22,13 +24,15 @@ def imagenet_ids() -> tuple[str, ...]:
 
 
 def readable(class_names: Sequence[str]) -> list[str]:
-    """The same names, with words in the place of WordNet ids.
+    """The same names, with words in the place of WordNet ids, and with escapes for what is not
+    Unicode.
 
     Ids that mean the same word keep themselves beside it, so that no two names become one.
 
     >>> readable(['n02123045', 'n02012849', 'n03126707', 'my_class'])
     ['tabby', 'crane (n02012849)', 'crane (n03126707)', 'my_class']
     """
+    class_names = [valid_text(name) for name in class_names]
     names = [_words().get(name, name) for name in class_names]
     counts = Counter(names)
     return [

@@ -30,7 +30,9 @@ def write(path: Path, template: str, **values: Any) -> None:
       OSError: there is no room.
     """
     with atomic_write(path) as partial:
-        partial.write_text(_templates.get_template(template).render(**values), encoding='utf-8')
+        text = _templates.get_template(template).render(**values)
+        # Names may be no text.
+        partial.write_bytes(text.encode('utf-8', 'backslashreplace'))
 
 
 def image_uri(image: np.ndarray) -> str:
@@ -48,5 +50,8 @@ def figure_tag(document: str, description: str) -> Markup:
       document: the SVG.
       description: its alternative text.
     """
-    uri = 'data:image/svg+xml;base64,' + base64.b64encode(document.encode()).decode()
+    uri = (
+        'data:image/svg+xml;base64,'
+        + base64.b64encode(document.encode('utf-8', 'backslashreplace')).decode()
+    )
     return Markup('<img class="plot" src="{}" alt="{}">').format(uri, description)

@@ -22,6 +22,7 @@ from xmixup_jax.matching import ClassMatch
 from xmixup_jax.report import figures
 from xmixup_jax.report.page import figure_tag, image_uri, write
 from xmixup_jax.report.scores import reliability
+from xmixup_jax.text import shell_line
 
 _PAIRS, _INPUTS, _MISTAKEN, _MISTAKES = 200, 12, 6, 8  # shown at most
 _IMAGES = 2  # of each class in the match
@@ -255,4 +256,4 @@ def _facts(result: dict[str, Any], environment: dict[str, Any]) -> list[tuple[st
     keys = ('test_images', 'skipped_images', 'images_per_second', 'first_step_seconds', 'commit')
     facts = [(key.replace('_', ' '), result[key]) for key in keys if result[key] is not None]
     versions = ', '.join(f'{name} {value}' for name, value in environment['versions'].items())
-    return [*facts, ('versions', versions), ('command', ' '.join(environment['command']))]
+    return [*facts, ('versions', versions), ('command', shell_line(environment['command']))]

@@ -62,7 +62,7 @@ def write(workdir: Path, rows: list[Row], costs: dict[str, StepCost]) -> None:
     """
     write_csv(workdir, rows)
     with atomic_write(workdir / MARKDOWN) as partial:
-        partial.write_text(markdown(rows, costs))
+        partial.write_text(markdown(rows, costs), encoding='utf-8', errors='backslashreplace')
     figure = Figure(figsize=figure_size(rows), layout='constrained')
     draw(figure, rows)
     with atomic_write(workdir / FIGURE) as partial:
@@ -71,7 +71,10 @@ def write(workdir: Path, rows: list[Row], costs: dict[str, StepCost]) -> None:
 
 def write_csv(workdir: Path, rows: list[Row]) -> None:
     """Writes comparison.csv alone."""
-    with atomic_write(workdir / CSV) as partial, partial.open('w', newline='') as file:
+    with (
+        atomic_write(workdir / CSV) as partial,
+        partial.open('w', newline='', encoding='utf-8', errors='backslashreplace') as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS, extrasaction='ignore', restval='')
         writer.writeheader()
         writer.writerows(rows)

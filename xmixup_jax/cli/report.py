@@ -1,0 +1,101 @@
+"""Writes report.html of a finished run, for example one that was trained with report=False.
+
+    xmixup report --workdir=runs/mine
+
+  --workdir=DIR   the folder of a finished run
+
+Reads the run's configuration, its last checkpoint and its images, which must be where they were:
+the test images go through the network once more. Nothing is trained, and the result stays as it is.
+"""
+
+import contextlib
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from xmixup_jax.cli.program import Parser, setup
+from xmixup_jax.compute.evaluation import evaluate
+from xmixup_jax.compute.reestimation import with_clean_statistics
+from xmixup_jax.config import validate
+from xmixup_jax.errors import DataError
+from xmixup_jax.files import CONFIG, REPORT, RESULT, SUMS, read_json
+from xmixup_jax.report.run import write_report
+from xmixup_jax.run.checkpoint import Checkpoints
+from xmixup_jax.run.data_identity import same_data
+from xmixup_jax.run.inputs import check_inputs, first_inputs, open_data
+from xmixup_jax.run.start import Start, resume
+from xmixup_jax.run.workdir import damaged_files, locked, seal
+from xmixup_jax.text import one_line
+
+
+def report(workdir: Path) -> Path:
+    """Writes the report of the finished run in a folder, in the place of one that is there.
+
+    Returns:
+      its path.
+
+    Raises:
+      UserError: the run is not finished or is damaged, its last checkpoint is gone, or its data are
+        others or cannot be opened.
+    """
+    _check_finished(workdir)
+    config = ConfigDict(read_json(workdir / CONFIG))
+    validate(config, jax.device_count())
+    check_inputs(config)
+    with (
+        locked(workdir),
+        contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)) as checkpoints,
+    ):
+        _check_whole(workdir)
+        data = same_data(config, checkpoints, open_data(config), finished=True)
+        assert data is not None  # it was given
+        start = _end_of_run(config, checkpoints)
+        match = start.meta.match
+        state = with_clean_statistics(start.task, config, start.state, data.target)
+        tested = None if data.test is None else evaluate(start.task, config, state, data.test)
+        inputs = first_inputs(start.task, config, data, match)
+        result = read_json(workdir / RESULT)
+        write_report(workdir, config, result, data, match, inputs, tested)
+        seal(workdir)
+    return workdir / REPORT
+
+
+def _check_finished(workdir: Path) -> None:
+    missing = [name for name in (CONFIG, RESULT, SUMS) if not (workdir / name).is_file()]
+    if missing:
+        what = f'holds no finished run ({missing[0]} is missing)' if workdir.is_dir() else 'is none'
+        raise DataError(
+            f'{one_line(workdir)} {what}: name the folder of a finished run, or run its training '
+            'command again, which continues it'
+        )
+
+
+def _check_whole(workdir: Path) -> None:
+    damaged = [name for name in damaged_files(workdir) if name != REPORT]
+    if damaged:
+        raise DataError(
+            f'{one_line(workdir / damaged[0])} is not what the run wrote: run its training command '
+            'again, which restores what can be restored'
+        )
+
+
+def _end_of_run(config: ConfigDict, checkpoints: Checkpoints) -> Start:
+    start = resume(config, checkpoints)
+    if start is None or int(start.state.step) != config.steps:
+        raise DataError(
+            f'{one_line(checkpoints.workdir)} has no checkpoint of its last step, {config.steps}, '
+            'from which a report could be made: restore its folder checkpoints/, or train in '
+            'another --workdir with --config.report=True'
+        )
+    return start
+
+
+def run(argv: list[str]) -> None:
+    """Parses the flags and writes the report."""
+    parser = Parser('report')
+    parser.add_argument('--workdir', required=True, type=Path)
+    args = parser.parse_args(argv[1:])
+    _check_finished(args.workdir)
+    setup(read_json(args.workdir / CONFIG)['cache_dir'])
+    print(f'->  {one_line(report(args.workdir))}')

@@ -1,0 +1,50 @@
+"""Names from outside in messages and files: escaped where they are no text, quoted for a shell."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterable
+
+# Control characters, and Unicode's own ends of lines.
+_CONTROLS = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
+
+
+def valid_text(name: str) -> str:
+    r"""The name with escapes for what is not Unicode, as in names of files of another encoding.
+
+    >>> print(valid_text(os.fsdecode(b'caf\xe9')))
+    caf\xe9
+    """
+    try:
+        return os.fsencode(name).decode('utf-8', 'backslashreplace')
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return name.encode('utf-8', 'backslashreplace').decode()
+
+
+def one_line(name: object) -> str:
+    r"""`valid_text` with escapes for ends of lines and other control characters.
+
+    >>> print(one_line('two\nlines'))
+    two\nlines
+    """
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], valid_text(str(name)))
+
+
+def shell_line(words: Iterable[object]) -> str:
+    """A command line that a shell takes apart into the same words.
+
+    >>> print(shell_line(['xmixup', 'predict', '--workdir=my runs/1']))
+    xmixup predict '--workdir=my runs/1'
+    """
+    return ' '.join(_quoted(str(word)) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if one_line(word) == word:
+        return shlex.quote(word)
+    # Bash's and zsh's form for what cannot be shown as it is.
+    shown = ''.join(
+        chr(byte) if 32 <= byte < 127 and chr(byte) not in "\\'" else f'\\x{byte:02x}'
+        for byte in os.fsencode(word)
+    )
+    return f"$'{shown}'"
