@@ -77,8 +77,8 @@ NAMES = {
 }
 """In order of priority: a study that is cut off has the first ones."""
 
-NORM_NAMES = ('finetune', 'xmixup', 'finetune_warm', 'xmixup_warm')
-"""Each choice of batch norm is run with these; EfficientNet-Lite2 as well."""
+NORM_NAMES = ('finetune', 'xmixup', 'cotuning', 'bss', 'finetune_warm', 'xmixup_warm')
+"""Each choice of batch norm is run with these."""
 
 COMPARED = {
     'xmixup_alpha1': 'xmixup',

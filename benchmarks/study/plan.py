@@ -52,7 +52,7 @@ PARTS = ('tune', 'main', 'batch_norm', 'combine', 'lite2_tune', 'lite2')
 HELD_OUT = ('tune', 'combine', 'lite2_tune')
 NETWORKS = {'lite2_tune': LITE2, 'lite2': LITE2}  # the other parts: LITE0
 LITE2_TASKS = ('cub100', 'scene15')
-LITE2_NAMES = (PROBE, *NORM_NAMES)
+LITE2_NAMES = (PROBE, 'finetune', 'xmixup', 'finetune_warm', 'xmixup_warm')
 
 Row = dict[str, Any]
 Found = dict[tuple, Row]
