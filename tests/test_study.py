@@ -286,6 +286,30 @@ def test_batch_norm_table_takes_rows_of_main_too():
     ]
 
 
+def test_same_norm_table_compares_runs_with_one_choice_of_batch_norm():
+    rng, found, tops = np.random.default_rng(0), [], {}
+    for name, norm, chosen in (
+        ('finetune', 'frozen', True),
+        ('finetune', 'batch', False),
+        ('cotuning', 'frozen', False),
+        ('cotuning', 'batch', True),
+        ('bss', 'frozen', True),
+    ):
+        tops[name, norm] = rng.integers(1000, size=4) / 1000
+        part = {'part': 'main' if chosen else 'batch_norm', 'option': '' if chosen else norm}
+        found += [
+            row(name, seed=s, top1=top1, batch_norm=norm, **part)
+            for s, top1 in enumerate(tops[name, norm])
+        ]
+    lines = tables.block('same_norm', found).splitlines()[4:]
+    cells = [[text.strip(' *`') for text in line.split('|')[1:-1]] for line in lines]
+    for line, (name, norm) in zip(
+        cells, [('cotuning', 'batch'), ('cotuning', 'frozen'), ('bss', 'frozen')], strict=True
+    ):
+        gains = 100 * (tops[name, norm] - tops['finetune', norm])
+        assert line == [name, norm, *[f'{gains.mean():+.2f} ± {half(gains):.2f}'] * 2]
+
+
 def test_xmixup_table_compares_with_what_is_varied(rows):
     for each in rows:
         each['batch_norm'] = 'frozen'

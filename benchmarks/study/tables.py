@@ -134,6 +134,29 @@ def batch_norm_table(study: Study) -> str:
     return table(['top-1, % (learning rate)', 'batch norm', *names, 'mean'], rows)
 
 
+def same_norm_table(study: Study) -> str:
+    """Differences to fine-tuning with the same choice of batch norm."""
+    names, rows = study.tasks('main', 'batch_norm'), []
+    for norm in ('batch', 'frozen', 'mixed'):
+        tops = {
+            name: {
+                task: percent(
+                    study.select('main', 'batch_norm', task=task, name=name, batch_norm=norm)
+                )
+                for task in names
+            }
+            for name in NORM_NAMES
+        }
+        for name in (each for each in NORM_NAMES if each != BASELINE):
+            pairs = {task: (tops[name][task], tops[BASELINE][task]) for task in names}
+            gains = {task: difference(*pair) for task, pair in pairs.items()}
+            if not all(gains.values()):
+                continue
+            cells = [cell(*paired_difference(*pair), sign=True) for pair in pairs.values()]
+            rows.append([f'`{name}`', norm, *cells, _mean(gains, names, sign=True)])
+    return table(['to fine-tuning with the same', 'batch norm', *names, 'mean'], rows)
+
+
 def tuned_table(study: Study) -> str:
     """The best option with each choice of batch norm by name and task, and its top-1 on held-out
     images; bold is what tuning chose."""
@@ -252,6 +275,7 @@ TABLES: dict[str, tuple[Callable[[Study], str], tuple[str, ...]]] = {
     'differences': (differences_table, ('main',)),
     'top1': (top1_table, ('main',)),
     'batch_norm': (batch_norm_table, ('main', 'batch_norm')),
+    'same_norm': (same_norm_table, ('main', 'batch_norm')),
     'xmixup': (xmixup_table, ('main',)),
     'controls': (controls_table, ('main',)),
     'combine': (combine_table, ('combine',)),
