@@ -309,6 +309,37 @@ def test_a_class_that_is_only_tested(root, config):
     assert "class 'emu' of " in refused(root, config)
 
 
+@pytest.mark.parametrize('place', ['', 'train'])
+def test_a_folder_above_the_classes(root, config, place):
+    """As many archives have it: one more folder around everything."""
+    inner = root / place
+    inner.rename(root.parent / 'moved')
+    (inner / 'archive').parent.mkdir(parents=True, exist_ok=True)
+    (root.parent / 'moved').rename(inner / 'archive')
+    assert f'use --config.target.name=folder:{inner}/archive' in refused(root, config)
+
+
+def test_splits_within_classes(tmp_path, config):
+    write_images(tmp_path, [f'{c}/{s}/0.png' for c in ('cat', 'dog') for s in ('Train', 'val')])
+    assert 'cat holds Train and val, as if the splits were within the classes' in refused(
+        tmp_path, config
+    )
+
+
+def test_an_unlabelled_test_split(root, config):
+    shutil.rmtree(root / 'test')
+    write_images(root, ['test/1.png', 'test/2.png'])
+    assert "no split 'test': it has train: use --config.target.test_split=rest" in refused(
+        root, config
+    )
+
+
+def test_a_list_with_backslashes(root, config):
+    listed = write_list(root / 'list.csv', [('train\\cat\\0.png', 'cat')])
+    with pytest.raises(DataError, match=r'have /, not \\, between folders'):
+        train_and_test(listed, config)
+
+
 def test_an_empty_class_says_what_is_there_instead(root, config):
     (root / 'train/emu').mkdir()
     (root / 'train/emu/a.mp4').write_bytes(b'x')

@@ -197,7 +197,9 @@ def _stamps(path: Path, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
     if missing:
         raise DataError(
             f'{len(missing)} of {len(rows)} files that {path} lists are missing '
-            f'({_first(missing)}): paths are relative to {path.parent}; correct or remove them'
+            f'({_first(missing)}): paths are relative to {path.parent}'
+            + (' and have /, not \\, between folders' if '\\' in missing[0] else '')
+            + '; correct or remove them'
         )
     # Not relative to the list, whose place beside its images does not matter.
     root = os.path.commonpath([os.path.dirname(row.path) for row in rows])  # noqa: PTH120

@@ -18,6 +18,7 @@ from xmixup_jax.data.sources.splits import (
     UNDIVIDED_SPLITS,
     find_split,
     is_usual,
+    kind_of_split,
     no_split,
     part_of,
 )
@@ -75,6 +76,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
             raise no_split(str(root), split, present, dataset, config)
         top, found = root, None
     classes = read_classes(top)
+    _check_depth(classes, top, config, dataset)
     _check_full(classes, top, split == dataset.split)
     classes = {name: content for name, content in classes.items() if content.images}
     left_out = listing.total(classes.values()) + listing.outside_classes(top)
@@ -101,7 +103,7 @@ def _check_clear(root: Path, found: Path, folders: list[Path], splits: list[Path
     """Raises DataError if what looks like a split may be a class as well."""
     if any(each != found and is_usual(each.name) for each in splits):
         return
-    others = [each for each in folders if each != found and listing.holds_images(each)]
+    others = [each for each in folders if not is_usual(each.name) and listing.holds_images(each)]
     if others:
         raise DataError(
             f'{root} holds {found.name}, with folders of images in it, and {others[0].name}: is '
@@ -120,6 +122,24 @@ def read_classes(folder: Path) -> Classes:
             content = Found(images, classes[name].left_out + content.left_out)
         classes[name] = content
     return dict(sorted(classes.items()))
+
+
+def _check_depth(classes: Classes, folder: Path, config: ConfigDict, dataset: ConfigDict) -> None:
+    """Raises DataError if what seem to be classes are the data set itself, or hold the splits."""
+    part = 'source' if dataset is config.source else 'target'
+    for name, content in classes.items():
+        path = folder / name
+        inner = {image.name.split('/')[0] for image in content.images if '/' in image.name}
+        if len(classes) == 1 and len(inner) > 1 and content.nested == len(content.images):
+            raise DataError(
+                f'{folder} holds one folder, {name}, with {len(inner)} folders of images in it: '
+                f'if those are classes or splits use --config.{part}.name=folder:{path}'
+            )
+        if len({kind_of_split(each) for each in inner} - {None}) > 1:
+            raise DataError(
+                f'{path} holds {" and ".join(sorted(inner))}, as if the splits were within the '
+                'classes: move the images to SPLIT/CLASS/FILE, or list them in a table: csv:FILE'
+            )
 
 
 def _check_full(classes: Classes, folder: Path, training: bool) -> None:

@@ -30,6 +30,15 @@ def is_usual(name: str) -> bool:
     return _folded(name) in _GROUPS
 
 
+def kind_of_split(name: str) -> str | None:
+    """What a split of this name is for.
+
+    >>> [kind_of_split(name) for name in ('Train', 'valid', 'test', 'cats')]
+    ['train', 'test', 'test', None]
+    """
+    return None if not is_usual(name) else 'train' if _folded(name) in _TRAIN else 'test'
+
+
 def find_split(split: str, present: Iterable[T], name_of: Callable[[T], str] = str) -> T | None:
     """The one that is meant by `split`: of that name, else of a name that means the same.
 
