@@ -14,12 +14,16 @@ from playwright.sync_api import sync_playwright
 from scipy import stats
 from scipy.special import softmax
 
+from xmixup_jax.cli import train
+from xmixup_jax.cli.report import report as report_afterwards
 from xmixup_jax.compute.augment import denormalize, normalize
 from xmixup_jax.data import names
 from xmixup_jax.data.selection import Data
+from xmixup_jax.errors import DataError
 from xmixup_jax.report import comparison
 from xmixup_jax.report.scores import reliability
 from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.run.workdir import damaged_files
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 EVIL = ('<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "'&amp;", '$x$', 'n02123045')
@@ -213,3 +217,37 @@ def test_names_stay_apart():
     words = names.readable([line.split('\t')[0] for line in lines])
     assert len(set(words)) == len(lines) == 1000
     assert names.readable(('n02123045', 'cat')) == ['tabby', 'cat']
+
+
+def test_a_report_asked_for_after_the_run(config, records, tmp_path):
+    """It says what that of the same run says, and the run stays whole."""
+    texts = {}
+    for name, wanted in (('with', True), ('without', False)):
+        config.report = wanted
+        result = train_and_evaluate(config, tmp_path / name)
+        assert (tmp_path / name / 'report.html').exists() == wanted
+        report_afterwards(tmp_path / name)
+        page = Page(tmp_path / name / 'report.html')
+        check_self_contained(page)
+        texts[name] = [image['alt'] for image in page.all('img')]
+        assert damaged_files(tmp_path / name) == []
+        assert train_and_evaluate(config, tmp_path / name) == result
+        assert (tmp_path / name / 'report.html').exists()
+    assert texts['with'] == texts['without']
+    (tmp_path / 'with/metrics.csv').write_text('damaged')
+    with pytest.raises(DataError, match=r'metrics\.csv is not what the run wrote: run its train'):
+        report_afterwards(tmp_path / 'with')
+    shutil.rmtree(tmp_path / 'without/checkpoints')
+    with pytest.raises(DataError, match=r'has no checkpoint of its last step, 6'):
+        report_afterwards(tmp_path / 'without')
+    (tmp_path / 'without/result.json').unlink()
+    with pytest.raises(DataError, match=r'no finished run \(result\.json is missing\)'):
+        report_afterwards(tmp_path / 'without')
+
+
+def test_a_run_of_one_step_has_no_speed():
+    result = {'method': 'finetune', 'steps': 1, 'seconds': 2.04, 'images_per_second': None}
+    assert train.summary(result) == 'finetune (1 steps, 2.0 s)'
+    result |= {'top1': 0.5, 'test_images': 8, 'images_per_second': 3.5}
+    words = 'finetune  top1 50.00 %  on 8 images (1 steps, 2.0 s, 3.5 images/s)'
+    assert train.summary(result) == words

@@ -17,6 +17,7 @@ from xmixup_jax.config import add_methods, choose_method, flatten, validate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import connect
+from xmixup_jax.text import one_line, valid_text
 
 _PACKAGE = Path(__file__).parents[1]
 # Installed with the package, or beside it in a checkout.
@@ -74,7 +75,18 @@ def parse_flags(argv: list[str], methods: Sequence[str] = ()) -> tuple[ConfigDic
     config = values.config
     choose_method(config, config.method)
     default = Path('runs') / f'{path.stem}-{method_name(config.method)}-seed{config.seed}'
-    return config, Path(values.workdir) if values.workdir else default
+    return config, _checked_workdir(Path(values.workdir) if values.workdir else default)
+
+
+def _checked_workdir(workdir: Path) -> Path:
+    """Raises ConfigError if the path is no text, in which orbax cannot write."""
+    whole = str(workdir.absolute())
+    if valid_text(whole) != whole:
+        raise ConfigError(
+            f'--workdir={one_line(whole)} is not in UTF-8, and checkpoints cannot be written '
+            'there: choose a folder with another name'
+        )
+    return workdir
 
 
 def _take_flag(name: str, argv: list[str]) -> tuple[str | None, list[str]]:
