@@ -120,7 +120,8 @@ def test_match_without_training(config, records, tmp_path, capsys, monkeypatch):
     match.run(['match', *flags(config, tmp_path, '--config.eval_batch_size=1024')])
     lines = capsys.readouterr().out.splitlines()
     rows = json.loads((tmp_path / 'match.json').read_text())
-    assert len(rows) == 10 and len(lines) == 11
+    assert len(rows) == 10 and f'->  {tmp_path / "match.json"}' in lines
+    assert any(line.split() == ['class', 'train', 'test'] for line in lines)
     for row, line in zip(rows, lines, strict=False):
         assert re.fullmatch(rf'{row["target"]}  <-  {row["source"][0]} \(-?[01]\.\d\d\d\)', line)
     assert not (tmp_path / 'checkpoints').exists()

@@ -247,7 +247,7 @@ def test_a_report_asked_for_after_the_run(config, records, tmp_path):
 
 def test_a_run_of_one_step_has_no_speed():
     result = {'method': 'finetune', 'steps': 1, 'seconds': 2.04, 'images_per_second': None}
-    assert train.summary(result) == 'finetune (1 steps, 2.0 s)'
+    assert train.summary(result) == 'finetune (1 step, 2.0 s)'
     result |= {'top1': 0.5, 'test_images': 8, 'images_per_second': 3.5}
-    words = 'finetune  top1 50.00 %  on 8 images (1 steps, 2.0 s, 3.5 images/s)'
+    words = 'finetune  top1 50.00 %  on 8 images (1 step, 2.0 s, 3.5 images/s)'
     assert train.summary(result) == words

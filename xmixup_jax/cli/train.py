@@ -51,7 +51,10 @@ def run(argv: list[str]) -> None:
 
 def summary(result: dict[str, Any]) -> str:
     """The content of result.json in a line."""
-    done = [f'{result["steps"]} steps', f'{result["seconds"]:.1f} s']
+    done = [
+        f'{result["steps"]} step{"" if result["steps"] == 1 else "s"}',
+        f'{result["seconds"]:.1f} s',
+    ]
     if result['images_per_second'] is not None:  # a single step is compilation
         done.append(f'{result["images_per_second"]} images/s')
     tested = ''
