@@ -238,6 +238,6 @@ def test_image_folder_faults(tmp_path, config):
     with pytest.raises(DataError, match=r"no split 'extra': it has test, train"):
         open_split(dataset, 'extra', config)
     (tmp_path / 'train/empty').mkdir()
-    with pytest.raises(DataError, match=r'empty holds no images'):
+    with pytest.raises(DataError, match=r"empty' holds no images"):
         open_split(dataset, 'train', config)
     assert 'does not exist' in problem(f'folder:{tmp_path}/none', config)

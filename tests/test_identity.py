@@ -18,7 +18,7 @@ from xmixup_jax.compute import features
 from xmixup_jax.data import cache
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, open_split, train_and_test
-from xmixup_jax.errors import ConfigError
+from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.run import train
 from xmixup_jax.run.data_identity import difference
 from xmixup_jax.run.train import backbone_weights, train_and_evaluate
@@ -250,6 +250,20 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
         assert again() == result
     assert 'image folder' in caplog.text and 'is finished; whether its data' in caplog.text
     assert again(copy, in_hand=True) == result
+
+
+def test_a_refused_run_binds_its_folder_to_nothing(photos, config, tmp_path):
+    """Whoever follows the advice of the error uses the same command."""
+    config.method, config.steps = 'finetune', 2
+    config.target = defaults.dataset(f'folder:{photos}', 'train', 'test')
+    config.target.shots = 7
+    with pytest.raises(DataError, match=r'use --config.target.shots=4'):
+        train_and_evaluate(config, tmp_path / 'run')
+    config.target.shots = 4
+    assert train_and_evaluate(config, tmp_path / 'run')['train_images'] == 8
+    config.target.shots = 3
+    with pytest.raises(ConfigError, match=r'config.target.shots: 4 -> 3'):
+        train_and_evaluate(config, tmp_path / 'run')
 
 
 def test_an_interrupted_run_goes_on_with_its_arrays_alone(config, tmp_path):

@@ -343,7 +343,7 @@ def test_a_list_with_backslashes(root, config):
 def test_an_empty_class_says_what_is_there_instead(root, config):
     (root / 'train/emu').mkdir()
     (root / 'train/emu/a.mp4').write_bytes(b'x')
-    assert 'emu holds no images, but 1 .mp4: fill or remove it' in refused(root, config)
+    assert "emu' holds no images, but 1 .mp4: fill or remove it" in refused(root, config)
 
 
 def test_a_file_for_a_folder(tmp_path, config):

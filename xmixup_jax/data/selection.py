@@ -72,6 +72,8 @@ class Data(NamedTuple):
                     ]
                 ),
             )
+        if len(self.target.class_names) == 1:
+            log.warning('the target has one class, %r', self.target.class_names[0])
 
 
 def draw_positions(
@@ -183,6 +185,8 @@ def train_and_test(
             )
         return train, _numbered_as(train, rest, dataset)
     test = open_split(dataset, dataset.test_split, config, opened)
+    if dataset.test_split == dataset.split:
+        test = replace(test, notes=(*test.notes, 'the split that is trained on'))
     return train, _numbered_as(train, test, dataset)
 
 

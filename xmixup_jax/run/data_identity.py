@@ -63,6 +63,8 @@ def same_data(
     if stored is None:  # all processes have found it so
         meta = checkpoints.restore_meta()
         stored = meta and meta.data
+    if not (checkpoints.steps or finished):
+        stored = None  # nothing has been trained on them
     _settle(checkpoints.workdir, read, stored, data.summary(), finished)
     return data
 

@@ -69,6 +69,8 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
             damaged.append(CONFIG)
         meta = checkpoints.restore_meta()
         stored = meta and meta.config
+    if not (checkpoints.steps or has_result(workdir)):
+        stored = None  # it was refused, or killed, before anything was saved
     changes = {} if stored is None else config_lib.changes(ConfigDict(stored), config)
     if changes:
         _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))

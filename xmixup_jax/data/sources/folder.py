@@ -60,6 +60,11 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     """
     root = Path(what).expanduser()
     folders = listing.subfolders(root)
+    if not folders:
+        raise DataError(
+            f'{root} holds no folders: put the images of each class into a folder of their own, or '
+            'list them in a table: csv:FILE'
+        )
     splits = [folder for folder in folders if _holds_classes(folder)]
     found = find_split(split, splits, lambda folder: folder.name)
     notes = []
@@ -71,9 +76,8 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     else:
         if any(is_usual(folder.name) for folder in splits):
             raise no_split(str(root), split, [each.name for each in splits], dataset, config)
-        if not folders or split not in UNDIVIDED_SPLITS:
-            present = UNDIVIDED_SPLITS if folders else ()
-            raise no_split(str(root), split, present, dataset, config)
+        if split not in UNDIVIDED_SPLITS:
+            raise no_split(str(root), split, UNDIVIDED_SPLITS, dataset, config)
         top, found = root, None
     classes = read_classes(top)
     _check_depth(classes, top, config, dataset)
@@ -149,7 +153,9 @@ def _check_full(classes: Classes, folder: Path, training: bool) -> None:
         return
     left_out = classes[empty[0]].left_out
     holds = f', but {listing.in_words(left_out)}' if left_out else ''
-    raise DataError(f'class folder {folder / empty[0]} holds no images{holds}: fill or remove it')
+    raise DataError(
+        f'class folder {str(folder / empty[0])!r} holds no images{holds}: fill or remove it'
+    )
 
 
 def _records(
