@@ -326,6 +326,8 @@ def test_where_an_export_goes(workdir, tmp_path, monkeypatch, capsys):
         assert exported('orbax', folder) == folder / 'orbax'
         assert exported('orbax', tmp_path / 'checkpoint') == tmp_path / 'checkpoint'
     assert (folder / 'orbax.json').is_file() and (folder / 'model.safetensors.json').is_file()
+    with pytest.raises(ConfigError, match=r'model\.safetensors is a file, not a folder'):
+        exported('torch', folder / 'model.safetensors' / 'deeper.pth')
     classes = [xmixup_jax.load(path).class_names for path in (workdir, folder)]
     assert classes[0] == classes[1]
 
@@ -334,6 +336,7 @@ def test_flags_that_are_wrong_end_in_one_line(workdir):
     for arguments, words in {
         ('photo.jpg',): 'required: --workdir; see  xmixup predict --help',
         (f'--workdir={workdir}',): 'required: IMAGE',
+        ('--wrokdir=x', 'a.jpg'): 'there is no flag --wrokdir, did you mean --workdir',
         (f'--workdir={workdir}', '--top=x', 'a.jpg'): 'argument --top: invalid int value',
         (f'--workdir={workdir}', '--network=last', 'a.jpg'): "'last' .choose from",
         (f'--workdir={workdir}', '-x.jpg', 'a.jpg'): 'unrecognized arguments: -x.jpg',

@@ -24,7 +24,7 @@ import numpy as np
 
 from xmixup_jax.cli.program import Parser
 from xmixup_jax.compute import augment
-from xmixup_jax.errors import DataError
+from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.files import atomic_write, write_json
 from xmixup_jax.predictor import NETWORKS, TrainedModel, load
 from xmixup_jax.text import one_line
@@ -89,13 +89,20 @@ def output_path(output: str | None, workdir: Path, form: str) -> Path:
     """Where to write: `output`, or a file in it if it is a folder.
 
     An orbax checkpoint is a folder itself: one that `export` wrote is written anew.
+
+    Raises:
+      ConfigError: a file is in the way.
     """
     if output is None:
         return workdir / 'export' / FILES[form]
     path = Path(output)
     earlier = form == 'orbax' and path.with_name(f'{path.name}.json').is_file()
     is_folder = output.endswith((os.sep, '/')) or (path.is_dir() and not earlier)
-    return path / FILES[form] if is_folder else path
+    path = path / FILES[form] if is_folder else path
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise ConfigError(f'--output={one_line(output)}: {one_line(there)} is a file, not a folder')
+    return path
 
 
 def run(argv: list[str]) -> None:

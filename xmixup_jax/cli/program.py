@@ -15,9 +15,11 @@ come inside Python packages. Documentation: README.md and docs/.
 
 import argparse
 import ast
+import difflib
 import importlib
 import importlib.util
 import io
+import itertools
 import logging
 import os
 import signal
@@ -40,6 +42,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str):
         super().__init__(prog=f'xmixup {command}', add_help=False, allow_abbrev=False)
+
+    def parse_args(self, args, namespace=None):  # type: ignore[override]
+        """As argparse does, but an unknown flag is named before a missing one."""
+        known = self._option_string_actions
+        for argument in itertools.takewhile(lambda each: each != '--', args):
+            flag = argument.partition('=')[0]
+            if flag.startswith('--') and flag not in known:
+                close = difflib.get_close_matches(flag, known, 1)
+                self.error(
+                    f'there is no flag {flag}{f", did you mean {close[0]}?" if close else ""}'
+                )
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f'{message}; see  {self.prog} --help')

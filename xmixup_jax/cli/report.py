@@ -64,7 +64,8 @@ def report(workdir: Path) -> Path:
 def _check_finished(workdir: Path) -> None:
     missing = [name for name in (CONFIG, RESULT, SUMS) if not (workdir / name).is_file()]
     if missing:
-        what = f'holds no finished run ({missing[0]} is missing)' if workdir.is_dir() else 'is none'
+        there = workdir.is_dir()
+        what = f'holds no finished run ({missing[0]} is missing)' if there else 'is no folder'
         raise DataError(
             f'{one_line(workdir)} {what}: name the folder of a finished run, or run its training '
             'command again, which continues it'
