@@ -63,7 +63,7 @@ class TrainedModel:
     path: Path
     """The file that it was read from."""
     score: dict[str, Any]
-    """Of the best network of a run: 'best_step', 'best_top1' and 'best_loss'; else {}."""
+    """'best_step', 'best_top1' and 'best_loss' of the best network of a run; {} of any other."""
 
     def describe(self) -> str:
         """Says in one line which network it is."""
