@@ -19,6 +19,7 @@ from xmixup_jax.methods.find import Found, find_method, method_name, method_of
 from xmixup_jax.models import MODELS, NORMALIZATIONS
 from xmixup_jax.models.base import BATCH_NORMS, HEAD_INITS
 from xmixup_jax.models.resnet import STEMS
+from xmixup_jax.optimizer import DECAYED, OPTIMIZERS
 
 # These may differ between a run and its continuation: they do not change what is computed.
 _RUNTIME_KEYS = (
@@ -62,8 +63,9 @@ _CHOICES: dict[str, Collection[str]] = {
     'match.assignment': ASSIGNMENTS,
     'data.cache': CACHES,
     'precision': ('float32', 'bfloat16'),
-    'optimizer.schedule': ('step', 'cosine'),
-    'pretrain.optimizer.schedule': ('step', 'cosine'),
+    **dict.fromkeys(('optimizer.schedule', 'pretrain.optimizer.schedule'), ('step', 'cosine')),
+    **dict.fromkeys(('optimizer.name', 'pretrain.optimizer.name'), OPTIMIZERS),
+    **dict.fromkeys(('optimizer.decayed', 'pretrain.optimizer.decayed'), DECAYED),
 }
 # Each bound: the keys, a test of the value, and the words for what is allowed.
 _BOUNDS = (
@@ -80,17 +82,20 @@ _BOUNDS = (
         'match.images_per_class eval_every optimizer.warmup_steps '
         'pretrain.optimizer.warmup_steps optimizer.weight_decay '
         'pretrain.optimizer.weight_decay optimizer.head_multiplier '
-        'pretrain.optimizer.head_multiplier max_bad_images',
+        'pretrain.optimizer.head_multiplier optimizer.clip_norm pretrain.optimizer.clip_norm '
+        'max_bad_images',
         lambda value: 0 <= value < 2**32,
         'from 0 to 2**32 - 1',
     ),
     (
         'crop_min_area optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
+        'optimizer.layer_decay pretrain.optimizer.layer_decay '
         'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor '
         'source.sample_rate target.sample_rate source.test_share target.test_share',
         lambda value: 0 <= value <= 1,
         'from 0 to 1',
     ),
+    ('optimizer.b2 pretrain.optimizer.b2', lambda value: 0 <= value < 1, 'from 0 to below 1'),
 )
 
 
@@ -231,6 +236,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         (config.optimizer, config.steps),
         (config.pretrain.optimizer, config.pretrain.steps),
     ):
+        if part.name != 'sgd' and part.momentum == 1:
+            raise ConfigError(f'optimizer.momentum=1: {part.name} needs a value below 1')
         if part.schedule == 'cosine' and part.warmup_steps >= steps:
             raise ConfigError(
                 f'optimizer.warmup_steps={part.warmup_steps}: must be less than {steps} steps'

@@ -1,5 +1,6 @@
-"""The optimiser: SGD with momentum, the head at a learning rate of its own."""
+"""The optimiser: SGD, AdamW or LAMB; the head and the layers at learning rates of their own."""
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,10 @@ from ml_collections import ConfigDict
 
 PyTree = Any
 HEAD = 'fc'
+OPTIMIZERS = ('sgd', 'adamw', 'lamb')
+DECAYED = ('all', 'kernels')
+_STEM = ('conv1', 'bn1', 'conv_stem', 'patch_embed', 'cls_token', 'pos_embed')
+_EMBEDDINGS = ('cls_token', 'pos_embed')
 
 
 def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
@@ -40,9 +45,12 @@ def set_peak(opt_state: PyTree, peak: jax.typing.ArrayLike) -> PyTree:
 
 
 def scale_by_rates(
-    peak: float, schedule: optax.Schedule, head_schedule: optax.Schedule
+    peak: float,
+    schedule: optax.Schedule,
+    head_schedule: optax.Schedule,
+    layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Multiplies by minus the learning rate, which is peak * schedule(step)."""
+    """Multiplies by minus the learning rate: peak * schedule(step) * layer_decay ** depth."""
 
     def init(params: PyTree) -> RateState:
         del params
@@ -52,6 +60,8 @@ def scale_by_rates(
         del params
         rates = [-state.peak * each(state.count) for each in (schedule, head_schedule)]
         scaled = jax.tree.map(lambda head, x: rates[head] * x, is_head(updates), updates)
+        if layer_decay != 1:
+            scaled = jax.tree.map(lambda d, x: layer_decay**d * x, depths(updates), scaled)
         return scaled, state._replace(count=optax.safe_increment(state.count))
 
     return optax.GradientTransformation(init, update)
@@ -64,7 +74,11 @@ def make_optimizer(
     weight_decay: bool = True,
     head_schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
-    """SGD with momentum and coupled weight decay, as in PyTorch.
+    """The optimiser that the configuration describes.
+
+    `sgd` has momentum and coupled weight decay, as in PyTorch. `adamw` (Loshchilov and Hutter, ICLR
+    2019) and `lamb` (You et al., ICLR 2020) have decoupled weight decay and the betas `momentum`
+    and `b2`. A gradient whose norm over all parameters is above `clip_norm` is scaled to it.
 
     Args:
       optimizer: the `optimizer` part of the configuration.
@@ -81,13 +95,65 @@ def make_optimizer(
         def head_schedule(step):
             return optimizer.head_multiplier * schedule(step)
 
-    return optax.chain(
-        optax.add_decayed_weights(optimizer.weight_decay if weight_decay else 0.0),
-        optax.trace(optimizer.momentum, optimizer.nesterov),
-        scale_by_rates(optimizer.learning_rate, schedule, head_schedule),
+    decay = optax.add_decayed_weights(
+        optimizer.weight_decay if weight_decay else 0.0,
+        is_kernel if optimizer.decayed == 'kernels' else None,
     )
+    adam = optax.scale_by_adam(optimizer.momentum, optimizer.b2)
+    parts = {
+        'sgd': (decay, optax.trace(optimizer.momentum, optimizer.nesterov)),
+        'adamw': (adam, decay),
+        'lamb': (adam, decay, optax.scale_by_trust_ratio()),
+    }[optimizer.name]
+    if optimizer.clip_norm:
+        parts = (optax.clip_by_global_norm(optimizer.clip_norm), *parts)
+    rates = scale_by_rates(optimizer.learning_rate, schedule, head_schedule, optimizer.layer_decay)
+    return optax.chain(*parts, rates)
 
 
 def is_head(params: PyTree) -> PyTree:
     """True for the head's leaves."""
     return jax.tree.map_with_path(lambda path, _: path[0].key == HEAD, params)
+
+
+def is_kernel(params: PyTree) -> PyTree:
+    """True for kernels: not for biases, scales, shifts and a ViT's embeddings of positions."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and path[0].key not in _EMBEDDINGS, params
+    )
+
+
+def depths(params: PyTree) -> PyTree:
+    """The distance of each leaf's layer from the head, which is 0.
+
+    Layers are the stem, each residual block (of an Inception network each module) and the head.
+    What follows the blocks belongs to the last of them, as in timm's `layer_decay`.
+
+    >>> leaf = jnp.zeros(())
+    >>> depths({'conv1': leaf, 'layer1': {0: leaf, 1: leaf}, 'layer2': {0: leaf}, 'fc': leaf})
+    {'conv1': 4, 'fc': 0, 'layer1': {0: 3, 1: 2}, 'layer2': {0: 1}}
+    """
+    layers = {path: _layer(path) for path, _ in jax.tree.leaves_with_path(params)}
+    last_block = max(layer for layer in layers.values() if layer not in (_AFTER, _TOP))
+    layers = {path: last_block if each == _AFTER else each for path, each in layers.items()}
+    order = sorted(set(layers.values()))
+    return jax.tree.map_with_path(
+        lambda path, _: len(order) - 1 - order.index(layers[path]), params
+    )
+
+
+# (order of the part of the network, name, indices) sorts as the layers follow one another.
+_AFTER = 2, '', ()
+_TOP = 3, '', ()
+
+
+def _layer(path) -> tuple[int, str, tuple[int, ...]]:
+    first, *others = [entry.key for entry in path]
+    if first in _STEM:
+        return 0, '', ()
+    if first == HEAD:
+        return _TOP
+    indices = tuple(itertools.takewhile(lambda each: isinstance(each, int), others))
+    if indices or first[0].isupper():  # Inception's modules are in order by name
+        return 1, first, indices
+    return _AFTER
