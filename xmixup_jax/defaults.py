@@ -15,11 +15,16 @@ def optimizer(learning_rate: float, schedule: str = 'step') -> ml_collections.Co
     """SGD with momentum."""
     return ml_collections.ConfigDict(
         {
+            'name': 'sgd',  # 'adamw', 'lamb': smaller learning rates, 0.0001 to 0.001
             'learning_rate': learning_rate,
             'head_multiplier': 1.0,  # learning rate of the head, as a multiple
-            'momentum': 0.9,
-            'nesterov': True,
+            'layer_decay': 1.0,  # and of each layer, as a multiple of that of the layer above
+            'momentum': 0.9,  # of 'adamw' and 'lamb' the first beta
+            'b2': 0.999,  # and the second one
+            'nesterov': True,  # of 'sgd'
             'weight_decay': 1e-4,
+            'decayed': 'all',  # 'kernels': not biases, normalisation and positions
+            'clip_norm': 0.0,  # of the gradient of all parameters; 0: none
             'schedule': schedule,  # 'step': one drop; 'cosine': down to 0
             'drop_at': 0.67,  # 'step': fraction of the steps after which the rate drops ...
             'drop_factor': 0.1,  # ... to this multiple
@@ -63,8 +68,9 @@ def get_config() -> ml_collections.ConfigDict:
             'normalization': '',  # 'imagenet', 'inception'; '': what timm's weights were made with
         }
     )
-    # A .safetensors or .pth file, OWNER/NAME on the Hugging Face Hub, an installed package or the
-    # folder of a run; 'source': train on the source, once for all runs; '': random.
+    # A file of weights (FILE#ENTRY chooses among several sets), OWNER/NAME on the Hugging Face Hub,
+    # an installed package or the folder of a run; 'source': train on the source, once for all
+    # runs; '': random.
     config.weights = 'source'
     # Begin the target's head as a linear classifier of the pre-trained features, not at random.
     config.warm_head = False
