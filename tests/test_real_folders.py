@@ -98,16 +98,16 @@ def test_what_is_left_out_is_counted_by_kind(root, config, caplog):
         '.txt': 2,
         '.mp4': 1,
         '.md': 1,
-        'files without a suffix': 1,
-        'images outside class folders': 1,
-        'broken links': 1,
-        'neither files nor folders': 1,
+        'no suffix': 1,
+        'image outside the class folders': 1,
+        'broken link': 1,
+        'pipe or device': 1,
     }
     with caplog.at_level('INFO', logger='xmixup_jax'):
         data.log_usage()
     (line,) = [each for each in caplog.messages if each.startswith('target: ')]
     assert line.startswith(f'target: 9 of 9 images of folder:{root}; left out: ')
-    assert '2 .txt' in line and '1 broken links' in line
+    assert '2 .txt' in line and '1 broken link' in line
 
 
 def test_a_missing_package_is_named(root, config, monkeypatch):
@@ -181,7 +181,7 @@ def test_links_are_followed_and_loops_end(root, config):
     (root / 'train/dog/loop').symlink_to(root / 'train', target_is_directory=True)
     target = open_split(data_set(root), 'train', config)
     assert counts(target)['cat'] == 5 and counts(target)['emu'] == 2
-    assert target.left_out['links to a folder above'] > 0
+    assert target.left_out['link to a folder above'] > 0
 
 
 @given(st.lists(st.sampled_from('éüåñ가Åﬁ'), min_size=1, max_size=4).map(''.join))

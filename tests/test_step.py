@@ -174,7 +174,9 @@ def test_coefficients_share_a_compiled_step_and_keep_their_own_value(config):
         config.mmd.weight = weight
         task, state = step_lib.create_task(config, SIZES)
         constants = step_lib.with_traced_options({}, config)
-        ((after, _),) = one_and_many_devices(task, constants, state, [random_batch(16)], counts=(1,))
+        ((after, _),) = one_and_many_devices(
+            task, constants, state, [random_batch(16)], counts=(1,)
+        )
         found[weight] = task, jax.tree.map(np.asarray, after.params)
     assert len({task for task, _ in found.values()}) == 1
     config.method = 'finetune'

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
+from xmixup_jax.text import one_line
 
 FEW_TESTED = 5  # images: with fewer the accuracy of a class says little
 UNEQUAL = 10  # times as many images of the largest class as of the smallest
@@ -20,7 +21,7 @@ def class_table(data: Data) -> str:
     names = readable(data.target.class_names)
     counts = [_counts(part) for part in (data.target, data.test) if part is not None]
     header = ['class', 'train', 'test'][: 1 + len(counts)]
-    rows = [[name, *map(str, row)] for name, *row in zip(names, *counts, strict=True)]
+    rows = [[one_line(name), *map(str, row)] for name, *row in zip(names, *counts, strict=True)]
     rows.append(['all', *(str(each.sum()) for each in counts)])
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     return '\n'.join(
@@ -94,4 +95,4 @@ def show(data: Data) -> None:
     """Prints both."""
     print(class_table(data))
     for line in suspicions(data) or ['nothing suspicious in the target data']:
-        print(f'->  {line}')
+        print(f'->  {one_line(line)}')

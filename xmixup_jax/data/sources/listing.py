@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from xmixup_jax.data.decode import image_suffixes, missing_package
 
-HIDDEN = 'hidden or system files'
+HIDDEN = 'hidden or system'
 _SYSTEM = {
     '__macosx',
     'thumbs.db',
@@ -97,7 +97,7 @@ def outside_classes(folder: Path) -> Counter[str]:
             if is_system(entry.name):
                 left_out[HIDDEN] += 1
             elif entry.is_file():
-                left_out[kind_of(entry) or 'images outside class folders'] += 1
+                left_out[kind_of(entry) or 'image outside the class folders'] += 1
     return left_out
 
 
@@ -105,7 +105,7 @@ def _walk(folder: Path, prefix: str, found: Found, above: set[tuple[int, int]]) 
     own = os.stat(folder)  # noqa: PTH116  (as fast as it can be: there may be a million)
     inode = own.st_dev, own.st_ino
     if inode in above:
-        found.left_out['links to a folder above'] += 1
+        found.left_out['link to a folder above'] += 1
         return
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -114,7 +114,7 @@ def _walk(folder: Path, prefix: str, found: Found, above: set[tuple[int, int]]) 
             elif entry.is_dir():
                 _walk(Path(entry.path), f'{prefix}{entry.name}/', found, above | {inode})
             elif not entry.is_file():  # reading a pipe would wait for ever
-                kind = 'broken links' if entry.is_symlink() else 'neither files nor folders'
+                kind = 'broken link' if entry.is_symlink() else 'pipe or device'
                 found.left_out[kind] += 1
             elif kind := kind_of(entry):
                 found.left_out[kind] += 1
@@ -130,7 +130,7 @@ def kind_of(entry: os.DirEntry) -> str:
     if suffix in image_suffixes():
         return ''
     if not suffix:
-        return '' if _begins_as_image(entry.path) else 'files without a suffix'
+        return '' if _begins_as_image(entry.path) else 'no suffix'
     package = missing_package(suffix)
     return f'{suffix} (pip install {package})' if package else suffix
 
@@ -145,7 +145,7 @@ def in_words(left_out: Counter[str]) -> str:
     """Counts by kind, the most frequent first.
 
     >>> in_words(Counter({'.txt': 2, HIDDEN: 5}))
-    '5 hidden or system files, 2 .txt'
+    '5 hidden or system, 2 .txt'
     """
     return ', '.join(f'{count} {kind}' for kind, count in left_out.most_common())
 
