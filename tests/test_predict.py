@@ -272,7 +272,7 @@ def test_what_a_folder_holds_besides_is_counted(workdir, picture, tmp_path, caps
     named = [each['image'] for each in json.loads(said.out)]
     assert named == [str(root / 'a.jpg'), str(root / 'deep/er/c.PNG')]
     (line,) = [line for line in said.err.splitlines() if 'left out' in line]
-    for words in ('3 hidden or system files', '2 .txt', '1 .mp4', '1 broken links'):
+    for words in ('3 hidden or system', '2 .txt', '1 .mp4', '1 broken link'):
         assert words in line
     with pytest.raises(DataError, match=r'deep/none holds no images \(it has 1 \.txt\)'):
         (root / 'deep/none').mkdir()
