@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import stat
 import time
 import zipfile
 import zlib
@@ -73,12 +74,18 @@ def file_lock(folder: Path, key: str, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; the file written there replaces `path`, once it is on disk."""
+    """Yields a temporary path; the file written there replaces `path`, once it is on disk.
+
+    Its permissions are those of the umask, whatever the writer gave it (safetensors: 0600).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this process alone: others may be writing the same file of a shared cache.
     partial = path.with_name(f'{path.name}.{socket.gethostname()}-{os.getpid()}.tmp')
     try:
+        permissions = _new_file(partial)
         yield partial
+        if partial.stat().st_mode != permissions:
+            partial.chmod(stat.S_IMODE(permissions))
         sync(partial)
         partial.replace(path)
     except BaseException:
@@ -86,6 +93,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
             partial.unlink()
         raise
     sync(path.parent)
+
+
+def _new_file(path: Path) -> int:
+    """Makes an empty file; returns the permissions that the umask gives it."""
+    path.unlink(missing_ok=True)
+    with path.open('xb') as file:
+        return os.fstat(file.fileno()).st_mode
 
 
 def sync(path: Path) -> None:
