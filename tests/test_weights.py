@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,12 @@ from torch_networks import peer
 from xmixup_jax.cli import export as export_lib
 from xmixup_jax.compute.augment import normalize
 from xmixup_jax.errors import DataError
+from xmixup_jax.files import save_arrays, write_json
 from xmixup_jax.models import create_model, forward
 from xmixup_jax.models.efficientnet_lite import timm_key
 from xmixup_jax.predictor import load
 from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.trees import write_tree
 from xmixup_jax.weights import find as find_weights
 from xmixup_jax.weights.files import save_weights, torch_tensors
 from xmixup_jax.weights.pretrained import Weights
@@ -85,8 +88,24 @@ def test_faults_are_all_listed(small_file):
     for words in ('missing bn1.weight', 'unexpected extra.weight', 'has shape (3, 3, 1, 4)'):
         assert words in str(info.value)
     path.write_text('not tensors')
-    with pytest.raises(DataError, match='not a readable safetensors file'):
+    with pytest.raises(DataError, match="it is a text that begins with 'not tensors'"):
         fill(path)
+
+
+def test_a_long_list_of_faults_is_cut(small_file):
+    path = small_file[0]
+    tensors = load_file(path)
+    save_file({f'odd.{key}': tensor for key, tensor in tensors.items()}, path)
+    missing = sorted(key for key in tensors if not key.startswith('fc.'))
+    with pytest.raises(DataError) as info:
+        fill(path)
+    line = str(info.value)
+    assert f'({2 * len(missing) + 2} tensors differ)' in line
+    assert line.count('missing') + line.count('unexpected') == 5
+    assert f'missing {missing[0]}; unexpected odd.{missing[0]}; ' in line
+    assert f'; and {2 * len(missing) + 2 - 5} more: to take the keys under' in line
+    assert line.endswith("'odd.', give w.safetensors#odd")
+    assert '\n' not in line and len(line) < 600
 
 
 @pytest.mark.parametrize('zipped', [True, False])
@@ -102,9 +121,8 @@ def test_pytorch_files(tmp_path, zipped, wrap):
         'none': torch.zeros(0, 2),
     }
     path = tmp_path / 'w.pth'
-    saved = {f'module.{key}': tensor for key, tensor in tensors.items()}
-    torch.save(wrap(saved), path, _use_new_zipfile_serialization=zipped)
-    read = read_torch_file(path)
+    torch.save(wrap(tensors), path, _use_new_zipfile_serialization=zipped)
+    read = read_torch_file(path).tensors
     assert read.keys() == tensors.keys()
     for key, tensor in tensors.items():
         expected = tensor.detach()
@@ -130,11 +148,18 @@ def test_pickled_code_is_not_run(tmp_path, zipped):
     tensors = {'a': torch.zeros(2), 'b': Evil(target)}
     torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
     target.unlink(missing_ok=True)
-    with pytest.raises(TorchFileError, match=r'holds a _?io\.open, which is not a tensor'):
-        read_torch_file(path)
+    assert list(read_torch_file(path).tensors) == ['a']  # what is beside tensors is not built
     assert not target.exists()
-    with pytest.raises(DataError, match=r'cannot be read: it holds a _?io\.open'):
+    for saved in ({'a': torch.zeros(2), 'b.weight': Evil(target)}, {'b': Evil(target)}):
+        torch.save(saved, path, _use_new_zipfile_serialization=zipped)
+        target.unlink(missing_ok=True)
+        with pytest.raises(TorchFileError, match=r"is a _?io\.open, which|entries \('b'\) hold no"):
+            read_torch_file(path)
+    torch.save(Evil(target), path, _use_new_zipfile_serialization=zipped)
+    target.unlink(missing_ok=True)
+    with pytest.raises(DataError, match=r'cannot be read: it holds a _?io\.open, which is not'):
         Weights(path, 'resnet10')
+    assert not target.exists()
 
 
 def test_damaged_pytorch_files(tmp_path):
@@ -149,8 +174,8 @@ def test_damaged_pytorch_files(tmp_path):
     torch.save([1, 2], path)
     with pytest.raises(TorchFileError, match='not a dictionary of tensors'):
         read_torch_file(path)
-    torch.save({'a': torch.zeros(2), 'args': 'x'}, path)
-    with pytest.raises(TorchFileError, match="entry 'args' is not a tensor"):
+    torch.save({'epoch': 3, 'args': 'x'}, path)
+    with pytest.raises(TorchFileError, match="entries \\('epoch' and 'args'\\) hold no tensors"):
         read_torch_file(path)
 
 
@@ -345,3 +370,24 @@ def test_export_faults(tmp_path):
     assert done.returncode == 1
     assert 'holds no finished run (model.safetensors is missing)' in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(('umask', 'permissions'), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_have_the_permissions_of_the_umask(tmp_path, umask, permissions):
+    _, params, batch_stats = small()
+    (tmp_path / 'old').write_text('private')
+    (tmp_path / 'old').chmod(0o600)
+    before = os.umask(umask)
+    try:
+        save_weights(tmp_path / 'w.safetensors', 'resnet10', params, batch_stats, {})
+        save_arrays(tmp_path / 'arrays.npz', a=np.zeros(3))
+        write_json(tmp_path / 'value.json', {})
+        write_json(tmp_path / 'old', {})
+        write_tree(tmp_path / 'tree', {'a': np.zeros(3)})
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob('*') if path.is_file()]
+    assert len(files) > 4
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == {
+        path.name: permissions for path in files
+    }

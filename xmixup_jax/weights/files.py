@@ -20,8 +20,9 @@ from xmixup_jax.integrity import arrays_digest, json_array, network_digest
 from xmixup_jax.models import MODELS
 from xmixup_jax.optimizer import HEAD
 from xmixup_jax.trees import read_tree
-from xmixup_jax.weights.find import TORCH_SUFFIXES
-from xmixup_jax.weights.torch_file import TorchFileError, read_torch_file
+from xmixup_jax.weights.kinds import kind_of
+from xmixup_jax.weights.npz_file import NpzFileError, read_npz_file
+from xmixup_jax.weights.torch_file import FoundSet, TorchFileError, read_torch_file
 
 PyTree = Any
 _HEADER = 'xmixup_jax'  # entry of a file's header
@@ -86,21 +87,44 @@ def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> str:
     return arrays_digest({**tensors, _HEADER: json_array(metadata)})
 
 
-def read_tensors(path: Path, model: str) -> dict[str, np.ndarray]:
-    """All tensors, by the keys that the file has."""
-    if path.is_dir():
-        return _read_orbax(path, model)
+def read_tensors(path: Path, model: str, entry: str = '') -> FoundSet:
+    """All tensors by the keys that the file has; its content tells the format, not its name.
+
+    Args:
+      path: of a file, or of the folder of an orbax checkpoint.
+      model: config.model.name.
+      entry: which of several sets in a file of PyTorch, see `sets.choose_set`.
+
+    Raises:
+      DataError: it cannot be read; says what it is and what to do.
+    """
+    kind = kind_of(path)
+    if kind == 'orbax':
+        return FoundSet(_read_orbax(path, model), entry)
     try:
-        if path.suffix in TORCH_SUFFIXES:
-            return read_torch_file(path)
+        if kind == 'torch':
+            return read_torch_file(path, entry)
+        if kind == 'npz':
+            return FoundSet(read_npz_file(path), entry)
+        return FoundSet(_read_safetensors(path), entry)
+    except (TorchFileError, NpzFileError, OSError) as error:
+        raise DataError(f'weights {path} cannot be read: {error}') from error
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
         with safe_open(path, framework='numpy') as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             header = _read_header(file)
-    except TorchFileError as error:
-        raise DataError(f'weights {path} cannot be read: {error}') from error
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise DataError(
-            f'weights file {path} is not a readable safetensors file: {error}'
+            f'weights file {path} is not a readable safetensors file, it is damaged or cut short '
+            f'({first_line(error)}): download or copy it again'
+        ) from error
+    except (TypeError, AttributeError) as error:  # NumPy has no such type
+        raise DataError(
+            f'weights file {path} holds numbers of a type that is not read ({first_line(error)}): '
+            'save float32 tensors'
         ) from error
     if header and header['digest'] != _digest(tensors, header['content']):
         raise DataError(
@@ -133,7 +157,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def is_whole(path: Path) -> bool:
     """Whether a file is there, and is what `save_weights` wrote."""
     try:
-        return path.is_file() and bool(read_metadata(path)) and bool(read_tensors(path, ''))
+        return path.is_file() and bool(read_metadata(path)) and bool(read_tensors(path, '').tensors)
     except DataError:
         return False
 

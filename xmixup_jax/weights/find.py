@@ -11,8 +11,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from xmixup_jax.errors import DataError, first_line
 
 WEIGHTS_FILE = 'model.safetensors'
-TORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.tar')
-_SUFFIXES = ('.safetensors', *TORCH_SUFFIXES)
+_SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.npz', '.ckpt')
+# Names that end so are files, never names on the Hub.
+_FILES = (*_SUFFIXES, '.pkl', '.pickle', '.h5', '.hdf5', '.keras', '.onnx', '.msgpack', '.gguf')
 _HUB_FILES = (WEIGHTS_FILE, 'pytorch_model.bin')
 
 
@@ -20,17 +21,33 @@ def find_weights(name: str) -> Path:
     """The file or orbax folder behind config.weights; downloads it from the Hub if it is there.
 
     Args:
-      name: a path; or OWNER/NAME on the Hugging Face Hub; or the name of an installed package.
+      name: a path; or OWNER/NAME on the Hugging Face Hub; or the name of an installed package. It
+        may end in #ENTRY, which chooses among several sets of weights; so does the result then.
 
     Raises:
       DataError: there is none; says what to do.
     """
+    place, entry = split_entry(Path(name).expanduser())
+    found = _find(str(place) if entry else name)
+    return Path(f'{found}#{entry}') if entry else found
+
+
+def split_entry(path: Path) -> tuple[Path, str]:
+    """(path, entry) of PATH#ENTRY; the entry is '' where there is none."""
+    text = str(path)
+    if '#' not in text or path.exists():
+        return path, ''
+    place, _, entry = text.rpartition('#')
+    return Path(place), entry
+
+
+def _find(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return _in_folder(path)
     if path.exists():
         return path
-    if path.suffix not in _SUFFIXES:
+    if path.suffix not in _FILES and not name.startswith(('.', '~', '/')):
         if re.fullmatch(r'[\w.-]+/[\w.-]+', name):
             return _from_hub(name)
         if re.fullmatch(r'[\w.-]+', name):
@@ -53,10 +70,28 @@ def _in_folder(folder: Path) -> Path:
         return folder
     if (folder / 'state' / '_METADATA').is_file():
         return folder / 'state'
+    for name in _HUB_FILES:
+        if (folder / name).is_file():
+            return folder / name
     raise DataError(
         f'folder {folder} holds no weights: neither {WEIGHTS_FILE}, nor checkpoints/, nor an orbax '
-        'checkpoint'
+        f'checkpoint{_what_instead(folder)}'
     )
+
+
+def _what_instead(folder: Path) -> str:
+    """The step that helps with a folder of another program."""
+    if (folder / '.metadata').is_file():
+        return (
+            '; it is a distributed checkpoint of PyTorch: run  python -m '
+            f'torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth'
+        )
+    if (folder / 'saved_model.pb').is_file():
+        return "; it is TensorFlow's SavedModel, which is not read"
+    if list(folder.glob('*.index.json')):
+        return '; its weights are in several files, which are not read: save them as one'
+    files = sorted(path for path in folder.rglob('*') if path.suffix in _SUFFIXES)
+    return f': give the path of a file in it, for example {files[0]}' if files else ''
 
 
 @lru_cache(maxsize=8)

@@ -1,11 +1,13 @@
 """Pre-trained networks: read a file of weights, and fill a network with it."""
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -22,9 +24,19 @@ from xmixup_jax.weights.files import (
     tensor_key,
     torch_tensors,
 )
-from xmixup_jax.weights.find import find_weights
+from xmixup_jax.weights.find import find_weights, split_entry
+from xmixup_jax.weights.kinds import kind_of
+from xmixup_jax.weights.layouts import best_prefix, to_timm
 
 PyTree = Any
+_SHOWN = 5  # faults
+# Parts of keys in files that are no network by themselves.
+_NO_NETWORK = {
+    'lora_A lora_B lora_down lora_up': 'these are LoRA adapters; merge them into the network first '
+    "(peft's merge_and_unload) and save it",
+    '.SCB .qweight .qzeros .weight_scale .absmax': 'these weights are quantised; '
+    'save the float32 ones',
+}
 
 
 class Weights:
@@ -34,7 +46,7 @@ class Weights:
         """Reads the file, or the folder of an orbax checkpoint.
 
         Args:
-          path: as `find_weights` gives it.
+          path: as `find_weights` gives it, perhaps with #ENTRY.
           model: config.model.name.
 
         Raises:
@@ -42,13 +54,10 @@ class Weights:
         """
         self.path = path
         self.model = model
-        rename = MODELS[model].timm_key
-        self.tensors = {
-            rename(model, key): tensor
-            for key, tensor in read_tensors(path, model).items()
-            if not key.endswith('.num_batches_tracked')
-            and not key.startswith(MODELS[model].optional)
-        }
+        file, entry = split_entry(path)
+        found = read_tensors(file, model, entry)
+        self._set = found.name
+        self.tensors, self._prefix = to_timm(found.tensors, model, file, found.part)
 
     @cached_property
     def digest(self) -> str:
@@ -60,7 +69,7 @@ class Weights:
         """Float32 'kernel' [D, K] and 'bias' [K]; None if the file holds none."""
         name = MODELS[self.model].head
         kernel, bias = self.tensors.get(f'{name}.weight'), self.tensors.get(f'{name}.bias')
-        if kernel is None or bias is None:
+        if kernel is None or bias is None or (kernel.ndim, bias.ndim) != (2, 1) or not bias.size:
             return None
         kernel = from_torch(kernel).astype(np.float32)
         return {'kernel': kernel, 'bias': bias.astype(np.float32)}
@@ -116,8 +125,8 @@ class Weights:
             transformer's positions are resized to the network's image size.
 
         Raises:
-          DataError: the tensors are not this network's; lists every missing, unexpected and
-            misshapen key.
+          DataError: the tensors are not this network's; names the first ones that are missing,
+            unexpected or misshapen, and counts them.
         """
 
         def wanted(tensors):
@@ -131,21 +140,17 @@ class Weights:
         theirs = wanted(self.tensors)
         own = wanted(torch_tensors(self.model, params, batch_stats))
         ours = {key: tensor.shape for key, tensor in own.items()}
-        if 'pos_embed' in ours and theirs.get('pos_embed') is not None:
+        if 'pos_embed' in ours and _are_positions(theirs.get('pos_embed')):
             theirs['pos_embed'] = np.asarray(
                 resize_positions(theirs['pos_embed'], ours['pos_embed'])
             )
-        faults = [f'missing {key}' for key in sorted(ours.keys() - theirs.keys())]
-        faults += [f'unexpected {key}' for key in sorted(theirs.keys() - ours.keys())]
-        faults += [
-            f'{key} has shape {theirs[key].shape}, not {shape}'
-            for key, shape in sorted(ours.items())
-            if key in theirs and theirs[key].shape != shape
-        ]
-        if faults:
+        faults = _faults(ours, theirs)
+        if any(faults):
+            count = sum(map(len, faults))
             raise DataError(
                 f'weights {self.path} do not fit config.model.name={self.model} '
-                f'({len(faults)} tensors differ): ' + '; '.join(faults)
+                f'({count} {"tensor differs" if count == 1 else "tensors differ"}): '
+                f'{_first_of(faults)}{self._advice(faults)}'
             )
 
         def value(path, array):
@@ -154,10 +159,60 @@ class Weights:
 
         return jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats)
 
+    def _advice(self, faults: list[list[str]]) -> str:
+        """What to do about weights that do not fit, beginning with ': '; '' if it is not known."""
+        for marks, words in _NO_NETWORK.items():
+            if any(mark in key for key in self.tensors for mark in marks.split()):
+                return f': {words}'
+        file, _ = split_entry(self.path)
+        if self._prefix and len(faults[1]) == sum(map(len, faults)):
+            prefix, words = self._prefix, 'to leave out what is not under'
+        else:
+            prefix, words = best_prefix(self.tensors, self.model), 'to take the keys under'
+        if not prefix:
+            return ''
+        entry = '/'.join(part for part in (self._set, prefix.removesuffix('.')) if part)
+        return f': {words} {prefix[:80]!r}, give {file.name}#{entry[:80]}'
+
+
+def _are_positions(array: np.ndarray | None) -> bool:
+    """Whether they can be resized: floating-point numbers [1, 1 + n, D]."""
+    if array is None or array.ndim != 3 or not jnp.issubdtype(array.dtype, jnp.floating):
+        return False
+    return array.shape[0] == 1 and array.shape[1] > 1 and array.shape[2] > 0
+
+
+def _faults(ours: dict[str, tuple[int, ...]], theirs: dict[str, np.ndarray]) -> list[list[str]]:
+    """What is missing, unexpected, misshapen and no floating-point number."""
+    shared = sorted(ours.keys() & theirs.keys())
+    return [
+        [f'missing {key}' for key in sorted(ours.keys() - theirs.keys())],
+        [f'unexpected {key[:80]}' for key in sorted(theirs.keys() - ours.keys())],
+        [
+            f'{key} has shape {theirs[key].shape}, not {ours[key]}'
+            for key in shared
+            if theirs[key].shape != ours[key]
+        ],
+        [
+            f'{key} has type {theirs[key].dtype}, not float32'
+            for key in shared
+            if theirs[key].shape == ours[key]
+            and not jnp.issubdtype(theirs[key].dtype, jnp.floating)
+        ],
+    ]
+
+
+def _first_of(faults: list[list[str]]) -> str:
+    """The first faults, some of each kind, and how many more there are."""
+    turns = [fault for turn in itertools.zip_longest(*faults) for fault in turn if fault]
+    rest = len(turns) - _SHOWN
+    return '; '.join(turns[:_SHOWN]) + (f'; and {rest} more' if rest > 0 else '')
+
 
 def _head_classes(path: Path, num_logits: int) -> tuple[str, ...] | None:
     """The classes of the head's first columns; None where nothing names them."""
-    content = {} if path.suffix != '.safetensors' else read_metadata(path)
+    file, _ = split_entry(path)
+    content = read_metadata(file) if kind_of(file) == 'safetensors' else {}
     if 'class_names' in content:
         return tuple(content['class_names'])
     return imagenet_ids() if num_logits == len(imagenet_ids()) else None
@@ -188,8 +243,9 @@ def load_weights(
     """A pre-trained network, for `models.forward(*network, images, train=False)`.
 
     Args:
-      weights: a .safetensors or .pth file in timm's or torchvision's key layout, the folder of a
-        run, OWNER/NAME on the Hugging Face Hub, or an installed package.
+      weights: a file of weights (see "Networks and weights" for the formats and key layouts), the
+        folder of a run, OWNER/NAME on the Hugging Face Hub, or an installed package; with #ENTRY
+        at its end, one of several sets of weights in the file.
       model: a key of `models.MODELS`, for example 'resnet50'.
       num_classes: of a new head, drawn at random; 0: with the weights' own head.
       image_size: side of the images, px; only vision transformers depend on it.
@@ -206,11 +262,10 @@ def load_weights(
     ((2, 3), (2, 32))
     """
     found = Weights(find_weights(weights), model)
-    logits = num_classes
-    if not logits:
-        if found.head is None:
-            raise DataError(f'weights {weights} hold no head: give num_classes, for a new one')
-        logits = len(found.head['bias'])
     config = ConfigDict({'name': model, 'width': width, 'stem': stem})
+    logits = num_classes or (1 if found.head is None else len(found.head['bias']))
     graphdef, params, batch_stats = create_model(config, logits, image_size, 0)
+    if not num_classes and found.head is None:
+        found.fill(params, batch_stats)  # what is wrong besides is the better message
+        raise DataError(f'weights {weights} hold no head: give num_classes, for a new one')
     return Network(graphdef, *found.fill(params, batch_stats, with_head=not num_classes))

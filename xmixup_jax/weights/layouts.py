@@ -1,0 +1,298 @@
+"""Brings the keys of other programs' weights into timm's layout.
+
+Wrappers put a prefix before every key: `module.` (DataParallel), `_orig_mod.` (torch.compile),
+`model.` (Lightning and others). Hugging Face's transformers and Google's vision transformers have
+key layouts of their own:
+
+- transformers' ViT and ResNet: `vit.encoder.layer.0.attention.attention.query.weight`,
+  `resnet.embedder.embedder.convolution.weight`
+  (https://github.com/huggingface/transformers, models/vit and models/resnet)
+- Google's .npz files (https://github.com/google-research/vision_transformer; AugReg: Steiner et
+  al., https://arxiv.org/abs/2106.10270):
+  `Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel`
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from xmixup_jax.errors import DataError
+from xmixup_jax.models import MODELS, create_model
+from xmixup_jax.models.resnet import DEPTHS
+from xmixup_jax.models.vit import SIZES
+from xmixup_jax.optimizer import HEAD
+from xmixup_jax.weights.files import tensor_key
+from xmixup_jax.weights.sets import is_average, say, two_sets
+
+Tensors = dict[str, np.ndarray]
+
+_PREFIXES = (
+    'module', '_orig_mod', 'model', 'backbone', 'encoder', 'net', 'network', 'student', 'teacher',
+    'model_ema', 'ema_model', 'ema',
+)  # fmt: skip
+_PREFIX = re.compile(rf'(?:{"|".join(_PREFIXES)})\.')
+_MAX_PREFIXES = 32
+_MAX_TENSORS = 10_000
+_MAX_KEY = 500  # characters
+_AGAIN = 'download or copy it again'
+_NO_WEIGHTS = ('num_batches_tracked', 'n_averaged')  # last parts of keys
+
+# transformers' layouts: a pattern, and what replaces it (numbers in braces are one more there).
+_HF_VIT = (
+    (r'embeddings\.cls_token', 'cls_token'),
+    (r'embeddings\.position_embeddings', 'pos_embed'),
+    (r'embeddings\.patch_embeddings\.projection\.(.*)', r'patch_embed.proj.\1'),
+    (r'encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)',
+     r'blocks.\1.attn.\2.\3'),
+    (r'encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)', r'blocks.\1.attn.proj.\2'),
+    (r'encoder\.layer\.(\d+)\.intermediate\.dense\.(.*)', r'blocks.\1.mlp.fc1.\2'),
+    (r'encoder\.layer\.(\d+)\.output\.dense\.(.*)', r'blocks.\1.mlp.fc2.\2'),
+    (r'encoder\.layer\.(\d+)\.layernorm_before\.(.*)', r'blocks.\1.norm1.\2'),
+    (r'encoder\.layer\.(\d+)\.layernorm_after\.(.*)', r'blocks.\1.norm2.\2'),
+    (r'layernorm\.(.*)', r'norm.\1'),
+    (r'classifier\.(.*)', r'head.\1'),
+    (r'pooler\.dense\.(.*)', r'pre_logits.\1'),
+)  # fmt: skip
+_HF_RESNET = (
+    (r'embedder\.embedder\.convolution\.(.*)', r'conv1.\1'),
+    (r'embedder\.embedder\.normalization\.(.*)', r'bn1.\1'),
+    (r'encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.convolution\.(.*)',
+     r'layer{\1}.\2.downsample.0.\3'),
+    (r'encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.normalization\.(.*)',
+     r'layer{\1}.\2.downsample.1.\3'),
+    (r'encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.convolution\.(.*)',
+     r'layer{\1}.\2.conv{\3}.\4'),
+    (r'encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.normalization\.(.*)',
+     r'layer{\1}.\2.bn{\3}.\4'),
+    (r'classifier\.1\.(.*)', r'fc.\1'),
+)  # fmt: skip
+# Google's names within a block; the numbers differ between Flax's old and new modules.
+_GOOGLE_BLOCK = (
+    (r'LayerNorm_0', 'norm1'),
+    (r'LayerNorm_[12]', 'norm2'),
+    (r'MultiHeadDotProductAttention_[01]/(?P<part>query|key|value)', r'attn.\g<part>'),
+    (r'MultiHeadDotProductAttention_[01]/out', 'attn.proj'),
+    (r'MlpBlock_[03]/Dense_0', 'mlp.fc1'),
+    (r'MlpBlock_[03]/Dense_1', 'mlp.fc2'),
+)
+_GOOGLE = (
+    (r'embedding', 'patch_embed.proj'),
+    (r'Transformer/encoder_norm', 'norm'),
+    (r'head', 'head'),
+    (r'pre_logits', 'pre_logits'),
+    *(
+        (rf'Transformer/encoderblock_(?P<n>\d+)/{a}', rf'blocks.\g<n>.{b}')
+        for a, b in _GOOGLE_BLOCK
+    ),
+)
+_GOOGLE_WHOLE = {
+    'cls': 'cls_token',
+    'Transformer/posembed_input/pos_embedding': 'pos_embed',
+    'pos_embedding': 'pos_embed',
+}
+_GOOGLE_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
+
+
+def to_timm(tensors: Tensors, model: str, path: Path, part: str = '') -> tuple[Tensors, str]:
+    """The tensors of a file by timm's keys, without prefixes and bookkeeping.
+
+    Args:
+      tensors: by the keys of the file, with PyTorch's axes (Google's files: with Flax's).
+      model: config.model.name.
+      path: of the file, for the log and errors.
+      part: take only the tensors whose keys begin with it; '': those that fit the network best.
+
+    Returns:
+      (arrays by timm's keys, the prefix that has been stripped: text that ends in '.', or '')
+
+    Raises:
+      DataError: no key begins with `part`, or there are far too many tensors.
+    """
+    if len(tensors) > _MAX_TENSORS:
+        raise DataError(
+            f'weights {path} hold {len(tensors):,} tensors: give those of one network, which has '
+            f'fewer than {_MAX_TENSORS:,}'
+        )
+    if any(len(key) > _MAX_KEY for key in tensors):
+        raise DataError(f'weights {path} hold a key of more than {_MAX_KEY} characters: {_AGAIN}')
+    tensors = {
+        key: tensor for key, tensor in tensors.items() if key.split('.')[-1] not in _NO_WEIGHTS
+    }
+    if model in SIZES:
+        tensors = _from_google(tensors)
+    tensors = _part(tensors, part, path) if part else tensors
+    tensors, prefix = _without_prefix(tensors, model, path)
+    renamed = {timm_key(model, key): tensor for key, tensor in tensors.items()}
+    if model in SIZES:
+        renamed = _hide_head_behind_layer(_joined_attention(renamed))
+    optional = MODELS[model].optional
+    kept = {key: tensor for key, tensor in renamed.items() if not key.startswith(optional)}
+    return kept, prefix
+
+
+def timm_key(model: str, key: str) -> str:
+    """A key of transformers' or torchvision's layout in timm's; others as they are."""
+    patterns: Iterable[tuple[str, str]] = ()
+    if model in SIZES:
+        patterns, base = _HF_VIT, 'vit.'
+    elif model in DEPTHS:
+        patterns, base = _HF_RESNET, 'resnet.'
+    for pattern, replacement in patterns:
+        match = re.fullmatch(pattern, key.removeprefix(base))
+        if match:
+            expanded = match.expand(replacement)
+            return re.sub(r'\{(\d+)\}', lambda number: str(int(number[1]) + 1), expanded)
+    return MODELS[model].timm_key(model, key)
+
+
+@lru_cache(maxsize=16)
+def network_keys(model: str) -> frozenset[str]:
+    """timm's keys of a network's tensors, all but the head."""
+    architecture = MODELS[model]
+    config = ConfigDict({'name': model, 'width': 64, 'stem': 'imagenet'})
+    size = max(32, architecture.min_size)
+    _, *trees = nnx.eval_shape(lambda: create_model(config, 1, size, 0))
+    paths = [path for tree in trees for path, _ in jax.tree.leaves_with_path(tree)]
+    return frozenset(tensor_key(model, path) for path in paths if path[0].key != HEAD)
+
+
+def best_prefix(tensors: Tensors, model: str) -> str:
+    """The beginning of the keys, whatever it is, after which they are the network's; '': none."""
+    counts = Counter(
+        key[: match.end()] for key in tensors for match in list(re.finditer(r'\.', key))[:5]
+    )
+    likely = [prefix for prefix, _ in counts.most_common(_MAX_PREFIXES)]
+    fits = _fits(tensors, model, ['', *likely])
+    best = max(fits, key=lambda prefix: fits[prefix])
+    return best if fits[best] > len(network_keys(model)) / 2 else ''
+
+
+def _fits(tensors: Tensors, model: str, prefixes: Iterable[str]) -> dict[str, int]:
+    """How many of the network's keys there are after each prefix."""
+    wanted = network_keys(model)
+    fits = {}
+    for prefix in prefixes:
+        renamed = {timm_key(model, k[len(prefix) :]) for k in tensors if k.startswith(prefix)}
+        found = {re.sub(r'\.attn\.(query|key|value)\.', '.attn.qkv.', key) for key in renamed}
+        fits[prefix] = len(found & wanted)
+    return fits
+
+
+def _chains(tensors: Tensors) -> list[str]:
+    """The known prefixes of the keys, alone and nested, those of most keys first."""
+    counts: Counter = Counter()
+    for key in tensors:
+        end = 0
+        while (match := _PREFIX.match(key, end)) and key.count('.', 0, end) < 5:
+            end = match.end()
+            counts[key[:end]] += 1
+    return [prefix for prefix, _ in counts.most_common(_MAX_PREFIXES)]
+
+
+def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, str]:
+    """Strips the known prefix after which most keys are the network's."""
+    chains = _chains(tensors)
+    if not chains:
+        return tensors, ''
+    fits = _fits(tensors, model, ['', *chains])
+    best = max(fits.values())
+    if fits[''] == best:
+        return tensors, ''
+    # Several networks, as teacher and student, each with (nearly) all keys: the average.
+    sets = [prefix for prefix, fit in fits.items() if prefix and fit > best / 2]
+    prefix = next((each for each in sets if is_average(each) and fits[each] == best), '')
+    prefix = prefix or next(each for each in sets if fits[each] == best)
+    others = [each for each in sets if each != prefix]
+    rest = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
+    taken = {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
+    if others:
+        say(two_sets(path, prefix.removesuffix('.'), [each.removesuffix('.') for each in others]))
+        rest = {key: tensor for key, tensor in rest.items() if not key.startswith(tuple(others))}
+    else:
+        say(f'weights {path}: the prefix {prefix} before {len(taken)} keys is left out')
+    return rest | taken, prefix
+
+
+def _part(tensors: Tensors, part: str, path: Path) -> Tensors:
+    """The tensors under a prefix, which may stand behind known ones."""
+    begin = re.compile(rf'(?:{_PREFIX.pattern})*?{re.escape(part.rstrip("."))}\.')
+    matches = {key: begin.match(key) for key in tensors}
+    taken = {key[match.end() :]: tensors[key] for key, match in matches.items() if match}
+    if not taken:
+        first = sorted({key.split('.')[0] for key in tensors})
+        raise DataError(
+            f'weights {path} hold nothing named {part!r}: their keys begin with '
+            f'{", ".join(repr(each[:80]) for each in first[:5])}{", ..." * (len(first) > 5)}'
+        )
+    return taken
+
+
+def _joined_attention(tensors: Tensors) -> Tensors:
+    """Query, key and value, one tensor in timm's layout [3 * D, D]; others as they are."""
+    joined = dict(tensors)
+    for key in tensors:
+        match = re.fullmatch(r'(blocks\.\d+\.attn\.)query\.(weight|bias)', key)
+        if not match:
+            continue
+        names = [f'{match[1]}{name}.{match[2]}' for name in ('query', 'key', 'value')]
+        parts = [tensors[name] for name in names if name in tensors]
+        if len(parts) == 3 and len({part.shape for part in parts} - {()}) == 1:
+            for name in names:
+                del joined[name]
+            joined[f'{match[1]}qkv.{match[2]}'] = np.concatenate(parts)
+    return joined
+
+
+def _hide_head_behind_layer(tensors: Tensors) -> Tensors:
+    """Renames a head that takes another layer's output, not the features: it is none here."""
+    layer = {key for key in tensors if key.startswith('pre_logits.')}
+    if not layer:
+        return tensors
+    return {
+        f'head.behind.{key}' if key in layer or key in ('head.weight', 'head.bias') else key: tensor
+        for key, tensor in tensors.items()
+    }
+
+
+def _from_google(tensors: Tensors) -> Tensors:
+    """Google's vision transformers, with Flax's axes, in timm's layout; others as they are."""
+    begins = [
+        key.removesuffix('embedding/kernel') for key in tensors if key.endswith('embedding/kernel')
+    ]
+    if len(begins) != 1:
+        return tensors
+    return dict(
+        _google_tensor(key.removeprefix(begins[0]), tensor) for key, tensor in tensors.items()
+    )
+
+
+def _google_tensor(key: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    """(timm's key, array with PyTorch's axes); query, key and value are still apart."""
+    if key in _GOOGLE_WHOLE:
+        return _GOOGLE_WHOLE[key], array
+    layer, _, leaf = key.rpartition('/')
+    for pattern, replacement in _GOOGLE:
+        match = re.fullmatch(pattern, layer)
+        if match and leaf in _GOOGLE_LEAVES:
+            name = match.expand(replacement)
+            return f'{name}.{_GOOGLE_LEAVES[leaf]}', _google_axes(name, leaf, array)
+    return key, array
+
+
+def _google_axes(name: str, leaf: str, array: np.ndarray) -> np.ndarray:
+    """Kernels [D, heads, D / heads] and [heads, D / heads, D] become [D, D]; biases [D]."""
+    if leaf == 'bias':
+        return array.reshape(-1)
+    if array.ndim == 3 and array.size:
+        shape = (-1, array.shape[2]) if name.endswith('proj') else (array.shape[0], -1)
+        array = array.reshape(shape)
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
+    return np.ascontiguousarray(array.T) if array.ndim == 2 else array
