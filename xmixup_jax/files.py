@@ -31,6 +31,10 @@ MATCH = 'match.json'
 ENVIRONMENT = 'environment.json'
 BEST = 'best_model.safetensors'
 REPORT = 'report.html'
+# Figures of the test.
+PER_CLASS = 'per_class.csv'
+CONFUSION = 'confusion.csv'
+PREDICTIONS = 'predictions.csv'
 
 SAVE_SECONDS = 10.0  # between two saves of a `Resumable`
 

@@ -19,6 +19,7 @@ from xmixup_jax.report.run import write_report
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.inputs import first_inputs
 from xmixup_jax.run.provenance import commit
+from xmixup_jax.run.scores import scores, write_scores
 from xmixup_jax.run.start import Start
 from xmixup_jax.run.workdir import seal
 from xmixup_jax.weights.files import save_weights
@@ -66,7 +67,7 @@ def summary(
     return {
         'method': method_name(config.method),
         'seed': config.seed,
-        **(tested.metrics if tested else {}),
+        **(scores(tested) if tested else {}),
         **best.score,
         'steps': config.steps,
         **speed,
@@ -95,6 +96,9 @@ def write_outcome(
     inputs = first_inputs(start.task, config, data, match) if config.report else {}
     _write_weights(config, workdir, state, data)
     first_process(write_json)(workdir / RESULT, result)
+    if tested is not None:
+        assert data.test is not None  # it was tested
+        first_process(write_scores)(workdir, tested, data.test)
     if config.report:
         first_process(write_report)(workdir, config, result, data, match, inputs, tested)
     seal(workdir)

@@ -40,7 +40,8 @@ def train_and_evaluate(
       config: an experiment, as `config.validate` accepts it.
       workdir: folder of the run; gets config.json, environment.json, match.json, metrics.csv,
         tensorboard/, checkpoints/, constants/, model.safetensors, best_model.safetensors,
-        result.json, data.json, report.html and SHA256SUMS.
+        result.json, data.json, per_class.csv, confusion.csv, predictions.csv, report.html and
+        SHA256SUMS.
       data: the records, if the caller has them; otherwise those of the configuration are opened.
 
     Returns:

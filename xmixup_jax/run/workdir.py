@@ -13,10 +13,13 @@ from xmixup_jax.errors import ConfigError, UserError, first_line
 from xmixup_jax.files import (
     BEST,
     CONFIG,
+    CONFUSION,
     DATA,
     ENVIRONMENT,
     MATCH,
     METRICS,
+    PER_CLASS,
+    PREDICTIONS,
     REPORT,
     RESULT,
     SUMS,
@@ -34,7 +37,10 @@ from xmixup_jax.weights.find import WEIGHTS_FILE
 
 log = logging.getLogger('xmixup_jax')
 
-_FILES = (CONFIG, DATA, ENVIRONMENT, MATCH, METRICS, RESULT, WEIGHTS_FILE, BEST, REPORT)
+_FILES = (
+    CONFIG, DATA, ENVIRONMENT, MATCH, METRICS, RESULT, PER_CLASS, CONFUSION, PREDICTIONS,
+    WEIGHTS_FILE, BEST, REPORT,
+)  # fmt: skip
 
 
 @contextlib.contextmanager
