@@ -81,8 +81,9 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
     if changes:
         _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))
     whole = all((workdir / name).exists() for name in (RESULT, SUMS))
-    # Without checkpoints nothing would be left to make a report from.
-    remade = {RESULT, WEIGHTS_FILE, *([REPORT, SUMS] if checkpoints.steps else [])}
+    # Without checkpoints nothing would be left to make them from.
+    of_test = (PER_CLASS, CONFUSION, PREDICTIONS, REPORT, SUMS)
+    remade = {RESULT, WEIGHTS_FILE, *(of_test if checkpoints.steps else ())}
     whole &= not changes and not remade & set(damaged)
     whole = broadcast(whole)
     _update(config, workdir, changes, damaged, whole)
