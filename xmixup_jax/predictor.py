@@ -15,11 +15,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 from scipy.special import softmax
+from tqdm import tqdm
 
 from xmixup_jax.compute import augment
+from xmixup_jax.compute.evaluation import Tested
 from xmixup_jax.data.decode import MAX_BYTES, decode, middle_square, rgb
 from xmixup_jax.data.names import readable
-from xmixup_jax.data.pairing import worker_threads
+from xmixup_jax.data.pairing import eval_batches, worker_threads
+from xmixup_jax.data.records import Records
 from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.files import BEST
 from xmixup_jax.models import create_model, forward
@@ -123,6 +126,33 @@ class TrainedModel:
                 logits = iter(self._run(whole, batch_size))
                 for each in prepared:
                     yield each if isinstance(each, DataError) else _ranked(next(logits), names)
+
+    def test(self, records: Records, batch_size: int = 64) -> Tested:
+        """The logits of labelled images, as `evaluation.evaluate` gives them for a run's own test.
+
+        Args:
+          records: whose classes are those of the network, in its order; see `selection.renumber`.
+          batch_size: images that go through the network at a time.
+        """
+        logits, batches = [], []
+        with tqdm(
+            total=len(records), desc='evaluate', unit='image', disable=None, leave=False
+        ) as bar:
+            for batch in eval_batches(
+                records,
+                batch_size=batch_size,
+                resize=self.config.resize,
+                num_threads=self.config.num_threads,
+                process_index=0,
+                process_count=1,
+            ):
+                images = augment.center_crop(batch['image'], self.config.image_size)
+                logits.append(np.asarray(self._jitted(images)))
+                batches.append({key: batch[key] for key in ('label', 'index', 'mask')})
+                bar.update(min(batch_size, len(records) - bar.n))
+        columns = {key: np.concatenate([each[key] for each in batches]) for key in batches[0]}
+        real = columns['mask'] > 0
+        return Tested(np.concatenate(logits)[real], columns['label'][real], columns['index'][real])
 
     def _prepare(self, picture: Picture) -> np.ndarray | DataError:
         """uint8 [S, S, 3], as in the tests of the run, whatever it is given as."""

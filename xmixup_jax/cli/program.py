@@ -5,6 +5,8 @@
     xmixup compare --config=configs/digits.py --methods=xmixup,finetune --workdir=runs/compare
                                                    several methods and seeds, in one table
     xmixup predict --workdir=RUN photo.jpg dir/    classes of other images
+    xmixup evaluate --workdir=RUN --data=folder:DIR
+                                                   test a trained network on other images
     xmixup report --workdir=RUN                    report.html of a finished run, made anew
     xmixup export --workdir=RUN --format=torch     weights for other programs
     xmixup prepare --config=configs/cub.py         download and convert in advance
@@ -31,7 +33,7 @@ from typing import NoReturn
 from xmixup_jax.errors import ConfigError, Interrupted, ProcessLost, UserError, first_line
 from xmixup_jax.run.signals import interrupt
 
-COMMANDS = ('train', 'match', 'compare', 'predict', 'report', 'export', 'prepare')
+COMMANDS = ('train', 'match', 'compare', 'predict', 'evaluate', 'report', 'export', 'prepare')
 HELP = {'-h', '--help', '-help', 'help'}
 STOPPED = 'stopped by a signal: the same command continues'
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

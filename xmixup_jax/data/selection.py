@@ -190,6 +190,12 @@ def train_and_test(
     return train, _numbered_as(train, test, dataset)
 
 
+def renumber(records: Records, class_names: tuple[str, ...]) -> Records:
+    """The records with labels that are places among these class names, which have all of theirs."""
+    number = np.array([class_names.index(name) for name in records.class_names], np.int32)
+    return replace(records, labels=number[records.labels], class_names=class_names)
+
+
 def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
     """The test records with the labels of the training records; some classes may have none.
 
@@ -204,8 +210,7 @@ def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
                 f'{dataset.test_split!r} and none in {dataset.split!r}: add some to train on, or '
                 f'remove it ({len(odd)} such classes)'
             )
-        number = np.array([train.class_names.index(name) for name in test.class_names], np.int32)
-        test = replace(test, labels=number[test.labels], class_names=train.class_names)
+        test = renumber(test, train.class_names)
     counts = np.bincount(test.labels, minlength=len(test.class_names))
     without = [test.class_names[c] for c in np.flatnonzero(counts == 0)]
     if without:

@@ -50,7 +50,7 @@ class Source(Protocol):
         Args:
           what: names the data set.
           dataset: config.target or config.source; its `name` becomes that of the records.
-          split: of the data set.
+          split: of the data set; '' for all of one that has no splits.
           config: of the run, for its folders.
           store: becomes that of the records.
 

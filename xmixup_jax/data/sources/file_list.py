@@ -58,8 +58,8 @@ def prepare(what: str, config: ConfigDict) -> None:
 def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: Store) -> Records:
     """Opens one split. The classes are the labels of the whole list, sorted.
 
-    Without a column `split` the list is divided as a folder without split folders is; see
-    `folder.open`.
+    Without a column `split` the list is divided as a folder without split folders is, and the split
+    '' is all of it; see `folder.open`.
 
     Raises:
       DataError: there is no such split, a row lacks a value or is there twice, or a file is
@@ -160,6 +160,8 @@ def _in_split(
     notes: list[str],
 ) -> list[Row]:
     named = sorted({row.split for row in rows if row.split is not None})
+    if not (split or named):
+        return rows
     found = find_split(split, named or UNDIVIDED_SPLITS)
     if found is None:
         raise no_split(str(path), split, named or UNDIVIDED_SPLITS, dataset, config)

@@ -52,7 +52,8 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     """Opens one split.
 
     Without split folders there are the splits 'train' and 'test': `dataset.test_share` of each
-    class's images, rounded, are the test's, the same in every run whatever its seed.
+    class's images, rounded, are the test's, the same in every run whatever its seed. The split ''
+    is all of them.
 
     Raises:
       DataError: there is no such split, a class without images to train on, or folders of which it
@@ -66,7 +67,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
             'list them in a table: csv:FILE'
         )
     splits = [folder for folder in folders if _holds_classes(folder)]
-    found = find_split(split, splits, lambda folder: folder.name)
+    found = find_split(split, splits, lambda folder: folder.name) if split else None
     notes = []
     if found is not None and (found.name == split or is_usual(found.name)):
         _check_clear(root, found, folders, splits)
@@ -76,7 +77,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     else:
         if any(is_usual(folder.name) for folder in splits):
             raise no_split(str(root), split, [each.name for each in splits], dataset, config)
-        if split not in UNDIVIDED_SPLITS:
+        if split and split not in UNDIVIDED_SPLITS:
             raise no_split(str(root), split, UNDIVIDED_SPLITS, dataset, config)
         top, found = root, None
     classes = read_classes(top)
@@ -88,7 +89,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     if nested:
         notes.append(f'{nested} images are in sub-folders of their class')
     images = {name: content.images for name, content in classes.items()}
-    if found is None:
+    if found is None and split:
         for label, (name, of_class) in enumerate(images.items()):
             part = part_of(split, len(of_class), label, dataset.test_share)
             images[name] = [of_class[i] for i in part]

@@ -1,0 +1,93 @@
+"""`xmixup evaluate`: a run's network on other labelled images."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_sources import write_images, write_list
+
+from xmixup_jax import defaults, load
+from xmixup_jax.cli import evaluate
+from xmixup_jax.errors import DataError
+from xmixup_jax.run.train import train_and_evaluate
+
+CLASSES = ('ant', 'bee', 'cat')
+SPLITS = {'train': 4, 'test': 3}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    names = [f'{s}/{c}/{i}.png' for s, n in SPLITS.items() for c in CLASSES for i in range(n)]
+    write_images(tmp_path / 'photos', names, side=12)
+    return tmp_path / 'photos'
+
+
+@pytest.fixture
+def trained(photos, config, tmp_path):
+    """(folder of a run, its result)."""
+    config.method, config.steps, config.eval_every = 'finetune', 2, 0
+    config.target = defaults.dataset(f'folder:{photos}', 'train', 'test')
+    return tmp_path / 'run', train_and_evaluate(config, tmp_path / 'run')
+
+
+def evaluated(workdir, data, *flags):
+    evaluate.run(['evaluate', f'--workdir={workdir}', f'--data={data}', *flags])
+
+
+def read(folder):
+    with (folder / 'predictions.csv').open(newline='') as file:
+        return json.loads((folder / 'result.json').read_text()), list(csv.DictReader(file))
+
+
+def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
+    workdir, of_run = trained
+    # Its own test again.
+    evaluated(workdir, f'folder:{photos}')
+    found, rows = read(workdir / 'evaluation-photos')
+    for key in ('top1', 'loss', 'macro_top1', 'macro_f1'):
+        assert found[key] == pytest.approx(of_run[key], rel=1e-5)
+    assert found['test_images'] == of_run['test_images'] == len(rows) == 9
+    with (workdir / 'predictions.csv').open(newline='') as file:
+        for row, expected in zip(rows, csv.DictReader(file), strict=True):
+            assert row['image'] == expected['image'] and row['predicted'] == expected['predicted']
+    assert f'on 9 images of folder:{photos}' in capsys.readouterr().out
+
+    # A part of the classes, in a folder without splits: all images, with the network's labels.
+    other = tmp_path / 'other'
+    shutil.copytree(photos / 'train/cat', other / 'cat')
+    shutil.copytree(photos / 'test/ant', other / 'ant')
+    evaluated(workdir, f'folder:{other}', f'--output={tmp_path / "out"}')
+    found, rows = read(tmp_path / 'out')
+    assert found['test_images'] == 7
+    model = load(workdir)
+    for row in rows:
+        (prediction,) = model.predict(row['image'])
+        assert (row['class'], row['predicted']) == (
+            row['image'].split('/')[-2],
+            prediction.class_names[0],
+        )
+        probabilities = dict(zip(prediction.class_names, prediction.probabilities, strict=True))
+        np.testing.assert_allclose(
+            [float(row[name]) for name in CLASSES],
+            [probabilities[name] for name in CLASSES],
+            rtol=1e-4,
+        )
+
+    # A list, and a split by its name.
+    rows = [(f'{photos}/test/{c}/0.png', c, 'holdout') for c in CLASSES]
+    listed = write_list(tmp_path / 'list.csv', rows, ('path', 'label', 'split'))
+    evaluated(workdir, listed.name, '--split=holdout', f'--output={tmp_path / "out"}')
+    assert read(tmp_path / 'out')[0]['test_images'] == 3
+
+    # What cannot be: unknown classes, an unknown split, nothing that can be decoded.
+    (other / 'ant').rename(other / 'gnu')
+    with pytest.raises(DataError, match=r"1 of 2 classes of .* \(for example 'gnu'; it has"):
+        evaluated(workdir, f'folder:{other}')
+    with pytest.raises(DataError, match="no split 'fold'"):
+        evaluated(workdir, f'folder:{photos}', '--split=fold')
+    for image in (photos / 'test').rglob('*.png'):
+        image.write_bytes(b'x')
+    with pytest.raises(DataError, match='none of the 9 images'):
+        evaluated(workdir, f'folder:{photos}')

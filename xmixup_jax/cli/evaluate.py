@@ -1,0 +1,106 @@
+"""Tests a trained network on other labelled images.
+
+    xmixup evaluate --workdir=runs/mine --data=folder:other_photos
+    xmixup evaluate --workdir=runs/mine --data=csv:list.csv --split=holdout --output=holdout/
+
+  --workdir=DIR    the folder of a finished run (or a .safetensors file of this program)
+  --data=NAME      folder:PATH, csv:FILE or a tfds data set; its classes, or some of them, are the
+                   run's
+  --split=NAME     of the data (default: all images where there are no splits, else test)
+  --network=NAME   final (default), the network after the last step, or best, that of the best test
+  --output=DIR     gets the figures (default: evaluation-NAME in the folder of the run)
+  --batch_size=N   images that go through the network at a time (default: 64)
+
+Prints top-1 and writes result.json, per_class.csv, confusion.csv and predictions.csv, as a run does
+for its own test.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from xmixup_jax import defaults
+from xmixup_jax.cli.program import Parser, setup
+from xmixup_jax.data.records import Records
+from xmixup_jax.data.selection import open_split, renumber
+from xmixup_jax.data.sources import short_name
+from xmixup_jax.errors import DataError
+from xmixup_jax.files import RESULT, write_json
+from xmixup_jax.predictor import NETWORKS, TrainedModel, load
+from xmixup_jax.run.scores import scores, write_scores
+from xmixup_jax.text import one_line
+
+
+def open_labelled(name: str, split: str, model: TrainedModel) -> Records:
+    """Opens labelled images of a network's classes.
+
+    Args:
+      name: of the data set.
+      split: of it; '' for all images where it has no splits, else 'test'.
+      model: gives the classes, their order, and the folders of data.
+
+    Raises:
+      DataError: they cannot be opened, or have a class that the network does not know.
+    """
+    config = model.config.copy_and_resolve_references()
+    records = _open(name, split, config)
+    unknown = [each for each in records.class_names if each not in model.class_names]
+    if unknown:
+        raise DataError(
+            f'{len(unknown)} of {len(records.class_names)} classes of {name} are not those of '
+            f'{one_line(model.path)} (for example {unknown[0]!r}; it has, for example, '
+            f'{model.class_names[0]!r}): rename the class folders, or leave those classes out'
+        )
+    return renumber(records, model.class_names)
+
+
+def _open(name: str, split: str, config: ConfigDict) -> Records:
+    dataset = defaults.dataset(name, 'train', split or 'test')
+    config.target = dataset
+    if split:
+        return open_split(dataset, split, config)
+    try:
+        return open_split(dataset, '', config)
+    except DataError:
+        return open_split(dataset, 'test', config)
+
+
+def run(argv: list[str]) -> None:
+    """Parses the flags, tests, and writes the figures."""
+    parser = Parser('evaluate')
+    parser.add_argument('--workdir', required=True, type=Path)
+    parser.add_argument('--data', required=True)
+    parser.add_argument('--split', default='')
+    parser.add_argument('--network', default='final', choices=NETWORKS)
+    parser.add_argument('--output', type=Path)
+    parser.add_argument('--batch_size', default=64, type=int)
+    args = parser.parse_args(argv[1:])
+    if args.batch_size < 1:
+        parser.error('--batch_size must be 1 or more')
+    model = load(args.workdir, args.network)
+    setup(model.config.cache_dir)
+    records = open_labelled(args.data, args.split, model)
+    tested = model.test(records, args.batch_size)
+    if not len(tested.label):
+        raise DataError(f'none of the {len(records)} images of {args.data} can be decoded')
+    output = args.output or model.path.parent / f'evaluation-{short_name(args.data)}'
+    output.mkdir(parents=True, exist_ok=True)
+    figures = scores(tested)
+    result = {
+        'network': str(model.path),
+        'data': args.data,
+        'split': args.split,
+        'digest': records.identity,
+        **figures,
+        'test_images': len(tested.label),
+        'skipped_images': records.skipped,
+        'left_out': dict(records.left_out),
+        'num_classes': len(model.class_names),
+    }
+    write_json(output / RESULT, result)
+    write_scores(output, tested, records)
+    print(
+        f'top1 {100 * figures["top1"]:.2f} %, macro top1 {100 * figures["macro_top1"]:.2f} %, '
+        f'macro F1 {100 * figures["macro_f1"]:.2f} %  on {len(tested.label)} images of '
+        f'{one_line(args.data)}  ->  {one_line(output)}'
+    )
