@@ -111,7 +111,7 @@ def test_without_a_terminal(config, records, tmp_path):
     assert '\r' not in done.stderr
     # Beside the training's, of which there is one in half a minute.
     assert len([line for line in done.stderr.splitlines() if '  step ' not in line]) <= 3
-    assert len(done.stdout.splitlines()) == 4
+    assert len(done.stdout.splitlines()) == 5  # result, weights, rows, and two commands
 
 
 def test_match_without_training(config, records, tmp_path, capsys, monkeypatch):

@@ -18,6 +18,7 @@ from xmixup_jax.compute import features
 from xmixup_jax.data import cache
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, open_split, train_and_test
+from xmixup_jax.data.sources import image_files
 from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.run import train
 from xmixup_jax.run.data_identity import difference
@@ -78,6 +79,44 @@ def test_it_changes_with_the_images(photos, config, change):
     first = identities()
     change(photos)
     assert identities() != first
+
+
+def test_equal_names_sizes_and_times_are_not_equal_data(tmp_path, config):
+    """Uncompressed images out of an archive with a fixed date."""
+    found = set()
+    for turn in range(2):
+        write_images(tmp_path / str(turn) / 'set', [f'{c}/0.bmp' for c in 'ab'])
+        for path in (tmp_path / str(turn)).rglob('*.bmp'):
+            os.utime(path, ns=(0, 12345))
+        found.add(opened(tmp_path / str(turn) / 'set', config).identity)
+    assert len(found) == 2
+    # Nor are two files of equal size and time that have changed places.
+    a, b = ((tmp_path / f'0/set/{c}/0.bmp') for c in 'ab')
+    contents = a.read_bytes(), b.read_bytes()
+    for path, content in zip((b, a), contents, strict=True):
+        path.write_bytes(content)
+        os.utime(path, ns=(0, 12345))
+    assert opened(tmp_path / '0/set', config).identity not in found
+
+
+def test_what_cannot_be_compared_by_content(photos, config, monkeypatch):
+    """Of very many files names, sizes and times decide; of large ones both ends."""
+    monkeypatch.setattr(image_files, '_MOST_FILES', 3)
+    first = opened(photos, config)
+    touch(photos)
+    assert opened(photos, config).identity != first.identity
+    monkeypatch.setattr(image_files, '_MOST_FILES', 100)
+    monkeypatch.setattr(image_files, '_WHOLE', 0)
+    monkeypatch.setattr(image_files, '_END', 4)
+    path = photos / 'cat/1.png'
+    lasting = opened(photos, config).summary()['lasting']
+    for place, seen in ((0, True), (-1, True), (20, False)):
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert (opened(photos, config).summary()['lasting'] != lasting) == seen
+        content[place] ^= 1
+        path.write_bytes(content)
 
 
 def test_lists_and_their_images(photos, config, tmp_path):
@@ -243,6 +282,14 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
         assert again() == result
         assert json.loads((workdir / 'data.json').read_text()) == stored
         assert damaged_files(workdir) == []
+
+    # A finished result is there when its data cannot be read.
+    hidden = photos.with_name('hidden')
+    photos.rename(hidden)
+    photos.mkdir()
+    assert again() == result
+    photos.rmdir()
+    hidden.rename(photos)
 
     # What is not finished has to have its data; a finished result is there without.
     shutil.rmtree(photos)

@@ -243,6 +243,8 @@ def test_classes_may_be_called_like_splits(tmp_path, config, names):
     data = read(tmp_path, config)
     assert data.target.class_names == tuple(sorted(names))
     assert len(data.target) == 4 * len(names) and len(data.test) == len(names)
+    called_like_splits = all(name in ('train', 'test') for name in names)
+    assert called_like_splits == any('called like splits' in each for each in data.target.notes)
 
 
 def test_a_class_of_a_split_may_be_called_train(tmp_path, config):
@@ -307,6 +309,75 @@ def test_no_training_split(root, config):
 def test_a_class_that_is_only_tested(root, config):
     write_images(root, ['test/emu/0.png'])
     assert "class 'emu' of " in refused(root, config)
+
+
+@pytest.mark.parametrize('beside', [(), ('__MACOSX/x.png',), ('annotations/a.txt',)])
+@pytest.mark.parametrize('inner', ['archive', 'archive/images'])
+def test_one_split_in_folders_above(tmp_path, config, inner, beside):
+    write_images(tmp_path, [f'{inner}/train/{c}/{i}.png' for c in 'ab' for i in range(3)])
+    for name in beside:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b'x')
+    assert f'--config.target.name=folder:{tmp_path}/archive' in refused(tmp_path, config)
+
+
+@pytest.mark.parametrize('names', [('fold_0', 'fold_1'), ('images', 'masks')])
+def test_folders_that_all_hold_the_same_folders(tmp_path, config, names):
+    write_images(tmp_path, [f'{n}/{c}/{i}.png' for n in names for c in 'ab' for i in range(5)])
+    data = read(tmp_path, config)
+    (note,) = [note for note in data.target.notes if note.startswith('all classes')]
+    flags = f'--config.target.split={names[0]} --config.target.test_split={names[1]}'
+    assert 'hold the same folders (a, b)' in note and flags in note
+    assert note in suspicions(data)
+    dataset = data_set(tmp_path, test_split=names[1])
+    dataset.split = names[0]
+    assert train_and_test(dataset, config)[0].class_names == ('a', 'b')
+
+
+def test_classes_that_differ_in_case(tmp_path, config):
+    write_images(tmp_path, [f'{c}/{i}.png' for c in ('cat', 'Cat') for i in range(30)])
+    assert "classes differ in case alone: 'Cat', 'cat'" in suspicions(read(tmp_path, config))
+
+
+def test_a_class_of_another_case_in_the_test(root, config):
+    (root / 'test/cat').rename(root / 'test/Cat')
+    words = refused(root, config)
+    assert "class 'Cat' of the split 'test'" in words and "is called 'cat' in 'train'" in words
+
+
+def test_a_link_to_the_split_is_a_loop(root, config):
+    (root / 'train/dog/all').symlink_to(root / 'train', target_is_directory=True)
+    data = read(root, config)
+    assert files(data.target, root) == set(TRAIN)
+    assert data.target.left_out == {'link to a folder above': 1}
+
+
+def test_what_is_kept_for_the_test_is_said(tmp_path, config):
+    write_images(tmp_path, [f'{c}/{i}.png' for c in 'ab' for i in range(10)])
+    assert '4 more are kept for the test (test_share=0.2)' in read(tmp_path, config).target.notes
+
+
+def test_a_split_without_class_folders_is_named(root, config):
+    (root / 'test').rename(root / 'val')
+    write_images(root, ['test/0.png'])
+    notes = read(root, config).test.notes
+    assert "'test' has no class folders: 'val' serves as it" in notes
+
+
+def test_lists_as_programs_write_them(root, config):
+    rows = [(f'train/{c}/{i}.png', c, s) for c in CLASSES for i, s in enumerate(('train', 'TRAIN'))]
+    rows += [(f'test/{c}/0.png', c, 'Test') for c in CLASSES]
+    rows.append(('train/cat/.DS_Store', 'cat', 'train'))
+    listed = write_list(root / 'list.csv', rows, ('Path', 'LABEL', 'Split'))
+    train, test = train_and_test(listed, config)
+    assert (len(train), len(test)) == (6, 3)
+    assert train.left_out == {listing.HIDDEN: 1}
+    listed = write_list(root / 'list.csv', [('a', 'b', 'c')], ('path', 'label', 'Label'))
+    with pytest.raises(DataError, match="2 columns 'label': keep one"):
+        train_and_test(listed, config)
+    small = [(f'train/{c}/0.png', c) for c in CLASSES]
+    with pytest.raises(DataError, match=r'use --config\.target\.test_share=0\.5'):
+        train_and_test(write_list(root / 'list.csv', small), config)
 
 
 @pytest.mark.parametrize('place', ['', 'train'])

@@ -181,7 +181,7 @@ def _wrong_value(message: str, argv: list[str], config: ConfigDict) -> str:
     value = values[found[1]]
     kinds = {bool: 'True or False', int: 'a whole number', float: 'a number'}
     kind = kinds.get(type(value), f'a value such as {value!r}')
-    return f'--config.{found[1]}={given}: must be {kind}, as {value!r} is'
+    return one_line(f'--config.{found[1]}={given}: must be {kind}, as {value!r} is')
 
 
 def _first(section: str, known: dict[str, Any]) -> str:

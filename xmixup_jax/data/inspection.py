@@ -1,6 +1,7 @@
 """What a look at the data shows before any training: images of each class, and suspicions."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,12 @@ def suspicions(data: Data) -> list[str]:
     found = []
     if len(names) == 1:
         found.append(f'there is one class, {names[0]!r}: a classifier needs at least two')
+    folded = Counter(name.casefold() for name in names)
+    alike = [name for name in names if folded[name.casefold()] > 1]
+    if alike:
+        found.append(f'classes differ in case alone: {_first(list(map(repr, alike)))}')
+    for part in (data.target, data.test):
+        found += [] if part is None else [note for note in part.notes if 'all classes' in note]
     if train.max() >= UNEQUAL * train.min():
         large, small = int(train.argmax()), int(train.argmin())
         found.append(

@@ -17,10 +17,6 @@ from xmixup_jax.errors import DataError
 
 log = logging.getLogger('xmixup_jax')
 
-# Of the files whose content is compared when nothing but their times differ.
-_SAMPLED = 1000
-_BEGINNING = 2**16  # bytes
-
 
 @dataclass(frozen=True)
 class Store:
@@ -79,8 +75,8 @@ class Records:
     """uint64 [records of the whole split], by record number: a hash of what the record is, which
     changes when its image changes and not when the data set moves. See `sources.stamps`."""
     lasting: np.ndarray | None = None
-    """The same, but it does not change where a copy has other times; None where `stamps` never
-    do. Equal ones leave open whether the content is the same: see `contents`."""
+    """The same without the times of files, which a copy does not always keep; None where `stamps`
+    do not depend on times."""
     left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
     """Numbers of the split's files that are no records, by kind."""
     notes: tuple[str, ...] = field(default=(), compare=False)
@@ -141,24 +137,13 @@ class Records:
             digest.update(np.ascontiguousarray(array, kind).data)
         return digest.hexdigest()[:32]
 
-    @cached_property
-    def contents(self) -> list[str]:
-        """12 hexadecimal digits of each class, of what is in its files: of at most _SAMPLED of the
-        selection, at equal distances, the beginning and the size."""
-        digests = [hashlib.sha256() for _ in self.class_names]
-        for i in np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED), dtype=int)):
-            content = self.read(int(self.index[i]))
-            data = content if isinstance(content, bytes) else content.tobytes()
-            digests[self.labels[i]].update(f' {len(data)} '.encode() + data[:_BEGINNING])
-        return [digest.hexdigest()[:12] for digest in digests]
-
     def summary(self) -> dict[str, Any]:
         """`identity`, and what it takes to say in words how two data sets differ.
 
         Returns:
           JSON values: 'digest', the identity; 'lasting', the same without the times of files;
-          'class_names'; and of each class 'counts', its number of records, 'classes', a digest of
-          their names and sizes whatever their order, and 'contents' as above.
+          'class_names'; and of each class 'counts', its number of records, and 'classes', a digest
+          of them whatever their order.
         """
         stamps = self.stamps if self.lasting is None else self.lasting
         count = len(self.class_names)
@@ -171,7 +156,6 @@ class Records:
             'class_names': list(self.class_names),
             'counts': [len(stamps) for stamps in of_class],
             'classes': [hashlib.sha256(stamps.data).hexdigest()[:12] for stamps in of_class],
-            'contents': [] if self.lasting is None else self.contents,
         }
 
     def image(self, i: int, resize: int) -> np.ndarray | None:

@@ -136,12 +136,12 @@ def open_split(
     records = source.open(what, dataset, split, config, Store(config.max_bad_images))
     if not len(records):
         share = f'{dataset.test_share:g}'
-        more = '0.5' if dataset.test_share < 0.5 else '0.8'
         raise DataError(
             f'split {split!r} of {dataset.name} holds no images'
             + (
                 f': with --config.target.test_share={share} every class is too small to be '
-                f'divided; use --config.target.test_share={more}'
+                'divided; use '
+                + ('--config.target.test_share=0.5' if dataset.test_share < 0.5 else 'more images')
                 if split == 'test' and split == dataset.test_split
                 else ': fill it, or name another split'
             )
@@ -192,7 +192,8 @@ def train_and_test(
 
 def renumber(records: Records, class_names: tuple[str, ...]) -> Records:
     """The records with labels that are places among these class names, which have all of theirs."""
-    number = np.array([class_names.index(name) for name in records.class_names], np.int32)
+    places = {name: i for i, name in enumerate(class_names)}
+    number = np.array([places[name] for name in records.class_names], np.int32)
     return replace(records, labels=number[records.labels], class_names=class_names)
 
 
@@ -203,7 +204,14 @@ def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
       DataError: they have a class that is not trained on.
     """
     if test.class_names != train.class_names:
-        odd = [name for name in test.class_names if name not in train.class_names]
+        known = {name.casefold(): name for name in train.class_names}
+        there = set(train.class_names)
+        odd = [name for name in test.class_names if name not in there]
+        if odd and odd[0].casefold() in known:
+            raise DataError(
+                f'class {odd[0]!r} of the split {dataset.test_split!r} of {dataset.name} is called '
+                f'{known[odd[0].casefold()]!r} in {dataset.split!r}: give both the same name'
+            )
         if odd:
             raise DataError(
                 f'class {odd[0]!r} of {dataset.name} has images in the split '

@@ -49,7 +49,7 @@ def same_data(
     if data is None:
         try:
             data = open_data(config)
-        except UserError as error:
+        except (UserError, OSError) as error:
             if not finished:
                 raise
             log.warning(
@@ -147,7 +147,7 @@ def difference(old: Summary | None, new: Summary | None) -> str:
 
 def _is_copy(old: Summary, new: Summary) -> bool:
     """Whether nothing but the times of files differs. Runs of earlier versions do not know."""
-    return all(key in old and old[key] == new[key] for key in ('lasting', 'contents'))
+    return 'lasting' in old and old['lasting'] == new['lasting']
 
 
 def _differences(old: Summary, new: Summary) -> Iterator[str]:
@@ -176,10 +176,9 @@ def _differences(old: Summary, new: Summary) -> Iterator[str]:
 
 
 def _by_class(summary: Summary) -> dict[str, tuple[Any, ...]]:
-    """(number of images, digest of their names and sizes, digest of their content) by class."""
-    contents = summary.get('contents') or [''] * len(summary['class_names'])
-    columns = summary['counts'], summary['classes'], contents
-    return dict(zip(summary['class_names'], zip(*columns, strict=True), strict=True))
+    """(number of images, digest) by class."""
+    columns = zip(summary['counts'], summary['classes'], strict=True)
+    return dict(zip(summary['class_names'], columns, strict=True))
 
 
 def _classes(names: Sequence[str]) -> str:

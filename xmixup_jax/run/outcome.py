@@ -11,7 +11,7 @@ from xmixup_jax.compute.evaluation import Tested, evaluate
 from xmixup_jax.compute.step import Task, TrainState
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
-from xmixup_jax.errors import Diverged
+from xmixup_jax.errors import DataError, Diverged
 from xmixup_jax.files import RESULT, read_json, write_json
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import first_process
@@ -42,6 +42,11 @@ def test(
     if records is None:
         return None
     tested = evaluate(task, config, state, records)
+    if not len(tested.label):
+        raise DataError(
+            f'none of the {len(records)} test images of {records.name} can be decoded: replace '
+            'them, or test on another split with --config.target.test_split'
+        )
     if not np.isfinite(list(tested.metrics.values())).all():
         raise Diverged(
             f'the loss on the test images is not finite after step {config.steps}, the '

@@ -16,9 +16,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.image_files import open_files, stamp
-from xmixup_jax.data.sources.listing import normal
-from xmixup_jax.data.sources.splits import UNDIVIDED_SPLITS, find_split, no_split, part_of
+from xmixup_jax.data.sources.image_files import fingerprints, open_files, stamp
+from xmixup_jax.data.sources.listing import HIDDEN, is_system, normal
+from xmixup_jax.data.sources.splits import (
+    UNDIVIDED_SPLITS,
+    find_split,
+    no_split,
+    part_of,
+    same_split,
+)
 from xmixup_jax.errors import DataError
 
 _REQUIRED = ('path', 'label')
@@ -67,6 +73,9 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     """
     path = Path(what).expanduser()
     rows = read_rows(path)
+    images = [row for row in rows if not is_system(Path(row.path).name)]
+    left_out = Counter({HIDDEN: len(rows) - len(images)} if len(images) < len(rows) else {})
+    rows = images
     class_names = sorted({row.label for row in rows})
     notes: list[str] = []
     rows = _in_split(path, rows, split, dataset, config, notes)
@@ -79,8 +88,10 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     number = {name: i for i, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int32)
     files = [Path(row.path) for row in rows]
-    exact, lasting = _stamps(path, rows)
-    return open_files(dataset.name, class_names, labels, files, exact, lasting, store, notes=notes)
+    exact, lasting = _stamps(path, rows) if rows else ([], [])
+    return open_files(
+        dataset.name, class_names, labels, files, exact, lasting, store, left_out, notes
+    )
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -103,7 +114,8 @@ def read_rows(path: Path) -> list[Row]:
                     found.append('with more values than the header has columns')
                 for fault in found:
                     faults.setdefault(fault, []).append(f'line {table.line_num}')
-                image = os.path.normpath(os.path.join(folder, values['path']))  # noqa: PTH118
+                image = os.path.expanduser(values['path'])  # noqa: PTH111
+                image = os.path.normpath(os.path.join(folder, image))  # noqa: PTH118
                 rows.append(Row(normal(values['label']), image, values.get('split')))
         except (csv.Error, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from error
@@ -134,10 +146,13 @@ def _table(path: Path, file: TextIO) -> csv.DictReader:
     """
     table = csv.DictReader(file, skipinitialspace=True)
     try:
-        header = [(name or '').strip() for name in table.fieldnames or ()]
+        header = [(name or '').strip().casefold() for name in table.fieldnames or ()]
     except (csv.Error, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     table.fieldnames = header
+    for name in ('path', 'label', 'split'):
+        if header.count(name) > 1:
+            raise DataError(f'{path} has {header.count(name)} columns {name!r}: keep one')
     missing = [name for name in _REQUIRED if name not in header]
     if missing:
         raise DataError(
@@ -168,7 +183,7 @@ def _in_split(
     if named:
         if found != split:
             notes.append(f'there is no split {split!r}: {found!r} serves as it')
-        return [row for row in rows if row.split == found]
+        return [row for row in rows if row.split and same_split(row.split, found)]
     share = dataset.test_share
     chosen = []
     first, counts = 0, Counter(row.label for row in rows)
@@ -205,9 +220,10 @@ def _stamps(path: Path, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
         )
     # Not relative to the list, whose place beside its images does not matter.
     root = os.path.commonpath([os.path.dirname(row.path) for row in rows])  # noqa: PTH120
+    contents = fingerprints([row.path for row in rows], [file.st_size for file in found])
     known = [
-        (row.label, normal(row.path[len(root) :].lstrip('/')), file.st_size)
-        for row, file in zip(rows, found, strict=True)
+        (row.label, normal(row.path[len(root) :].lstrip('/')), file.st_size, content)
+        for row, file, content in zip(rows, found, contents, strict=True)
     ]
     exact = [stamp(*words, file.st_mtime_ns) for words, file in zip(known, found, strict=True)]
     return exact, [stamp(*words) for words in known]

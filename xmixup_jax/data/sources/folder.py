@@ -4,6 +4,7 @@ Images may lie in sub-folders of their class. Hidden files and those of operatin
 data; other files that are no images are left out and counted.
 """
 
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources import listing
-from xmixup_jax.data.sources.image_files import open_files, stamp
+from xmixup_jax.data.sources.image_files import fingerprints, open_files, stamp
 from xmixup_jax.data.sources.listing import Found, Image
 from xmixup_jax.data.sources.splits import (
     UNDIVIDED_SPLITS,
@@ -30,6 +31,8 @@ Classes = dict[str, Found]
 
 def problem(what: str, config: ConfigDict) -> str | None:
     """Says so if the folder does not exist."""
+    if not what:
+        return 'folder: names no folder: use folder:PATH'
     path = Path(what).expanduser()
     if path.is_dir():
         return None
@@ -72,7 +75,9 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     if found is not None and (found.name == split or is_usual(found.name)):
         _check_clear(root, found, folders, splits)
         if found.name != split:
-            notes.append(f'there is no split {split!r}: {found.name!r} serves as it')
+            there = (root / split).is_dir()
+            why = f'{split!r} has no class folders' if there else f'there is no split {split!r}'
+            notes.append(f'{why}: {found.name!r} serves as it')
         top = found
     else:
         if any(is_usual(folder.name) for folder in splits):
@@ -88,11 +93,17 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     nested = sum(content.nested for content in classes.values())
     if nested:
         notes.append(f'{nested} images are in sub-folders of their class')
+    if found is None:
+        notes += _doubts(classes)
     images = {name: content.images for name, content in classes.items()}
     if found is None and split:
         for label, (name, of_class) in enumerate(images.items()):
             part = part_of(split, len(of_class), label, dataset.test_share)
             images[name] = [of_class[i] for i in part]
+        kept = sum(map(len, (each.images for each in classes.values())))
+        kept -= sum(map(len, images.values()))
+        if split == 'train' and kept:
+            notes.append(f'{kept} more are kept for the test (test_share={dataset.test_share:g})')
     return _records(dataset.name, images, store, left_out, notes)
 
 
@@ -132,19 +143,43 @@ def read_classes(folder: Path) -> Classes:
 def _check_depth(classes: Classes, folder: Path, config: ConfigDict, dataset: ConfigDict) -> None:
     """Raises DataError if what seem to be classes are the data set itself, or hold the splits."""
     part = 'source' if dataset is config.source else 'target'
+    classes = {name: content for name, content in classes.items() if content.images}
     for name, content in classes.items():
-        path = folder / name
-        inner = {image.name.split('/')[0] for image in content.images if '/' in image.name}
-        if len(classes) == 1 and len(inner) > 1 and content.nested == len(content.images):
+        path, inner = folder / name, _inner(content)
+        deep = len(inner) > 1 or all(image.name.count('/') > 1 for image in content.images)
+        if len(classes) == 1 and content.nested == len(content.images) and deep:
+            flag = shlex.quote(f'--config.{part}.name=folder:{path}')
             raise DataError(
-                f'{folder} holds one folder, {name}, with {len(inner)} folders of images in it: '
-                f'if those are classes or splits use --config.{part}.name=folder:{path}'
+                f'{folder} holds images in one folder alone, {name}, and there in folders again '
+                f'({", ".join(sorted(inner)[:3])}): if those are classes or splits use {flag}'
             )
         if len({kind_of_split(each) for each in inner} - {None}) > 1:
             raise DataError(
                 f'{path} holds {" and ".join(sorted(inner))}, as if the splits were within the '
                 'classes: move the images to SPLIT/CLASS/FILE, or list them in a table: csv:FILE'
             )
+
+
+def _inner(content: Found) -> set[str]:
+    """The sub-folders of a class that images are in."""
+    return {image.name.split('/')[0] for image in content.images if '/' in image.name}
+
+
+def _doubts(classes: Classes) -> list[str]:
+    """What makes it likely that the folders are no classes."""
+    if len(classes) > 1 and all(map(is_usual, classes)):
+        return [
+            'all classes are called like splits: if they are, list the images in a table: csv:FILE'
+        ]
+    inner = [_inner(content) for content in classes.values()]
+    nested = all(content.nested == len(content.images) for content in classes.values())
+    if len(classes) > 1 and nested and len(inner[0]) > 1 and all(e == inner[0] for e in inner):
+        first, second, *_ = classes
+        return [
+            f'all classes hold the same folders ({", ".join(sorted(inner[0])[:3])}): if those are '
+            f'the classes use --config.target.split={first} --config.target.test_split={second}'
+        ]
+    return []
 
 
 def _check_full(classes: Classes, folder: Path, training: bool) -> None:
@@ -154,9 +189,12 @@ def _check_full(classes: Classes, folder: Path, training: bool) -> None:
         return
     left_out = classes[empty[0]].left_out
     holds = f', but {listing.in_words(left_out)}' if left_out else ''
-    raise DataError(
-        f'class folder {str(folder / empty[0])!r} holds no images{holds}: fill or remove it'
-    )
+    advice = 'fill or remove it'
+    if 'pip install' in holds:
+        advice = 'install the package, or remove the folder'
+    elif empty[0].casefold() in ('labels', 'annotations'):
+        advice = 'if this is a data set for detection, list the images in a table: csv:FILE'
+    raise DataError(f'class folder {str(folder / empty[0])!r} holds no images{holds}: {advice}')
 
 
 def _records(
@@ -167,8 +205,13 @@ def _records(
     notes: list[str],
 ) -> Records:
     images = [(label, image) for label, of_class in classes.items() for image in of_class]
-    lasting = [stamp(label, image.name, image.size) for label, image in images]
-    exact = [stamp(label, image.name, image.size, image.mtime_ns) for label, image in images]
+    contents = fingerprints([i.path for _, i in images], [i.size for _, i in images])
+    known = [
+        (label, image.name, image.size, content)
+        for (label, image), content in zip(images, contents, strict=True)
+    ]
+    lasting = [stamp(*words) for words in known]
+    exact = [stamp(*w, image.mtime_ns) for w, (_, image) in zip(known, images, strict=True)]
     counts = [len(of_class) for of_class in classes.values()]
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     files = [Path(image.path) for _, image in images]

@@ -21,6 +21,15 @@ _SYSTEM = {
     '$recycle.bin',
     'system volume information',
     'lost+found',
+    'found.000',
+    'recycler',
+    'network trash folder',
+    'temporary items',
+    '@recycle',
+    '@tmp',
+    '#snapshot',
+    '~snapshot',
+    '__pycache__',
 }
 # How the common formats begin, for files without a suffix.
 _BEGINNINGS = (b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF8', b'II*\0', b'MM\0*')
@@ -57,7 +66,7 @@ def is_system(name: str) -> bool:
     >>> [is_system(name) for name in ('.DS_Store', '._photo.jpg', 'Thumbs.db', 'photo.jpg')]
     [True, True, True, False]
     """
-    return name.startswith('.') or name.casefold() in _SYSTEM
+    return name.startswith(('.', '~$')) or name.casefold() in _SYSTEM
 
 
 def normal(name: str) -> str:
@@ -75,7 +84,8 @@ def subfolders(folder: Path) -> list[Path]:
 def find_images(folder: Path) -> Found:
     """The images in a folder and its sub-folders, to any depth. Links are followed."""
     found = Found([], Counter())
-    _walk(folder, '', found, set())
+    above = {_inode(parent) for parent in folder.absolute().parents}
+    _walk(folder, '', found, above)
     found.images.sort(key=lambda image: image.name)
     return found
 
@@ -101,9 +111,13 @@ def outside_classes(folder: Path) -> Counter[str]:
     return left_out
 
 
-def _walk(folder: Path, prefix: str, found: Found, above: set[tuple[int, int]]) -> None:
+def _inode(folder: Path) -> tuple[int, int]:
     own = os.stat(folder)  # noqa: PTH116  (as fast as it can be: there may be a million)
-    inode = own.st_dev, own.st_ino
+    return own.st_dev, own.st_ino
+
+
+def _walk(folder: Path, prefix: str, found: Found, above: set[tuple[int, int]]) -> None:
+    inode = _inode(folder)
     if inode in above:
         found.left_out['link to a folder above'] += 1
         return

@@ -1,5 +1,6 @@
 """Finds the split that is meant, whatever a data set calls it; divides where there are none."""
 
+import shlex
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -28,6 +29,11 @@ def is_usual(name: str) -> bool:
     [True, True, False]
     """
     return _folded(name) in _GROUPS
+
+
+def same_split(name: str, other: str) -> bool:
+    """Whether two names differ in case or Unicode form at most."""
+    return _folded(name) == _folded(other)
 
 
 def kind_of_split(name: str) -> str | None:
@@ -76,12 +82,13 @@ def no_split(
     has = f'it has {", ".join(names)}' if names else 'it has none'
     if split == dataset.test_split and split != dataset.split:
         flag, others = f'--config.{part}.test_split', [n for n in names if n != dataset.split]
-        ways = [f'{flag}={name}' for name in others[:3]]
+        ways = [shlex.quote(f'{flag}={name}') for name in others[:3]]
         ways.append(f'{flag}=rest with --config.{part}.sample_rate=0.8')
         if part == 'target' and names and dataset.name.startswith('folder:'):
-            ways.append(f'--config.target.name=folder:{where}/{dataset.split}, which is divided')
+            name = shlex.quote(f'--config.target.name=folder:{where}/{dataset.split}')
+            ways.append(f'{name}, which is divided')
     else:
-        ways = [f'--config.{part}.split={name}' for name in names[:3]]
+        ways = [shlex.quote(f'--config.{part}.split={name}') for name in names[:3]]
     advice = f': use {" or ".join(ways)}' if ways else ''
     return DataError(f'{where} has no split {split!r}: {has}{advice}')
 
