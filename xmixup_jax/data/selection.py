@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources import find_source
 from xmixup_jax.errors import DataError
+from xmixup_jax.text import one_line
 
 log = logging.getLogger('xmixup_jax')
 
@@ -61,17 +62,9 @@ class Data(NamedTuple):
         """Logs it, a line for each part."""
         for part, used in self.usage().items():
             left_out = ', '.join(f'{count} {kind}' for kind, count in used['left_out'].items())
-            words = [f'left out: {left_out}'] if left_out else []
-            log.info(
-                '%s',
-                '; '.join(
-                    [
-                        f'{part}: {used["images"]:,} of {used["found"]:,} images of {used["data"]}',
-                        *words,
-                        *used['notes'],
-                    ]
-                ),
-            )
+            words = [f'{part}: {used["images"]:,} of {used["found"]:,} images of {used["data"]}']
+            words += [f'left out: {left_out}'] if left_out else []
+            log.info('%s', one_line('; '.join([*words, *used['notes']])))
         if len(self.target.class_names) == 1:
             log.warning('the target has one class, %r', self.target.class_names[0])
 
