@@ -73,7 +73,7 @@ def _batch_norm(found: list[Study]) -> Figure | None:
     shown = [study for study in found if study.select('batch_norm')]
     if not shown:
         return None
-    size = (1.0 + 4.6 * len(shown), 3.8)
+    size = (1.0 + 1.2 * len(NORM_NAMES) * len(shown), 3.8)
     figure = Figure(figsize=size, layout='constrained')
     for axes, study in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         names = study.tasks('main', 'batch_norm')
