@@ -207,6 +207,13 @@ def test_class_names_are_compared_in_one_unicode_form(root, config):
     )
     train, test = train_and_test(listed, config)
     assert train.class_names == test.class_names == (composed,)
+    # The list in one form, the files in the other.
+    listed = write_list(
+        root / 'list.csv',
+        [(f'train/{composed}/0.png', 'a', 'train'), (f'test/{composed}/0.png', 'a', 'test')],
+        ('path', 'label', 'split'),
+    )
+    assert [len(part) for part in train_and_test(listed, config)] == [1, 1]
 
 
 # Splits and classes

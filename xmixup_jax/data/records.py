@@ -42,7 +42,7 @@ class Store:
             if len(self.bad) >= self.max_bad_images:
                 raise DataError(
                     f'{error}; config.max_bad_images={self.max_bad_images} images of a split are '
-                    'skipped, not more'
+                    'skipped, not more: replace them, or skip more with --config.max_bad_images=N'
                 ) from error
             self.bad.add(number)
         log.warning('Skipped: %s', error)

@@ -7,6 +7,7 @@ The file is a table with a header and the columns `path`, `label` and, if it nam
 import csv
 import os
 import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
         )
     number = {name: i for i, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int32)
+    rows = [row._replace(path=_as_on_disk(row.path)) for row in rows]
     files = [Path(row.path) for row in rows]
     exact, lasting = _stamps(path, rows) if rows else ([], [])
     return open_files(
@@ -192,6 +194,12 @@ def _in_split(
         chosen += [rows[first + i] for i in part]
         first += counts[name]
     return chosen
+
+
+def _as_on_disk(path: str) -> str:
+    """The path in the Unicode form in which the file is there: macOS writes another than editors."""
+    forms = (path, *(unicodedata.normalize(form, path) for form in ('NFC', 'NFD')))
+    return next((each for each in forms if os.path.lexists(each)), path)
 
 
 def _stamps(path: Path, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
