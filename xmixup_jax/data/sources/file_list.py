@@ -197,7 +197,7 @@ def _in_split(
 
 
 def _as_on_disk(path: str) -> str:
-    """The path in the Unicode form in which the file is there: macOS writes another than editors."""
+    """The path in the Unicode form in which the file is there."""
     forms = (path, *(unicodedata.normalize(form, path) for form in ('NFC', 'NFD')))
     return next((each for each in forms if os.path.lexists(each)), path)
 
