@@ -85,7 +85,7 @@ def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
     (other / 'ant').rename(other / 'gnu')
     with pytest.raises(DataError, match=r"1 of 2 classes of .* \(for example 'gnu'; it has"):
         evaluated(workdir, f'folder:{other}')
-    with pytest.raises(DataError, match="no split 'fold'"):
+    with pytest.raises(DataError, match="no split 'fold': it has test, train: name one with --spl"):
         evaluated(workdir, f'folder:{photos}', '--split=fold')
     for image in (photos / 'test').rglob('*.png'):
         image.write_bytes(b'x')

@@ -15,6 +15,7 @@ Prints top-1 and writes result.json, per_class.csv, confusion.csv and prediction
 for its own test.
 """
 
+import contextlib
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -24,6 +25,7 @@ from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import open_split, renumber
 from xmixup_jax.data.sources import short_name
+from xmixup_jax.data.sources.splits import NoSplit
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import RESULT, write_json
 from xmixup_jax.predictor import NETWORKS, TrainedModel, load
@@ -57,12 +59,13 @@ def open_labelled(name: str, split: str, model: TrainedModel) -> Records:
 def _open(name: str, split: str, config: ConfigDict) -> Records:
     dataset = defaults.dataset(name, 'train', split or 'test')
     config.target = dataset
-    if split:
-        return open_split(dataset, split, config)
+    if not split:
+        with contextlib.suppress(DataError):  # it has splits; or it cannot be read at all
+            return open_split(dataset, '', config)
     try:
-        return open_split(dataset, '', config)
-    except DataError:
-        return open_split(dataset, 'test', config)
+        return open_split(dataset, split or 'test', config)
+    except NoSplit as error:
+        raise DataError(f'{error.what}: name one with --split') from error
 
 
 def run(argv: list[str]) -> None:

@@ -65,9 +65,18 @@ def _folded(name: str) -> str:
     return normal(name).casefold()
 
 
+class NoSplit(DataError):
+    """A split is missing."""
+
+    def __init__(self, what: str, advice: str):
+        super().__init__(what + advice)
+        self.what = what
+        """The message without its advice."""
+
+
 def no_split(
     where: str, split: str, present: Iterable[str], dataset: ConfigDict, config: ConfigDict
-) -> DataError:
+) -> NoSplit:
     """The error of a missing split, with the flags that help.
 
     Args:
@@ -90,7 +99,7 @@ def no_split(
     else:
         ways = [shlex.quote(f'--config.{part}.split={name}') for name in names[:3]]
     advice = f': use {" or ".join(ways)}' if ways else ''
-    return DataError(f'{where} has no split {split!r}: {has}{advice}')
+    return NoSplit(f'{where} has no split {split!r}: {has}', advice)
 
 
 def part_of(split: str, count: int, label: int, share: float) -> np.ndarray:
