@@ -128,13 +128,13 @@ def open_split(
         raise DataError(missing)
     records = source.open(what, dataset, split, config, Store(config.max_bad_images))
     if not len(records):
-        share = f'{dataset.test_share:g}'
+        part = 'source' if dataset is config.source else 'target'
+        flag = f'--config.{part}.test_share'
         raise DataError(
             f'split {split!r} of {dataset.name} holds no images'
             + (
-                f': with --config.target.test_share={share} every class is too small to be '
-                'divided; use '
-                + ('--config.target.test_share=0.5' if dataset.test_share < 0.5 else 'more images')
+                f': with {flag}={dataset.test_share:g} every class is too small to be divided; use '
+                + (f'{flag}=0.5' if dataset.test_share < 0.5 else 'more images')
                 if split == 'test' and split == dataset.test_split
                 else ': fill it, or name another split'
             )
