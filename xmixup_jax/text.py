@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # Control characters, and Unicode's own ends of lines.
 _CONTROLS = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
@@ -28,6 +28,15 @@ def one_line(name: object) -> str:
     two\nlines
     """
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], valid_text(str(name)))
+
+
+def some(words: Sequence[str], count: int = 5) -> str:
+    """The first of some words, and an ellipsis in the place of the others.
+
+    >>> some(['a', 'b', 'c'], 2), some(['a', 'b'], 2)
+    ('a, b, ...', 'a, b')
+    """
+    return ', '.join(words[:count]) + (', ...' if len(words) > count else '')
 
 
 def shell_line(words: Iterable[object]) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -10,7 +9,7 @@ from tqdm import tqdm
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
-from xmixup_jax.text import one_line
+from xmixup_jax.text import one_line, some
 
 FEW_TESTED = 5  # images: with fewer the accuracy of a class says little
 UNEQUAL = 10  # times as many images of the largest class as of the smallest
@@ -40,7 +39,7 @@ def suspicions(data: Data) -> list[str]:
     folded = Counter(name.casefold() for name in names)
     alike = [name for name in names if folded[name.casefold()] > 1]
     if alike:
-        found.append(f'classes differ in case alone: {_first(list(map(repr, alike)))}')
+        found.append(f'classes differ in case alone: {some(list(map(repr, alike)), _SHOWN)}')
     for part in (data.target, data.test):
         found += [] if part is None else [note for note in part.notes if 'all classes' in note]
     if train.max() >= UNEQUAL * train.min():
@@ -54,13 +53,13 @@ def suspicions(data: Data) -> list[str]:
         few = [f'{names[c]!r} ({tested[c]})' for c in np.flatnonzero(tested < FEW_TESTED)]
         if few:
             found.append(
-                f'{len(few)} classes have fewer than {FEW_TESTED} test images: {_first(few)}'
+                f'{len(few)} classes have fewer than {FEW_TESTED} test images: {some(few, _SHOWN)}'
             )
         same = same_images(data.target, data.test)
         if same:
             found.append(
                 f'{len(same)} test images are training images, too: '
-                + _first([f'{b} is {a}' for a, b in same])
+                + some([f'{b} is {a}' for a, b in same], _SHOWN)
             )
     return found
 
@@ -92,10 +91,6 @@ def same_images(train: Records, test: Records) -> list[tuple[str, str]]:
 
 def _counts(records: Records) -> np.ndarray:
     return np.bincount(records.labels, minlength=len(records.class_names))
-
-
-def _first(words: Sequence[str]) -> str:
-    return ', '.join(words[:_SHOWN]) + (', ...' if len(words) > _SHOWN else '')
 
 
 def show(data: Data) -> None:

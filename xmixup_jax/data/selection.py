@@ -10,11 +10,9 @@ from ml_collections import ConfigDict
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources import find_source
 from xmixup_jax.errors import DataError
-from xmixup_jax.text import one_line
+from xmixup_jax.text import one_line, some
 
 log = logging.getLogger('xmixup_jax')
-
-_SHOWN = 5  # classes in a message
 
 
 class Data(NamedTuple):
@@ -215,7 +213,7 @@ def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
     counts = np.bincount(test.labels, minlength=len(test.class_names))
     without = [test.class_names[c] for c in np.flatnonzero(counts == 0)]
     if without:
-        shown = ', '.join(map(repr, without[:_SHOWN])) + (', ...' if len(without) > _SHOWN else '')
+        shown = some(list(map(repr, without)))
         notes = (*test.notes, f'without test images: {len(without)} classes ({shown})')
         test = replace(test, notes=notes)
     return test

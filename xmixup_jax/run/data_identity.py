@@ -17,10 +17,9 @@ from xmixup_jax.integrity import arrays_digest, json_array
 from xmixup_jax.processes import all_gather, every_process, first_process
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.inputs import open_data
+from xmixup_jax.text import some
 
 log = logging.getLogger('xmixup_jax')
-
-_SHOWN = 5  # classes in a message
 
 Summary = dict[str, Any]
 """What `Records.summary` returns."""
@@ -182,5 +181,5 @@ def _by_class(summary: Summary) -> dict[str, tuple[Any, ...]]:
 
 
 def _classes(names: Sequence[str]) -> str:
-    shown = ', '.join(map(repr, names[:_SHOWN])) + (', ...' if len(names) > _SHOWN else '')
+    shown = some(list(map(repr, names)))
     return f'{len(names)} classes ({shown})' if len(names) > 1 else f'class {shown}'

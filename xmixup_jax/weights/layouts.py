@@ -28,6 +28,7 @@ from xmixup_jax.models import MODELS, create_model
 from xmixup_jax.models.resnet import DEPTHS
 from xmixup_jax.models.vit import SIZES
 from xmixup_jax.optimizer import HEAD
+from xmixup_jax.text import some
 from xmixup_jax.weights.files import tensor_key
 from xmixup_jax.weights.sets import is_average, say, two_sets
 
@@ -229,7 +230,7 @@ def _part(tensors: Tensors, part: str, path: Path) -> Tensors:
         first = sorted({key.split('.')[0] for key in tensors})
         raise DataError(
             f'weights {path} hold nothing named {part!r}: their keys begin with '
-            f'{", ".join(repr(each[:80]) for each in first[:5])}{", ..." * (len(first) > 5)}'
+            f'{some([repr(each[:80]) for each in first])}'
         )
     return taken
 

@@ -27,9 +27,9 @@ from xmixup_jax.data.sources.splits import (
     same_split,
 )
 from xmixup_jax.errors import DataError
+from xmixup_jax.text import some
 
 _REQUIRED = ('path', 'label')
-_SHOWN = 5  # faulty rows or files in a message
 
 
 class Row(NamedTuple):
@@ -83,7 +83,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     absent = sorted(set(class_names) - {row.label for row in rows})
     if absent and split == dataset.split:  # a test need not have every class
         raise DataError(
-            f'{path} has no images of {_first(absent)} in the split {split!r}: add some, or remove '
+            f'{path} has no images of {some(absent)} in the split {split!r}: add some, or remove '
             'the class from the other splits'
         )
     number = {name: i for i, name in enumerate(class_names)}
@@ -123,7 +123,7 @@ def read_rows(path: Path) -> list[Row]:
             raise _unreadable(path, error) from error
     for fault, lines in faults.items():
         raise DataError(
-            f'{path} has rows {fault}: {len(lines)} ({_first(lines)}); correct or remove them'
+            f'{path} has rows {fault}: {len(lines)} ({some(lines)}); correct or remove them'
         )
     if not rows:
         raise DataError(f'{path} lists no images: add rows below its header')
@@ -131,7 +131,7 @@ def read_rows(path: Path) -> list[Row]:
     twice = [image for image, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f'{path} lists {len(twice)} files more than once ({_first(twice)}): keep a row of each'
+            f'{path} lists {len(twice)} files more than once ({some(twice)}): keep a row of each'
         )
     return sorted(rows)
 
@@ -222,7 +222,7 @@ def _stamps(path: Path, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
     if missing:
         raise DataError(
             f'{len(missing)} of {len(rows)} files that {path} lists are missing '
-            f'({_first(missing)}): paths are relative to {path.parent}'
+            f'({some(missing)}): paths are relative to {path.parent}'
             + (' and have /, not \\, between folders' if '\\' in missing[0] else '')
             + '; correct or remove them'
         )
@@ -235,7 +235,3 @@ def _stamps(path: Path, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
     ]
     exact = [stamp(*words, file.st_mtime_ns) for words, file in zip(known, found, strict=True)]
     return exact, [stamp(*words) for words in known]
-
-
-def _first(words: Sequence[str]) -> str:
-    return ', '.join(words[:_SHOWN]) + (', ...' if len(words) > _SHOWN else '')
