@@ -480,3 +480,12 @@ def test_the_result_says_what_was_used(root, config, tmp_path):
     }
     assert (used['test']['images'], used['test']['left_out']) == (6, {})
     assert 'source' not in used
+
+
+def test_flags_are_those_of_the_part(tmp_path, config):
+    """What is said of the source names its flags."""
+    write_images(tmp_path, [f'{n}/{c}/{i}.png' for n in ('f0', 'f1') for c in 'ab' for i in '012'])
+    config.source = data_set(tmp_path)
+    records = open_split(config.source, 'train', config)
+    assert '--config.source.split=f0 --config.source.test_split=f1' in records.doubts[0]
+    assert records.doubts[0] in records.notes

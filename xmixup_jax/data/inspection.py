@@ -41,7 +41,7 @@ def suspicions(data: Data) -> list[str]:
     if alike:
         found.append(f'classes differ in case alone: {some(list(map(repr, alike)), _SHOWN)}')
     for part in (data.target, data.test):
-        found += [] if part is None else [note for note in part.notes if 'all classes' in note]
+        found += [] if part is None else part.doubts
     if train.max() >= UNEQUAL * train.min():
         large, small = int(train.argmax()), int(train.argmin())
         found.append(

@@ -81,6 +81,8 @@ class Records:
     """Numbers of the split's files that are no records, by kind."""
     notes: tuple[str, ...] = field(default=(), compare=False)
     """What the user should know of how the split was read."""
+    doubts: tuple[str, ...] = field(default=(), compare=False)
+    """Those of the notes that say why the data may not be what the user means."""
     cache: Any = None
     """A `cache.Cache` for the records that are read again and again, or None."""
 

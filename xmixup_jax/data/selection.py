@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources import find_source
+from xmixup_jax.data.sources.splits import part_name
 from xmixup_jax.errors import DataError
 from xmixup_jax.text import one_line, some
 
@@ -126,7 +127,7 @@ def open_split(
         raise DataError(missing)
     records = source.open(what, dataset, split, config, Store(config.max_bad_images))
     if not len(records):
-        part = 'source' if dataset is config.source else 'target'
+        part = part_name(dataset, config)
         flag = f'--config.{part}.test_share'
         raise DataError(
             f'split {split!r} of {dataset.name} holds no images'
@@ -150,8 +151,7 @@ def train_records(dataset: ConfigDict, config: ConfigDict, opened: Opened | None
 def _draw(full: Records, dataset: ConfigDict, config: ConfigDict) -> Records:
     if not dataset.shots and dataset.sample_rate == 1:
         return full
-    part = 'source' if dataset is config.source else 'target'
-    share = dataset.sample_rate
+    part, share = part_name(dataset, config), dataset.sample_rate
     return full.select(draw_positions(full, dataset.shots, share, config.seed, part))
 
 

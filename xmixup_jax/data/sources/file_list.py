@@ -25,6 +25,7 @@ from xmixup_jax.data.sources.splits import (
     no_split,
     part_of,
     same_split,
+    substitute,
 )
 from xmixup_jax.errors import DataError
 from xmixup_jax.text import some
@@ -183,8 +184,7 @@ def _in_split(
     if found is None:
         raise no_split(str(path), split, named or UNDIVIDED_SPLITS, dataset, config)
     if named:
-        if found != split:
-            notes.append(f'there is no split {split!r}: {found!r} serves as it')
+        notes += substitute(split, found)
         return [row for row in rows if row.split and same_split(row.split, found)]
     share = dataset.test_share
     chosen = []

@@ -21,7 +21,9 @@ from xmixup_jax.data.sources.splits import (
     is_usual,
     kind_of_split,
     no_split,
+    part_name,
     part_of,
+    substitute,
 )
 from xmixup_jax.errors import DataError
 
@@ -71,13 +73,12 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
         )
     splits = [folder for folder in folders if _holds_classes(folder)]
     found = find_split(split, splits, lambda folder: folder.name) if split else None
-    notes = []
+    notes: list[str] = []
+    doubts: list[str] = []
     if found is not None and (found.name == split or is_usual(found.name)):
         _check_clear(root, found, folders, splits)
-        if found.name != split:
-            there = (root / split).is_dir()
-            why = f'{split!r} has no class folders' if there else f'there is no split {split!r}'
-            notes.append(f'{why}: {found.name!r} serves as it')
+        why = f'{split!r} has no class folders' if (root / split).is_dir() else ''
+        notes += substitute(split, found.name, why)
         top = found
     else:
         if any(is_usual(folder.name) for folder in splits):
@@ -94,7 +95,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     if nested:
         notes.append(f'{nested} images are in sub-folders of their class')
     if found is None:
-        notes += _doubts(classes)
+        doubts = _doubts(classes, part_name(dataset, config))
     images = {name: content.images for name, content in classes.items()}
     if found is None and split:
         for label, (name, of_class) in enumerate(images.items()):
@@ -104,7 +105,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
         kept -= sum(map(len, images.values()))
         if split == 'train' and kept:
             notes.append(f'{kept} more are kept for the test (test_share={dataset.test_share:g})')
-    return _records(dataset.name, images, store, left_out, notes)
+    return _records(dataset.name, images, store, left_out, notes, doubts)
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -142,7 +143,7 @@ def read_classes(folder: Path) -> Classes:
 
 def _check_depth(classes: Classes, folder: Path, config: ConfigDict, dataset: ConfigDict) -> None:
     """Raises DataError if what seem to be classes are the data set itself, or hold the splits."""
-    part = 'source' if dataset is config.source else 'target'
+    part = part_name(dataset, config)
     classes = {name: content for name, content in classes.items() if content.images}
     for name, content in classes.items():
         path, inner = folder / name, _inner(content)
@@ -165,7 +166,7 @@ def _inner(content: Found) -> set[str]:
     return {image.name.split('/')[0] for image in content.images if '/' in image.name}
 
 
-def _doubts(classes: Classes) -> list[str]:
+def _doubts(classes: Classes, part: str) -> list[str]:
     """What makes it likely that the folders are no classes."""
     if len(classes) > 1 and all(map(is_usual, classes)):
         return [
@@ -177,7 +178,7 @@ def _doubts(classes: Classes) -> list[str]:
         first, second, *_ = classes
         return [
             f'all classes hold the same folders ({", ".join(sorted(inner[0])[:3])}): if those are '
-            f'the classes use --config.target.split={first} --config.target.test_split={second}'
+            f'the classes use --config.{part}.split={first} --config.{part}.test_split={second}'
         ]
     return []
 
@@ -203,6 +204,7 @@ def _records(
     store: Store,
     left_out: Counter[str],
     notes: list[str],
+    doubts: list[str],
 ) -> Records:
     images = [(label, image) for label, of_class in classes.items() for image in of_class]
     contents = fingerprints([i.path for _, i in images], [i.size for _, i in images])
@@ -215,4 +217,6 @@ def _records(
     counts = [len(of_class) for of_class in classes.values()]
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     files = [Path(image.path) for _, image in images]
-    return open_files(name, list(classes), labels, files, exact, lasting, store, left_out, notes)
+    return open_files(
+        name, list(classes), labels, files, exact, lasting, store, left_out, notes, doubts
+    )

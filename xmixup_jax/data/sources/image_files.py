@@ -61,6 +61,7 @@ def open_files(
     store: Store,
     left_out: Counter[str] | None = None,
     notes: Sequence[str] = (),
+    doubts: Sequence[str] = (),
 ) -> Records:
     """Records of one image file each.
 
@@ -72,7 +73,7 @@ def open_files(
       stamps: N numbers, see `stamp`, of everything that is known of a file.
       lasting: the same without the times, which a copy does not always keep.
       store: of the records.
-      left_out, notes: of the records.
+      left_out, notes, doubts: of the records; the notes without the doubts.
     """
     return Records(
         name=name,
@@ -85,7 +86,8 @@ def open_files(
         stamps=np.fromiter(stamps, np.uint64, len(files)),
         lasting=np.fromiter(lasting, np.uint64, len(files)),
         left_out=dict(left_out or {}),
-        notes=tuple(notes),
+        notes=(*notes, *doubts),
+        doubts=tuple(doubts),
     )
 
 

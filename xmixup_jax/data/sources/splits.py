@@ -74,6 +74,24 @@ class NoSplit(DataError):
         """The message without its advice."""
 
 
+def part_name(dataset: ConfigDict, config: ConfigDict) -> str:
+    """'source' or 'target', the part of the configuration that a data set is, for flags."""
+    return 'source' if dataset is config.source else 'target'
+
+
+def substitute(split: str, found: str, why: str = '') -> list[str]:
+    """The note on a split that is taken in the place of another one; empty if it is the same.
+
+    Args:
+      split: the one that was meant.
+      found: the one that is taken.
+      why: '': there is none of that name.
+    """
+    if found == split:
+        return []
+    return [f'{why or f"there is no split {split!r}"}: {found!r} serves as it']
+
+
 def no_split(
     where: str, split: str, present: Iterable[str], dataset: ConfigDict, config: ConfigDict
 ) -> NoSplit:
@@ -86,7 +104,7 @@ def no_split(
       dataset: config.target or config.source.
       config: of the run.
     """
-    part = 'source' if dataset is config.source else 'target'
+    part = part_name(dataset, config)
     names = list(present)
     has = f'it has {", ".join(names)}' if names else 'it has none'
     if split == dataset.test_split and split != dataset.split:

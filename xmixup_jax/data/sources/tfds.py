@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.splits import find_split, no_split
+from xmixup_jax.data.sources.splits import find_split, no_split, substitute
 from xmixup_jax.errors import DataError, first_line
 from xmixup_jax.files import Resumable, file_lock, load_arrays
 
@@ -161,7 +161,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
         named = find_split(split, builder.info.splits)
         if named is None:
             raise no_split(what, split, sorted(builder.info.splits), dataset, config)
-        notes.append(f'there is no split {split!r}: {named!r} serves as it')
+        notes += substitute(split, named)
         split = named
     image_key, label_key = builder.info.supervised_keys or ('image', 'label')
     try:
