@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from xmixup_jax.compute import evaluation
 from xmixup_jax.data.records import Records
-from xmixup_jax.run.scores import class_rows, scores, write_scores
+from xmixup_jax.report.scores import class_rows, scores, write_scores
 
 COUNT, CLASSES = 40, 12
 

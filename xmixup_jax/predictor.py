@@ -18,7 +18,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from xmixup_jax.compute import augment
-from xmixup_jax.compute.evaluation import Tested
+from xmixup_jax.compute.evaluation import Tested, collected
 from xmixup_jax.data.decode import MAX_BYTES, decode, middle_square, rgb
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.pairing import eval_batches, worker_threads
@@ -134,7 +134,7 @@ class TrainedModel:
           records: whose classes are those of the network, in its order; see `selection.renumber`.
           batch_size: images that go through the network at a time.
         """
-        logits, batches = [], []
+        batches = []
         with tqdm(
             total=len(records), desc='evaluate', unit='image', disable=None, leave=False
         ) as bar:
@@ -147,12 +147,10 @@ class TrainedModel:
                 process_count=1,
             ):
                 images = augment.center_crop(batch['image'], self.config.image_size)
-                logits.append(np.asarray(self._jitted(images)))
-                batches.append({key: batch[key] for key in ('label', 'index', 'mask')})
+                outputs = {key: batch[key] for key in ('label', 'index', 'mask')}
+                batches.append(outputs | {'logits': np.asarray(self._jitted(images))})
                 bar.update(min(batch_size, len(records) - bar.n))
-        columns = {key: np.concatenate([each[key] for each in batches]) for key in batches[0]}
-        real = columns['mask'] > 0
-        return Tested(np.concatenate(logits)[real], columns['label'][real], columns['index'][real])
+        return collected(batches)
 
     def _prepare(self, picture: Picture) -> np.ndarray | DataError:
         """uint8 [S, S, 3], as in the tests of the run, whatever it is given as."""

@@ -29,7 +29,7 @@ from xmixup_jax.data.sources.splits import NoSplit
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import RESULT, write_json
 from xmixup_jax.predictor import NETWORKS, TrainedModel, load
-from xmixup_jax.run.scores import scores, write_scores
+from xmixup_jax.report.scores import scores, write_scores
 from xmixup_jax.text import one_line
 
 

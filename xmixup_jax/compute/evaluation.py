@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -27,12 +28,24 @@ class Tested:
     index: np.ndarray
     """int32 [N], places in the records."""
 
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """int [N], the most probable classes."""
+        return self.logits.argmax(axis=1)
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """int [K, K], numbers of images; the rows are the true classes."""
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(self.label, self.predicted, labels=range(self.logits.shape[1]))
+
     @property
     def metrics(self) -> dict[str, float]:
         """'top1' accuracy and 'loss', the mean cross-entropy."""
         log_p = log_softmax(self.logits.astype(np.float64), axis=1)
         return {
-            'top1': float(np.mean(self.logits.argmax(axis=1) == self.label)),
+            'top1': float(np.mean(self.predicted == self.label)),
             'loss': float(-log_p[np.arange(len(log_p)), self.label].mean()),
         }
 
@@ -67,7 +80,16 @@ def over_records(
 def evaluate(task: Task, config: ConfigDict, state: TrainState, records: Records) -> Tested:
     """The target's logits of all records."""
     rows = jax.device_get(list(over_records(task.eval_step, config, state, records)))
-    columns = {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+    return collected(rows)
+
+
+def collected(batches: list[dict[str, np.ndarray]]) -> Tested:
+    """Puts the outputs for batches together, in the order of the records.
+
+    Args:
+      batches: 'logits' [b, K], and 'label', 'index' and 'mask' as in `pairing.eval_batches`.
+    """
+    columns = {key: np.concatenate([each[key] for each in batches]) for key in batches[0]}
     order = np.argsort(columns['index'], kind='stable')  # several processes deal them out
     order = order[columns['mask'][order] > 0]
     return Tested(*(columns[key][order] for key in ('logits', 'label', 'index')))

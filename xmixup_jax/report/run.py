@@ -10,7 +10,6 @@ import numpy as np
 from markupsafe import Markup
 from ml_collections import ConfigDict
 from scipy.special import softmax
-from sklearn.metrics import confusion_matrix
 
 from xmixup_jax.compute.evaluation import Tested
 from xmixup_jax.data.names import readable
@@ -21,7 +20,7 @@ from xmixup_jax.files import ENVIRONMENT, METRICS, REPORT, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.report import figures
 from xmixup_jax.report.page import figure_tag, image_uri, write
-from xmixup_jax.report.scores import reliability
+from xmixup_jax.report.scores import class_rows, reliability
 from xmixup_jax.text import shell_line
 
 _PAIRS, _INPUTS, _MISTAKEN, _MISTAKES = 200, 12, 6, 8  # shown at most
@@ -207,18 +206,17 @@ def _classes(
         return {'tested': False}
     assert test is not None  # the records of `tested`
     probabilities = softmax(tested.logits.astype(np.float64), axis=1)
-    answer = probabilities.argmax(axis=1)
-    matrix = confusion_matrix(tested.label, answer, labels=range(len(names)))
+    answer, matrix = tested.predicted, tested.confusion
     rows: list[dict[str, Any]] = []
-    for c, name in enumerate(names):
-        count, right = int(matrix[c].sum()), int(matrix[c, c])
-        wrong = np.where(np.arange(len(names)) == c, 0, matrix[c])
-        other = int(wrong.argmax())
-        confused = f'{names[other]} ({wrong[other]})' if wrong[other] else ''
-        percent = round(100 * right / count, 1) if count else None
-        rows.append({'c': c, 'name': name, 'right': right, 'count': count, 'percent': percent})
-        rows[-1]['confused'] = confused
-    rows = sorted((row for row in rows if row['count']), key=lambda row: row['percent'])
+    for c, row in enumerate(class_rows(tested, names)):
+        count, right = row['images'], int(matrix[c, c])
+        if not count:
+            continue
+        confused = f'{row["most_confused_with"]} ({row["confused"]})' if row['confused'] else ''
+        percent = round(100 * right / count, 1)
+        rows.append({'c': c, 'name': names[c], 'right': right, 'count': count})
+        rows[-1] |= {'percent': percent, 'confused': confused}
+    rows.sort(key=lambda row: row['percent'])
     mistakes = []
     for row in rows[:_MISTAKEN]:
         wrong = np.flatnonzero((tested.label == row['c']) & (answer != row['c']))

@@ -16,10 +16,10 @@ from xmixup_jax.files import RESULT, read_json, write_json
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import first_process
 from xmixup_jax.report.run import write_report
+from xmixup_jax.report.scores import scores, write_scores
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.inputs import first_inputs
 from xmixup_jax.run.provenance import commit
-from xmixup_jax.run.scores import scores, write_scores
 from xmixup_jax.run.start import Start
 from xmixup_jax.run.workdir import seal
 from xmixup_jax.weights.files import save_weights
