@@ -75,6 +75,20 @@ def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
             rtol=1e-4,
         )
 
+    # What is left out is said, and a fault of the folder is not taken for a missing split.
+    (other / 'cat/notes.txt').write_text('x')
+    capsys.readouterr()
+    evaluated(workdir, f'folder:{other}', f'--output={tmp_path / "out"}')
+    said = capsys.readouterr().err
+    assert 'model.safetensors' in said
+    assert f'7 of 7 images of folder:{other}; left out: 1 .txt' in said
+    above = tmp_path / 'above'
+    above.mkdir()
+    (above / 'other').symlink_to(other, target_is_directory=True)
+    with pytest.raises(DataError, match=f'name=folder:{above}/other'):
+        evaluated(workdir, f'folder:{above}')
+    (other / 'cat/notes.txt').unlink()
+
     # A list, and a split by its name.
     rows = [(f'{photos}/test/{c}/0.png', c, 'holdout') for c in CLASSES]
     listed = write_list(tmp_path / 'list.csv', rows, ('path', 'label', 'split'))

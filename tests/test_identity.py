@@ -20,7 +20,7 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, open_split, train_and_test
 from xmixup_jax.data.sources import image_files
 from xmixup_jax.errors import ConfigError, DataError
-from xmixup_jax.run import train
+from xmixup_jax.run import data_identity, train
 from xmixup_jax.run.data_identity import difference
 from xmixup_jax.run.train import backbone_weights, train_and_evaluate
 from xmixup_jax.run.workdir import damaged_files
@@ -290,6 +290,13 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
     assert again() == result
     photos.rmdir()
     hidden.rename(photos)
+
+    def unreadable(config):
+        raise PermissionError(13, 'Permission denied', str(photos))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data_identity, 'open_data', unreadable)
+        assert again() == result
 
     # What is not finished has to have its data; a finished result is there without.
     shutil.rmtree(photos)

@@ -482,6 +482,17 @@ def test_the_result_says_what_was_used(root, config, tmp_path):
     assert 'source' not in used
 
 
+def test_a_test_of_which_nothing_can_be_decoded(root, config, tmp_path):
+    for image in (root / 'test').rglob('*.png'):
+        image.write_bytes(b'x')
+    config.method, config.steps, config.eval_every = 'finetune', 1, 0
+    config.target = data_set(root)
+    with pytest.raises(
+        DataError, match=r'none of the 6 test images of .*config\.target\.test_split'
+    ):
+        train_and_evaluate(config, tmp_path / 'run')
+
+
 def test_flags_are_those_of_the_part(tmp_path, config):
     """What is said of the source names its flags."""
     write_images(tmp_path, [f'{n}/{c}/{i}.png' for n in ('f0', 'f1') for c in 'ab' for i in '012'])

@@ -11,11 +11,12 @@
   --output=DIR     gets the figures (default: evaluation-NAME in the folder of the run)
   --batch_size=N   images that go through the network at a time (default: 64)
 
-Prints top-1 and writes result.json, per_class.csv, confusion.csv and predictions.csv, as a run does
-for its own test.
+A line on standard error names the network and what is left out of the data. Prints top-1, and
+writes result.json, per_class.csv, confusion.csv and predictions.csv, as a run does for its test.
 """
 
 import contextlib
+import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -60,7 +61,7 @@ def _open(name: str, split: str, config: ConfigDict) -> Records:
     dataset = defaults.dataset(name, 'train', split or 'test')
     config.target = dataset
     if not split:
-        with contextlib.suppress(DataError):  # it has splits; or it cannot be read at all
+        with contextlib.suppress(NoSplit):  # it has splits
             return open_split(dataset, '', config)
     try:
         return open_split(dataset, split or 'test', config)
@@ -83,6 +84,7 @@ def run(argv: list[str]) -> None:
     model = load(args.workdir, args.network)
     setup(model.config.cache_dir)
     records = open_labelled(args.data, args.split, model)
+    print(f'xmixup: {model.describe()}; {records.usage_line()}', file=sys.stderr)
     tested = model.test(records, args.batch_size)
     if not len(tested.label):
         raise DataError(f'none of the {len(records)} images of {args.data} can be decoded')

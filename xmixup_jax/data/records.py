@@ -14,6 +14,7 @@ import numpy as np
 from xmixup_jax.data import arrays
 from xmixup_jax.data.decode import decode, middle_square
 from xmixup_jax.errors import DataError
+from xmixup_jax.text import one_line
 
 log = logging.getLogger('xmixup_jax')
 
@@ -159,6 +160,30 @@ class Records:
             'counts': [len(stamps) for stamps in of_class],
             'classes': [hashlib.sha256(stamps.data).hexdigest()[:12] for stamps in of_class],
         }
+
+    def usage(self) -> dict[str, Any]:
+        """What is used of the split.
+
+        Returns:
+          JSON values: 'data', which names it; 'images', the number of those used; 'found', of those
+          of the whole split; 'left_out', numbers of other files by kind; 'notes'; 'digest', the
+          identity.
+        """
+        return {
+            'data': self.name,
+            'images': len(self),
+            'found': len(self.stamps),
+            'left_out': dict(self.left_out),
+            'notes': list(self.notes),
+            'digest': self.identity,
+        }
+
+    def usage_line(self) -> str:
+        """The same in one line, for people."""
+        left_out = ', '.join(f'{count} {kind}' for kind, count in self.left_out.items())
+        words = [f'{len(self):,} of {len(self.stamps):,} images of {self.name}']
+        words += [f'left out: {left_out}'] if left_out else []
+        return one_line('; '.join([*words, *self.notes]))
 
     def image(self, i: int, resize: int) -> np.ndarray | None:
         """uint8 [resize, resize, 3]; decoded once, if there is a cache.

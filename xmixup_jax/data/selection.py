@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources import find_source
-from xmixup_jax.data.sources.splits import part_name
+from xmixup_jax.data.sources.splits import NoSplit, part_name
 from xmixup_jax.errors import DataError
-from xmixup_jax.text import one_line, some
+from xmixup_jax.text import some
 
 log = logging.getLogger('xmixup_jax')
 
@@ -37,33 +37,15 @@ class Data(NamedTuple):
         return {part: None if each is None else each.summary() for part, each in parts}
 
     def usage(self) -> dict[str, dict[str, Any]]:
-        """What of 'target', 'test' and 'source', as far as they are there, is used.
-
-        Returns:
-          JSON values: 'data', which names it; 'images', the number of those used; 'found', of those
-          of the whole split; 'left_out', numbers of other files by kind; 'notes'; 'digest', the
-          identity.
-        """
-        return {
-            part: {
-                'data': records.name,
-                'images': len(records),
-                'found': len(records.stamps),
-                'left_out': dict(records.left_out),
-                'notes': list(records.notes),
-                'digest': records.identity,
-            }
-            for part, records in self._asdict().items()
-            if records is not None
-        }
+        """`Records.usage` of 'target', 'test' and 'source', as far as they are there."""
+        parts = self._asdict().items()
+        return {part: each.usage() for part, each in parts if each is not None}
 
     def log_usage(self) -> None:
         """Logs it, a line for each part."""
-        for part, used in self.usage().items():
-            left_out = ', '.join(f'{count} {kind}' for kind, count in used['left_out'].items())
-            words = [f'{part}: {used["images"]:,} of {used["found"]:,} images of {used["data"]}']
-            words += [f'left out: {left_out}'] if left_out else []
-            log.info('%s', one_line('; '.join([*words, *used['notes']])))
+        for part, records in self._asdict().items():
+            if records is not None:
+                log.info('%s: %s', part, records.usage_line())
         if len(self.target.class_names) == 1:
             log.warning('the target has one class, %r', self.target.class_names[0])
 
@@ -129,15 +111,13 @@ def open_split(
     if not len(records):
         part = part_name(dataset, config)
         flag = f'--config.{part}.test_share'
-        raise DataError(
-            f'split {split!r} of {dataset.name} holds no images'
-            + (
+        advice = ': fill it, or name another split'
+        if split == dataset.test_split == 'test':
+            advice = (
                 f': with {flag}={dataset.test_share:g} every class is too small to be divided; use '
                 + (f'{flag}=0.5' if dataset.test_share < 0.5 else 'more images')
-                if split == 'test' and split == dataset.test_split
-                else ': fill it, or name another split'
             )
-        )
+        raise NoSplit(f'split {split!r} of {dataset.name} holds no images', advice)
     if opened is not None:
         opened[key] = records
     return records

@@ -66,7 +66,7 @@ def _folded(name: str) -> str:
 
 
 class NoSplit(DataError):
-    """A split is missing."""
+    """A split is missing, or empty."""
 
     def __init__(self, what: str, advice: str):
         super().__init__(what + advice)
