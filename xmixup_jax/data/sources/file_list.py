@@ -9,7 +9,7 @@ import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -17,8 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.image_files import fingerprints, open_files, stamp
-from xmixup_jax.data.sources.listing import HIDDEN, is_system, normal
+from xmixup_jax.data.sources.image_files import open_files
+from xmixup_jax.data.sources.listing import HIDDEN, Image, is_system, normal
 from xmixup_jax.data.sources.splits import (
     UNDIVIDED_SPLITS,
     find_split,
@@ -75,9 +75,9 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     """
     path = Path(what).expanduser()
     rows = read_rows(path)
-    images = [row for row in rows if not is_system(Path(row.path).name)]
-    left_out = Counter({HIDDEN: len(rows) - len(images)} if len(images) < len(rows) else {})
-    rows = images
+    usable = [row for row in rows if not is_system(Path(row.path).name)]
+    left_out = Counter({HIDDEN: len(rows) - len(usable)} if len(usable) < len(rows) else {})
+    rows = usable
     class_names = sorted({row.label for row in rows})
     notes: list[str] = []
     rows = _in_split(path, rows, split, dataset, config, notes)
@@ -89,12 +89,8 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
         )
     number = {name: i for i, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int32)
-    rows = [row._replace(path=_as_on_disk(row.path)) for row in rows]
-    files = [Path(row.path) for row in rows]
-    exact, lasting = _stamps(path, rows) if rows else ([], [])
-    return open_files(
-        dataset.name, class_names, labels, files, exact, lasting, store, left_out, notes
-    )
+    images = _images(path, rows)
+    return open_files(dataset.name, class_names, labels, images, store, left_out, notes)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -196,29 +192,16 @@ def _in_split(
     return chosen
 
 
-def _as_on_disk(path: str) -> str:
-    """The path in the Unicode form in which the file is there."""
-    forms = (path, *(unicodedata.normalize(form, path) for form in ('NFC', 'NFD')))
-    return next((each for each in forms if os.path.lexists(each)), path)
-
-
-def _stamps(path: Path, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """Two hashes of each row and its file; see `Records.stamps` and `Records.lasting`.
+def _images(path: Path, rows: Sequence[Row]) -> list[Image]:
+    """The files of the rows, each in the Unicode form in which it is on disk.
 
     Raises:
       DataError: files are missing.
     """
-    missing, found = [], []
-    for row in rows:
-        try:
-            file = os.stat(row.path)  # noqa: PTH116
-        except (OSError, ValueError):  # a name that no file can have
-            file = None
-        # Regular files alone: reading a pipe would wait for ever.
-        if file is None or not stat.S_ISREG(file.st_mode):
-            missing.append(row.path)
-        else:
-            found.append(file)
+    if not rows:
+        return []
+    found = [_on_disk(row.path) for row in rows]
+    missing = [row.path for row, file in zip(rows, found, strict=True) if file is None]
     if missing:
         raise DataError(
             f'{len(missing)} of {len(rows)} files that {path} lists are missing '
@@ -226,12 +209,29 @@ def _stamps(path: Path, rows: Sequence[Row]) -> tuple[list[int], list[int]]:
             + (' and have /, not \\, between folders' if '\\' in missing[0] else '')
             + '; correct or remove them'
         )
+    files = [file for file in found if file is not None]
     # Not relative to the list, whose place beside its images does not matter.
-    root = os.path.commonpath([os.path.dirname(row.path) for row in rows])  # noqa: PTH120
-    contents = fingerprints([row.path for row in rows], [file.st_size for file in found])
-    known = [
-        (row.label, normal(row.path[len(root) :].lstrip('/')), file.st_size, content)
-        for row, file, content in zip(rows, found, contents, strict=True)
+    root = os.path.commonpath([os.path.dirname(place) for place, _ in files])  # noqa: PTH120
+    return [
+        Image(place, normal(place[len(root) :].lstrip('/')), file.st_size, file.st_mtime_ns)
+        for place, file in files
     ]
-    exact = [stamp(*words, file.st_mtime_ns) for words, file in zip(known, found, strict=True)]
-    return exact, [stamp(*words) for words in known]
+
+
+def _forms(path: str) -> Iterator[str]:
+    yield path
+    yield unicodedata.normalize('NFC', path)
+    yield unicodedata.normalize('NFD', path)
+
+
+def _on_disk(path: str) -> tuple[str, os.stat_result] | None:
+    """The path in the form that the file system knows, and what it says of it; None if there is no
+    such file."""
+    for place in _forms(path):
+        try:
+            file = os.stat(place)  # noqa: PTH116
+        except (OSError, ValueError):  # a name that no file can have
+            continue
+        if stat.S_ISREG(file.st_mode):  # reading a pipe would wait for ever
+            return place, file
+    return None

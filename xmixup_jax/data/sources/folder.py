@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources import listing
-from xmixup_jax.data.sources.image_files import fingerprints, open_files, stamp
+from xmixup_jax.data.sources.image_files import open_files
 from xmixup_jax.data.sources.listing import Found, Image
 from xmixup_jax.data.sources.splits import (
     UNDIVIDED_SPLITS,
@@ -206,17 +206,7 @@ def _records(
     notes: list[str],
     doubts: list[str],
 ) -> Records:
-    images = [(label, image) for label, of_class in classes.items() for image in of_class]
-    contents = fingerprints([i.path for _, i in images], [i.size for _, i in images])
-    known = [
-        (label, image.name, image.size, content)
-        for (label, image), content in zip(images, contents, strict=True)
-    ]
-    lasting = [stamp(*words) for words in known]
-    exact = [stamp(*w, image.mtime_ns) for w, (_, image) in zip(known, images, strict=True)]
+    images = [image for of_class in classes.values() for image in of_class]
     counts = [len(of_class) for of_class in classes.values()]
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    files = [Path(image.path) for _, image in images]
-    return open_files(
-        name, list(classes), labels, files, exact, lasting, store, left_out, notes, doubts
-    )
+    return open_files(name, list(classes), labels, images, store, left_out, notes, doubts)

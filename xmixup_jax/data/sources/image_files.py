@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from xmixup_jax.data.decode import MAX_BYTES
 from xmixup_jax.data.records import Records, Store
+from xmixup_jax.data.sources.listing import Image
 
 _WHOLE = 2**28  # bytes of a split
 _MOST_FILES = 100_000
@@ -24,20 +25,20 @@ def stamp(*parts: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
-def fingerprints(files: Sequence[str], sizes: Sequence[int]) -> list[str]:
+def fingerprints(images: Sequence[Image]) -> list[str]:
     """A hash of the content of each file.
 
-    Of all of it where the files have 256 MB together, else of both ends; '' of a file that cannot
-    be read, and of all where there are more than 100,000: that would take minutes.
+    Of all of it where the files have 256 MB or less together, else of both ends. '' for a file that
+    cannot be read, and for all of more than 100,000, which would take too long to open.
     """
-    if len(files) > _MOST_FILES:
-        return [''] * len(files)
-    whole = sum(sizes) <= _WHOLE
+    if len(images) > _MOST_FILES:
+        return [''] * len(images)
+    whole = sum(image.size for image in images) <= _WHOLE
 
-    def of_file(path: str, size: int) -> str:
+    def of_file(image: Image) -> str:
         try:
-            with open(path, 'rb') as file:  # noqa: PTH123
-                if whole or size <= 2 * _END:
+            with open(image.path, 'rb') as file:  # noqa: PTH123
+                if whole or image.size <= 2 * _END:
                     content = file.read()
                 else:
                     content = file.read(_END)
@@ -48,16 +49,14 @@ def fingerprints(files: Sequence[str], sizes: Sequence[int]) -> list[str]:
         return hashlib.blake2b(content, digest_size=8).hexdigest()
 
     with ThreadPoolExecutor(8) as threads:
-        return list(threads.map(of_file, files, sizes))
+        return list(threads.map(of_file, images))
 
 
 def open_files(
     name: str,
     class_names: Sequence[str],
     labels: np.ndarray,
-    files: Sequence[Path],
-    stamps: Iterable[int],
-    lasting: Iterable[int],
+    images: Sequence[Image],
     store: Store,
     left_out: Counter[str] | None = None,
     notes: Sequence[str] = (),
@@ -69,12 +68,16 @@ def open_files(
       name: of the data set.
       class_names: K names.
       labels: int32 [N], positions in the names.
-      files: N paths.
-      stamps: N numbers, see `stamp`, of everything that is known of a file.
-      lasting: the same without the times, which a copy does not always keep.
+      images: N files.
       store: of the records.
       left_out, notes, doubts: of the records; the notes without the doubts.
     """
+    files = [Path(image.path) for image in images]
+    known = [
+        (class_names[label], image.name, image.size, content)
+        for label, image, content in zip(labels, images, fingerprints(images), strict=True)
+    ]
+    exact = (stamp(*words, i.mtime_ns) for words, i in zip(known, images, strict=True))
     return Records(
         name=name,
         class_names=tuple(class_names),
@@ -83,8 +86,8 @@ def open_files(
         where=lambda i: str(files[i]),
         index=np.arange(len(files)),
         store=store,
-        stamps=np.fromiter(stamps, np.uint64, len(files)),
-        lasting=np.fromiter(lasting, np.uint64, len(files)),
+        stamps=np.fromiter(exact, np.uint64, len(files)),
+        lasting=np.fromiter((stamp(*words) for words in known), np.uint64, len(files)),
         left_out=dict(left_out or {}),
         notes=(*notes, *doubts),
         doubts=tuple(doubts),

@@ -40,7 +40,8 @@ class Image(NamedTuple):
 
     path: str
     name: str
-    """Its path below the class folder, with '/', in Unicode's form NFC."""
+    """Its path below the class folder (of a list: below the folder that all files share), with '/',
+    in Unicode's form NFC."""
     size: int
     """Bytes."""
     mtime_ns: int
