@@ -1,6 +1,7 @@
 """What every backbone returns, and what several are made of."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -141,6 +142,20 @@ def conv(inputs, outputs, kernel, stride, rngs, *, padding=None) -> nnx.Conv:
         kernel_init=nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal'),
         rngs=rngs,
     )
+
+
+def renamed(key: str, patterns: Iterable[tuple[str, str]]) -> str | None:
+    """A key by the first pattern that matches all of it; None if none does.
+
+    Args:
+      key: of a tensor in a file of weights.
+      patterns: (regular expression, replacement as of `re.Match.expand`).
+
+    >>> renamed('ln.weight', [(r'ln\\.(.*)', r'norm.\\1')])
+    'norm.weight'
+    """
+    matches = ((re.fullmatch(pattern, key), replacement) for pattern, replacement in patterns)
+    return next((match.expand(replacement) for match, replacement in matches if match), None)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

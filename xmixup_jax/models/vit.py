@@ -4,14 +4,12 @@ Attribute names are those of timm's `vit_small_patch16_224`, so that a parameter
 there, but for the head (`fc` here). There are no batch statistics.
 """
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, at_hook, run_block
+from xmixup_jax.models.base import Outputs, at_hook, renamed, run_block
 
 # Width and heads; both have 12 blocks.
 SIZES = {'vit_s16': (384, 6), 'vit_b16': (768, 12)}
@@ -136,8 +134,4 @@ _TORCHVISION = (
 def timm_key(name: str, key: str) -> str:
     """A key of torchvision's `vit_b_16` in timm's layout; others as they are."""
     del name
-    for pattern, replacement in _TORCHVISION:
-        match = re.fullmatch(pattern, key)
-        if match:
-            return match.expand(replacement)
-    return key
+    return renamed(key, _TORCHVISION) or key

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.errors import DataError
 from xmixup_jax.models import MODELS, create_model
+from xmixup_jax.models.base import renamed
 from xmixup_jax.models.resnet import DEPTHS
 from xmixup_jax.models.vit import SIZES
 from xmixup_jax.optimizer import HEAD
@@ -141,16 +142,15 @@ def to_timm(tensors: Tensors, model: str, path: Path, part: str = '') -> tuple[T
 def timm_key(model: str, key: str) -> str:
     """A key of transformers' or torchvision's layout in timm's; others as they are."""
     patterns: Iterable[tuple[str, str]] = ()
+    base = ''
     if model in SIZES:
         patterns, base = _HF_VIT, 'vit.'
     elif model in DEPTHS:
         patterns, base = _HF_RESNET, 'resnet.'
-    for pattern, replacement in patterns:
-        match = re.fullmatch(pattern, key.removeprefix(base))
-        if match:
-            expanded = match.expand(replacement)
-            return re.sub(r'\{(\d+)\}', lambda number: str(int(number[1]) + 1), expanded)
-    return MODELS[model].timm_key(model, key)
+    found = renamed(key.removeprefix(base), patterns)
+    if found is None:
+        return MODELS[model].timm_key(model, key)
+    return re.sub(r'\{(\d+)\}', lambda number: str(int(number[1]) + 1), found)
 
 
 @lru_cache(maxsize=16)
@@ -279,12 +279,10 @@ def _google_tensor(key: str, array: np.ndarray) -> tuple[str, np.ndarray]:
     if key in _GOOGLE_WHOLE:
         return _GOOGLE_WHOLE[key], array
     layer, _, leaf = key.rpartition('/')
-    for pattern, replacement in _GOOGLE:
-        match = re.fullmatch(pattern, layer)
-        if match and leaf in _GOOGLE_LEAVES:
-            name = match.expand(replacement)
-            return f'{name}.{_GOOGLE_LEAVES[leaf]}', _google_axes(name, leaf, array)
-    return key, array
+    name = renamed(layer, _GOOGLE)
+    if name is None or leaf not in _GOOGLE_LEAVES:
+        return key, array
+    return f'{name}.{_GOOGLE_LEAVES[leaf]}', _google_axes(name, leaf, array)
 
 
 def _google_axes(name: str, leaf: str, array: np.ndarray) -> np.ndarray:
