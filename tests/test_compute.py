@@ -17,6 +17,7 @@ from torch_networks import peer
 from benchmarks import kernels
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.cost import gflop
+from xmixup_jax.methods.find import with_traced
 from xmixup_jax.models import create_model, forward
 
 
@@ -145,7 +146,7 @@ def test_accumulating_equal_parts_is_the_step_on_one_part(config, method):
         config.bituning.queue = 40
         h, z = (rng.normal(size=(10, 40, d)).astype(np.float32) for d in (9, 128))
         state.memory = {'params': state.params, 'h': h, 'z': z, 'next': np.zeros(10, np.int32)}
-    constants = step_lib.with_traced_options(constants, config)
+    constants = with_traced(constants, config)
     one, _ = one_and_many_devices(task, constants, state, [half], counts=(1,))[0]
     config.accumulate_steps = 2
     doubled = jax.tree.map(lambda x: np.concatenate([x, x]), half)

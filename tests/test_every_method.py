@@ -24,6 +24,7 @@ from xmixup_jax.compute.features import images_of
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.find import with_traced
 from xmixup_jax.methods.options import options_table
 from xmixup_jax.models import forward
 from xmixup_jax.run.checkpoint import Checkpoints
@@ -135,7 +136,7 @@ def test_one_and_many_devices_give_the_same_update(config, name):
     sizes = Sizes(10, 10, 10)
     task, state = step_lib.create_task(config, sizes)
     reference = {'params': state.params, 'batch_stats': state.batch_stats}
-    reference = step_lib.with_traced_options(reference, config)
+    reference = with_traced(reference, config)
     if name == 'bituning':
         rng = np.random.default_rng(0)
         features = state.params['fc']['kernel'].shape[0]

@@ -14,6 +14,7 @@ from xmixup_jax.compute.features import class_means
 from xmixup_jax.compute.mapping import map_train_steps
 from xmixup_jax.devices import replicate, shard, shard_steps
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.find import with_traced
 from xmixup_jax.models import forward
 from xmixup_jax.optimizer import make_optimizer, make_schedule
 
@@ -173,7 +174,7 @@ def test_coefficients_share_a_compiled_step_and_keep_their_own_value(config):
     for weight in (0.0, 0.5, 1.0):
         config.mmd.weight = weight
         task, state = step_lib.create_task(config, SIZES)
-        constants = step_lib.with_traced_options({}, config)
+        constants = with_traced({}, config)
         ((after, _),) = one_and_many_devices(
             task, constants, state, [random_batch(16)], counts=(1,)
         )

@@ -19,7 +19,13 @@ from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.data.pool import look_up
 from xmixup_jax.devices import on_host
 from xmixup_jax.methods.base import Method, Sizes, View
-from xmixup_jax.methods.find import method_name, method_of, options_of, traced_options
+from xmixup_jax.methods.find import (
+    method_name,
+    method_of,
+    options_of,
+    options_with,
+    traced_options,
+)
 from xmixup_jax.models import Outputs, create_model, forward
 from xmixup_jax.models.base import BATCH_NORMS, batch_part
 from xmixup_jax.optimizer import set_peak
@@ -92,12 +98,6 @@ def with_peak(state: TrainState, config: ConfigDict) -> TrainState:
     """The state with this configuration's learning rate, which its `Task` does not know."""
     peak = np.float32(config.optimizer.learning_rate)
     return replace(state, opt_state=set_peak(state.opt_state, peak))
-
-
-def with_traced_options(constants: PyTree, config: ConfigDict) -> PyTree:
-    """A method's constants, with the values of `Option.traced` as 'options'."""
-    values = traced_options(config)
-    return constants | ({'options': jax.tree.map(np.float32, values)} if values else {})
 
 
 def make_task(config: ConfigDict, sizes: Sizes) -> Task:
@@ -182,7 +182,7 @@ def train_step(
 
     Args:
       task: static.
-      constants: the method's, from its preparatory phase, see `with_traced_options`; replicated.
+      constants: the method's, from its preparatory phase, see `find.with_traced`; replicated.
       state: replicated; the same on every device before and after.
       batch: one device's share of `pairing.train_batches`.
 
@@ -210,7 +210,8 @@ def train_step(
         (sums, batch_stats), seen = _scan(add, (zeros, state.batch_stats), split)
         grads, metrics = jax.tree.map(lambda x: x / parts, sums)
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-    # Batch norm has averaged its statistics: for them pmean only says that they are replicated.
+    # Batch norm has already averaged its statistics over 'batch': for them pmean only tells pmap
+    # that the values are replicated.
     grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), 'batch')
     grads = method.combine(*grads) if method.combine else grads
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
@@ -276,10 +277,9 @@ def _step_key(batch: PyTree) -> jax.Array:
 
 
 def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) -> View:
-    options = ConfigDict(options_of(task.config).to_dict() | constants.get('options', {}))
     return View(
         name=method_name(task.config.method),
-        options=options,
+        options=options_with(task.config, constants),
         config=task.config,
         num_classes=task.num_classes,
         key=key,

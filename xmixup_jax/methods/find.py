@@ -17,6 +17,7 @@ import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.errors import ConfigError, first_line
@@ -26,6 +27,7 @@ from xmixup_jax.methods.options import Option
 
 GROUP = 'xmixup_jax.methods'
 _SUFFIX = '.py'
+_TRACED = 'Option.traced'  # among the constants: no name that a method would give
 
 
 class Found(NamedTuple):
@@ -98,6 +100,17 @@ def traced_options(config: ConfigDict) -> dict[str, float]:
     """The values of the chosen method's `Option.traced` options, by key."""
     values = options_of(config)
     return {key: values[key] for key, o in method_of(config).options.items() if o.traced}
+
+
+def with_traced(constants: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
+    """A method's constants, and with them its `Option.traced` values as arrays, for the steps."""
+    values = {key: np.float32(value) for key, value in traced_options(config).items()}
+    return constants | ({_TRACED: values} if values else {})
+
+
+def options_with(config: ConfigDict, constants: dict[str, Any]) -> ConfigDict:
+    """The options of the chosen method, with the arrays that `with_traced` put to its constants."""
+    return ConfigDict(options_of(config).to_dict() | constants.get(_TRACED, {}))
 
 
 def _entry_points(name: str) -> list[importlib.metadata.EntryPoint]:

@@ -25,7 +25,7 @@ from xmixup_jax.errors import ConfigError
 from xmixup_jax.files import MATCH, write_json
 from xmixup_jax.matching import ClassMatch, assign, class_similarity
 from xmixup_jax.methods.base import Setup, Sizes
-from xmixup_jax.methods.find import method_name, method_of, options_of
+from xmixup_jax.methods.find import method_name, method_of, options_of, with_traced
 from xmixup_jax.methods.parts import with_linear_head
 from xmixup_jax.optimizer import set_peak
 from xmixup_jax.processes import first_process
@@ -61,7 +61,7 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
     # The learning rate may be another one, with config.allow_changes.
     peak = replicate(np.float32(config.optimizer.learning_rate))
     state = replace(state, opt_state=set_peak(state.opt_state, peak))
-    constants = step_lib.with_traced_options(checkpoints.restore_constants(meta), config)
+    constants = with_traced(checkpoints.restore_constants(meta), config)
     return Start(task, state, replicate(constants), meta)
 
 
@@ -161,7 +161,7 @@ def begin(
         constants=checkpoints.save_constants(constants),
         data=data.summary(),
     )
-    constants = step_lib.with_traced_options(constants, config)
+    constants = with_traced(constants, config)
     return Start(task, replicate(state), replicate(constants), meta)
 
 
