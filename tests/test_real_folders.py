@@ -1,4 +1,4 @@
-"""Image folders as people have them: what is read, what is left out and said, what is refused."""
+"""Image folders as people have them: what is read, left out, reported and refused."""
 
 import json
 import os

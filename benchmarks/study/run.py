@@ -135,7 +135,7 @@ def next_groups(phases: list[plan.Phase], found: plan.Found, begun: set[tuple]) 
       begun: keys of cases that have been begun; extended by the caller.
 
     Raises:
-      NotTuned: of what is left nothing can run, and nothing is under way.
+      NotTuned: nothing is running, and no group that is left can run.
     """
     waiting = None
     for phase in phases:
