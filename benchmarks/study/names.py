@@ -77,7 +77,10 @@ NAMES = {
 }
 """In order of priority: a study that is cut off has the first ones."""
 
-NORM_NAMES = ('finetune', 'xmixup', 'cotuning', 'bss', 'finetune_warm', 'xmixup_warm')
+NORM_NAMES = (
+    *('finetune', 'xmixup', 'finetune_warm', 'xmixup_warm'),
+    *('cotuning', 'bituning', 'delta', 'bss', 'mars', 'l2sp'),
+)
 """Each choice of batch norm is run with these."""
 
 COMPARED = {
