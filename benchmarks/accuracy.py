@@ -16,7 +16,8 @@ from sklearn.metrics import top_k_accuracy_score
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.compute.features import outputs_of
-from xmixup_jax.compute.step import TrainState, create_task
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.compute.step import create_task
 from xmixup_jax.data.selection import open_split
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import jax
 
+from xmixup_jax.checks import validate
 from xmixup_jax.cli.flags import parse_flags
 from xmixup_jax.cli.program import setup
-from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
 from xmixup_jax.run.grid import Run, rows_of
 

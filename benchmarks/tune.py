@@ -19,9 +19,9 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from xmixup_jax.checks import validate
 from xmixup_jax.cli.flags import parse_flags
 from xmixup_jax.cli.program import setup
-from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
 from xmixup_jax.run.train import train_and_evaluate
 

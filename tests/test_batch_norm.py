@@ -16,10 +16,10 @@ from safetensors.numpy import load_file
 
 from tests import torch_recipes
 from tests.method_checks import CLOSE, B, D, check, nchw, normal, on_batch_axis
+from xmixup_jax.checks import validate
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.augment import normalize
 from xmixup_jax.compute.reestimation import population, reestimates, with_clean_statistics
-from xmixup_jax.config import validate
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from configs import digits
+from xmixup_jax.checks import validate
 from xmixup_jax.cli.flags import parse_flags
-from xmixup_jax.config import digest, flatten, pretrain_config, validate
+from xmixup_jax.config import digest, flatten, pretrain_config
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS
 

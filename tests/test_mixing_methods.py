@@ -26,7 +26,7 @@ from tests.method_checks import (
     outputs,
 )
 from xmixup_jax import mixing
-from xmixup_jax.compute.step import TrainState
+from xmixup_jax.compute.state import TrainState
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS, cutmix, smile
 from xmixup_jax.models import BatchNorm, create_model, forward

@@ -12,7 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 from torch_networks import timm
 
-from xmixup_jax import config as config_lib
+from xmixup_jax.checks import validate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.models import create_model
 from xmixup_jax.optimizer import depths, is_kernel, make_optimizer
@@ -167,4 +167,4 @@ def test_layer_decay_changes_the_rates(config, gradients):
 def test_bad_values_end_in_one_line(config, values, words):
     config.update_from_flattened_dict(values)
     with pytest.raises(ConfigError, match=words):
-        config_lib.validate(config, 1)
+        validate(config, 1)

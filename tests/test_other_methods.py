@@ -30,7 +30,7 @@ from tests.method_checks import (
     on_batch_axis,
     outputs,
 )
-from xmixup_jax.compute.step import TrainState
+from xmixup_jax.compute.state import TrainState
 from xmixup_jax.matching import class_similarity, domain_similarity
 from xmixup_jax.methods import (
     METHODS,

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 
 from configs import digits
 from tests.method_checks import LABELS_T, B, K, check, make_view, normal, outputs
+from xmixup_jax.checks import validate
 from xmixup_jax.cli import compare, export, predict, train
 from xmixup_jax.cli.flags import parse_flags
-from xmixup_jax.config import choose_method, digest, pretrain_config, validate
+from xmixup_jax.config import choose_method, digest, pretrain_config
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS, find
 from xmixup_jax.run.train import train_and_evaluate

@@ -7,9 +7,9 @@ import pytest
 import scipy.special
 from safetensors.numpy import load_file, save_file
 
+from xmixup_jax.checks import validate
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.features import images_of
-from xmixup_jax.config import validate
 from xmixup_jax.data.names import imagenet_ids, readable
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import ConfigError, DataError

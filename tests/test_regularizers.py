@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import torch_recipes
 from tests.method_checks import CLOSE, LABELS, B, D, K, check, make_view, nchw, normal, outputs
-from xmixup_jax.compute.step import TrainState
+from xmixup_jax.compute.state import TrainState
 from xmixup_jax.errors import DataError
 from xmixup_jax.methods import (
     METHODS,

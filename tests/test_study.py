@@ -13,6 +13,7 @@ from benchmarks.study.names import CONTROLS, NAMES, PROBE
 from benchmarks.study.plan import Case, Choice, Wanted
 from benchmarks.study.tasks import ALL, FEW
 from xmixup_jax import config as config_lib
+from xmixup_jax.checks import validate
 from xmixup_jax.compute.reestimation import with_clean_statistics
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError, UserError
@@ -56,7 +57,7 @@ def test_every_case_is_one_run_with_a_possible_configuration(groups):
         keys.add(case.key)
         config = case.configuration(DATA, CACHE)
         if case.seed == 0:
-            config_lib.validate(config, 1)
+            validate(config, 1)
         rest = case.part in ('tune', 'combine', 'lite2_tune')
         assert config.target.test_split == ('rest' if rest else 'test')
         held_out = case.shots == ALL and rest

@@ -43,6 +43,9 @@ def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict
             'shots': 0,  # training images of each class, drawn by the seed; 0: all
             'sample_rate': 1.0,  # or the share of each class's training images
             'test_share': 0.2,  # of each class's images, where a folder or list has no splits
+            # Of each class's training images, to choose the best network by; the test images
+            # are then used only once, at the end.
+            'validation_share': 0.0,
         }
     )
 
@@ -76,6 +79,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.warm_head = False
     # The law of a head drawn at random: 'uniform' (PyTorch's Linear), 'normal' (0.01), 'zero'.
     config.head_init = 'uniform'
+    # What keeps its pre-trained weights: 'backbone', all but the head (with finetune: a linear
+    # probe); '1', '2', ...: so many stages, from the first one; '': nothing.
+    config.freeze = ''
     # What batch norm normalises by in training: 'batch', the statistics of the batch; 'frozen',
     # the pre-trained ones throughout; 'mixed', the mean of both.
     config.batch_norm = 'batch'
@@ -110,6 +116,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_size = 48  # over all devices and processes
     config.eval_batch_size = 256
     config.optimizer = optimizer(0.01)
+    config.label_smoothing = 0.0  # share of the label that is spread over all classes
+    config.ema_decay = 0.0  # also test the moving average of the weights; 0: none; usual: 0.999
+    config.balance = ml_collections.ConfigDict(
+        {
+            'sampling': 'natural',  # 'balanced' draws each class equally often
+            'weights': 'none',  # of the classes in the loss: 'inverse', 'effective' number
+            'beta': 0.999,  # of 'effective'
+        }
+    )
 
     config.precision = 'float32'  # of the network; 'bfloat16' is fast on GPU and TPU
     config.accumulate_steps = 1  # parts of each batch, one after the other, to save memory
@@ -132,6 +147,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.wandb = ''  # project of Weights & Biases to log to as well; '': none
     config.log_every = 50
     config.eval_every = 0  # 0: only at the end
+    config.patience = 0  # validations in a row that do not improve before training stops; 0: never
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
     return config

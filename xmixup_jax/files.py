@@ -30,6 +30,7 @@ METRICS = 'metrics.csv'
 MATCH = 'match.json'
 ENVIRONMENT = 'environment.json'
 BEST = 'best_model.safetensors'
+AVERAGE = 'ema_model.safetensors'
 REPORT = 'report.html'
 # Figures of the test.
 PER_CLASS = 'per_class.csv'

@@ -107,8 +107,47 @@ def neighbour(tree: PyTree) -> PyTree:
     return jax.tree.map(roll, tree)
 
 
+def class_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    label_smoothing: float = 0.0,
+    class_weights: jax.Array | None = None,
+) -> jax.Array:
+    """(1 - e) w[y] (-log p[y]) + e / K sum_c w[c] (-log p[c]), float32 [B].
+
+    As in PyTorch's `CrossEntropyLoss` before it takes the mean. Label smoothing is that of Szegedy
+    et al., "Rethinking the Inception Architecture for Computer Vision" (CVPR 2016), section 7.
+
+    Args:
+      logits: float [B, K].
+      labels: int32 [B], y.
+      label_smoothing: e, from 0 to below 1.
+      class_weights: w, float32 [K]; None: all 1.
+
+    >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+    >>> loss = class_cross_entropy(logits, jnp.array([0]), label_smoothing=0.3)
+    >>> round(float(loss[0] / jnp.log(2)), 4)  # 0.7 * 1 bit + 0.3 * (1 + 2 + 2) / 3 bits
+    1.2
+    """
+    logits = logits.astype(jnp.float32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if class_weights is not None:
+        loss = class_weights[labels] * loss
+    if not label_smoothing:
+        return loss
+    surprise = -jax.nn.log_softmax(logits)
+    if class_weights is not None:
+        surprise = class_weights * surprise
+    return (1.0 - label_smoothing) * loss + label_smoothing * surprise.mean(axis=-1)
+
+
 def two_label_cross_entropy(
-    logits: jax.Array, labels: jax.Array, other_labels: jax.Array, lam: jax.Array
+    logits: jax.Array,
+    labels: jax.Array,
+    other_labels: jax.Array,
+    lam: jax.Array,
+    label_smoothing: float = 0.0,
+    class_weights: jax.Array | None = None,
 ) -> jax.Array:
     """-lam log p[y] - (1 - lam) log p[y'], float32 [B].
 
@@ -116,15 +155,18 @@ def two_label_cross_entropy(
       logits: float [B, K].
       labels, other_labels: int32 [B], y and y'.
       lam: float32 [B].
+      label_smoothing, class_weights: of both terms, see `class_cross_entropy`.
 
     >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
     >>> loss = two_label_cross_entropy(logits, jnp.array([0]), jnp.array([2]), jnp.array([0.5]))
     >>> round(float(loss[0] / jnp.log(2)), 4)
     1.5
     """
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    logits = logits.astype(jnp.float32)
-    return lam * cross_entropy(logits, labels) + (1.0 - lam) * cross_entropy(logits, other_labels)
+    first, second = (
+        class_cross_entropy(logits, each, label_smoothing, class_weights)
+        for each in (labels, other_labels)
+    )
+    return lam * first + (1.0 - lam) * second
 
 
 def mixed_cross_entropy(
@@ -134,6 +176,8 @@ def mixed_cross_entropy(
     lam: jax.Array,
     label_space: str,
     num_classes: int,
+    label_smoothing: float = 0.0,
+    class_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Cross-entropy of a mixed image, one value for each sample.
 
@@ -150,6 +194,8 @@ def mixed_cross_entropy(
       lam: float32 [B], weight of the target.
       label_space: one of LABEL_SPACES.
       num_classes: K_t.
+      label_smoothing: of each softmax over its own columns, see `class_cross_entropy`.
+      class_weights: of the target's classes, float32 [K_t]; the source's weigh 1.
 
     Returns:
       float32 [B].
@@ -160,14 +206,17 @@ def mixed_cross_entropy(
     >>> round(float(loss[0] / jnp.log(2)), 4)  # 0.75 * 1 bit + 0.25 * 2 bits
     1.25
     """
-    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-    logits = logits.astype(jnp.float32)
     if label_space == 'joint':
-        return two_label_cross_entropy(logits, labels, num_classes + source_labels, lam)
-    loss_t = cross_entropy(logits[:, :num_classes], labels)
+        weights = class_weights
+        if weights is not None:
+            weights = jnp.pad(weights, (0, logits.shape[1] - num_classes), constant_values=1.0)
+        source_labels = num_classes + source_labels
+        return two_label_cross_entropy(logits, labels, source_labels, lam, label_smoothing, weights)
+    target_logits, source_logits = jnp.split(logits, [num_classes], axis=1)
+    loss_t = class_cross_entropy(target_logits, labels, label_smoothing, class_weights)
     if label_space == 'target':
         return loss_t
     if label_space == 'separate':
-        loss_s = cross_entropy(logits[:, num_classes:], source_labels)
+        loss_s = class_cross_entropy(source_logits, source_labels, label_smoothing)
         return lam * loss_t + (1.0 - lam) * loss_s
     raise ValueError(f'label_space must be one of {LABEL_SPACES}, not {label_space!r}')

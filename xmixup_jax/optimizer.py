@@ -134,7 +134,8 @@ def depths(params: PyTree) -> PyTree:
     {'conv1': 4, 'fc': 0, 'layer1': {0: 3, 1: 2}, 'layer2': {0: 1}}
     """
     layers = {path: _layer(path) for path, _ in jax.tree.leaves_with_path(params)}
-    last_block = max(layer for layer in layers.values() if layer not in (_AFTER, _TOP))
+    blocks = (layer for layer in layers.values() if layer not in (_AFTER, _TOP))
+    last_block = max(blocks, default=_AFTER)  # of a frozen backbone there are none
     layers = {path: last_block if each == _AFTER else each for path, each in layers.items()}
     order = sorted(set(layers.values()))
     return jax.tree.map_with_path(

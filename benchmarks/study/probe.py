@@ -8,7 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.compute.features import outputs_of, plain_network
-from xmixup_jax.compute.step import Task, TrainState
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.compute.step import Task
 from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate
 from xmixup_jax.methods.parts import linear_classifier

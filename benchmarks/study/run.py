@@ -46,7 +46,7 @@ from benchmarks.study import plan, tasks
 from benchmarks.study.names import NAMES, PROBE
 from benchmarks.study.plan import Case, Group, Row
 from benchmarks.study.probe import probe
-from xmixup_jax import config as config_lib
+from xmixup_jax.checks import validate
 from xmixup_jax.cli.program import run_and_exit, setup
 from xmixup_jax.data.selection import Opened
 from xmixup_jax.errors import ConfigError, Interrupted, UserError
@@ -211,7 +211,7 @@ def _make(case: Case, data: Path, workdir: Path) -> Row:
     if scale.needs_gpu and jax.default_backend() == 'cpu':
         raise ConfigError(f'--scale={case.scale} needs a GPU, and JAX finds none: --scale=cpu')
     config = case.configuration(data, workdir / 'cache')
-    config_lib.validate(config, jax.device_count())
+    validate(config, jax.device_count())
     setup(config.cache_dir)
     logging.getLogger('xmixup_jax').setLevel(logging.WARNING)
     row = case._asdict() | {'changes': plan.text(case.changes)}

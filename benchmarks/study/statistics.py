@@ -27,7 +27,8 @@ from xmixup_jax import mixing
 from xmixup_jax.cli.program import run_and_exit, setup
 from xmixup_jax.compute import augment
 from xmixup_jax.compute.reestimation import population
-from xmixup_jax.compute.step import Task, TrainState
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.compute.step import Task
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.selection import Data
 from xmixup_jax.files import atomic_write

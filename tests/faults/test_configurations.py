@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from xmixup_jax.checks import validate
 from xmixup_jax.cli import flags, program
 from xmixup_jax.cli import train as main
 from xmixup_jax.cli.flags import parse_flags
-from xmixup_jax.config import flatten, validate
+from xmixup_jax.config import flatten
 from xmixup_jax.data.cache import CACHES
 from xmixup_jax.errors import ConfigError, UserError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES

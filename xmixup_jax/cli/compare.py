@@ -26,10 +26,10 @@ from pathlib import Path
 
 import jax
 
+from xmixup_jax.checks import validate
 from xmixup_jax.cli.flags import parse_flags
 from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.compute import cost
-from xmixup_jax.config import validate
 from xmixup_jax.errors import UserError
 from xmixup_jax.files import REPORT, write_json
 from xmixup_jax.methods import METHODS

@@ -12,8 +12,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from xmixup_jax import defaults
+from xmixup_jax.checks import validate
 from xmixup_jax.cli.program import setup
-from xmixup_jax.config import add_methods, choose_method, flatten, validate
+from xmixup_jax.config import add_methods, choose_method, flatten
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import connect

@@ -14,10 +14,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from xmixup_jax.checks import validate
 from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.compute.reestimation import with_clean_statistics
-from xmixup_jax.config import validate
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import CONFIG, REPORT, RESULT, SUMS, read_json
 from xmixup_jax.report.run import write_report

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from scipy.special import log_softmax
 from tqdm import tqdm
 
-from xmixup_jax.compute.step import Task, TrainState
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.compute.step import Task
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.devices import InFlight, shard

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ from scipy.special import softmax
 from xmixup_jax.compute.augment import evaluation_view
 from xmixup_jax.compute.evaluation import over_records
 from xmixup_jax.compute.mapping import map_eval_step
-from xmixup_jax.compute.step import Task, TrainState, create_task, feature_step
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.compute.step import Task, create_task, evaluated
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import short_name
@@ -26,6 +28,8 @@ from xmixup_jax.files import Resumable, load_arrays
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import all_gather, is_first
 from xmixup_jax.weights.pretrained import Weights
+
+PyTree = Any
 
 
 def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndarray]:
@@ -59,6 +63,18 @@ def outputs_of(
         key: np.concatenate([row[key] for row in rows])[mask]
         for key in ('features', 'logits', 'label')
     }
+
+
+def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree) -> PyTree:
+    """Sums of the penultimate features of each class over a batch of `pairing.eval_batches`.
+
+    Returns:
+      (sums float32 [num_classes, D], counts float32 [num_classes]), over all devices.
+    """
+    outputs = evaluated(task, state, batch)
+    one_hot = jax.nn.one_hot(batch['label'], num_classes) * batch['mask'][:, None]
+    sums = jnp.einsum('bk,bd->kd', one_hot, outputs.features, precision='highest')
+    return jax.lax.psum((sums, one_hot.sum(0)), 'batch')
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.compute.step import Task, TrainState
+from xmixup_jax.compute import freezing
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.compute.step import Task
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
@@ -26,6 +28,8 @@ PyTree = Any
 
 def reestimates(config: ConfigDict) -> bool:
     """Whether a network of this experiment gets new statistics before it is tested."""
+    if config.freeze == 'backbone':
+        return False
     if config.batch_norm == 'mixed':
         return True
     changed = method_of(config).changes_images
@@ -59,6 +63,7 @@ def with_clean_statistics(
         batch_size=config.batch_size,
         resize=config.resize,
         num_threads=config.num_threads,
+        balanced=config.balance.sampling == 'balanced',
     )
     moments = [
         jax.device_get(task.moments_step(state, shard(batch)))
@@ -69,6 +74,8 @@ def with_clean_statistics(
         statistics = jax.tree.map(
             lambda new, old: (new + np.asarray(old)) / 2, statistics, state.batch_stats
         )
+    if task.frozen is not None:
+        statistics = freezing.with_frozen(statistics, state.batch_stats, task.frozen)
     return replace(state, batch_stats=replicate(statistics))
 
 

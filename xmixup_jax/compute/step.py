@@ -13,9 +13,11 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from xmixup_jax.compute import augment
+from xmixup_jax.compute import augment, freezing
 from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
+from xmixup_jax.compute.state import TrainState, follow, with_average
 from xmixup_jax.config import experiment_values, unflatten
+from xmixup_jax.data.balance import CLASS_WEIGHTS
 from xmixup_jax.data.pool import look_up
 from xmixup_jax.devices import on_host
 from xmixup_jax.methods.base import Method, Sizes, View
@@ -33,20 +35,6 @@ from xmixup_jax.optimizer import set_peak
 PyTree = Any
 
 
-@jax.tree_util.register_dataclass
-@dataclass
-class TrainState:
-    """Everything that a training step changes."""
-
-    step: jax.Array
-    """int32 scalar, updates done."""
-    params: PyTree
-    batch_stats: PyTree
-    opt_state: PyTree
-    memory: PyTree
-    """The method's own, nested dicts of arrays."""
-
-
 @dataclass(frozen=True, eq=False)
 class Task:
     """Everything that is fixed during a run. Hashed by identity, so that each is compiled once."""
@@ -57,6 +45,8 @@ class Task:
     num_classes: int
     shapes: TrainState
     """Shapes and types of a state's arrays, in their places; without the method's memory."""
+    frozen: PyTree
+    """True for the parameters that config.freeze leaves as they are; None without any."""
 
     @cached_property
     def train_steps(
@@ -90,7 +80,7 @@ def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
     """Builds network and optimiser, and on the host a run's first state."""
     task = make_task(config, sizes)
     with on_host():
-        state = _state(task.tx, *_create_model(config, sizes)[1:])
+        state = _state(config, task.tx, *_create_model(config, sizes)[1:])
     return task, with_peak(state, config)
 
 
@@ -116,14 +106,22 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Task:
 @lru_cache(maxsize=32)
 def _shared_task(flat_values: str, sizes: Sizes) -> Task:
     config = ConfigDict(unflatten(json.loads(flat_values)))
-    tx = method_of(config).optimizer(options_of(config), config)
-    graphdef, *shapes = nnx.eval_shape(lambda: _create_model(config, sizes))
-    state = jax.eval_shape(partial(_state, tx), *shapes)
-    return Task(config, graphdef, tx, sizes.target, state)
+    tx, frozen = method_of(config).optimizer(options_of(config), config), None
+    graphdef, params, batch_stats = nnx.eval_shape(lambda: _create_model(config, sizes))
+    if config.freeze:
+        network = graphdef, params, batch_stats
+        frozen = freezing.frozen_params(config.freeze, config.image_size, *network)
+        graphdef = freezing.with_frozen_statistics(*network, frozen)
+        tx = freezing.without_frozen(tx, frozen)
+    state = jax.eval_shape(partial(_state, config, tx), params, batch_stats)
+    return Task(config, graphdef, tx, sizes.target, state, frozen)
 
 
-def _state(tx: optax.GradientTransformation, params: PyTree, batch_stats: PyTree) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), {})
+def _state(
+    config: ConfigDict, tx: optax.GradientTransformation, params: PyTree, batch_stats: PyTree
+) -> TrainState:
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), {})
+    return with_average(state) if config.ema_decay else state
 
 
 def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree]:
@@ -216,10 +214,13 @@ def train_step(
     grads = method.combine(*grads) if method.combine else grads
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    new = TrainState(state.step + 1, params, batch_stats, opt_state, state.memory)
+    changed = {'params': params, 'batch_stats': batch_stats, 'opt_state': opt_state}
+    new = replace(state, step=state.step + 1, **changed)
     if method.after_step:
         view = _view(task, constants, state, seen['batch'], _step_key(batch))
         new = method.after_step(view._replace(taught=seen['taught']), new)
+    if task.config.ema_decay:
+        new = follow(new, task.config.ema_decay)
     if 'stop' in batch:
         metrics['stop'] = jax.lax.pmax(jnp.max(batch['stop']), 'batch')
     return new, metrics
@@ -240,6 +241,8 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
         view = view._replace(taught=jax.lax.stop_gradient(method.teach(view)))
 
     def terms(params):
+        if task.frozen is not None:
+            params = freezing.held(params, task.frozen)
         outputs, batch_stats = forward(
             task.graphdef,
             params,
@@ -286,6 +289,7 @@ def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) 
         params=state.params,
         batch=batch,
         constants=constants,
+        class_weights=constants.get(CLASS_WEIGHTS),
         memory=state.memory,
         network=partial(network, task.graphdef),
         batch_stats=state.batch_stats,
@@ -326,7 +330,7 @@ def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     Returns:
       {'logits' float32 [B, K_t], 'label' [B], 'index' [B], 'mask' [B]}.
     """
-    outputs = _evaluated(task, state, batch)
+    outputs = evaluated(task, state, batch)
     logits = outputs.logits[:, : task.num_classes].astype(jnp.float32)
     values = {key: batch[key] for key in ('label', 'index', 'mask')} | {'logits': logits}
     return jax.lax.all_gather(values, 'batch', tiled=True)
@@ -338,13 +342,14 @@ def output_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     Returns:
       {'features' [B, D], 'logits' [B, K], 'label' [B], 'mask' [B]}.
     """
-    outputs = _evaluated(task, state, batch)
+    outputs = evaluated(task, state, batch)
     values = {'features': outputs.features, 'logits': outputs.logits}
     values |= {'label': batch['label'], 'mask': batch['mask']}
     return jax.lax.all_gather(values, 'batch', tiled=True)
 
 
-def _evaluated(task: Task, state: TrainState, batch: PyTree) -> Outputs:
+def evaluated(task: Task, state: TrainState, batch: PyTree) -> Outputs:
+    """The network's outputs for this device's share of a batch of `pairing.eval_batches`."""
     images = augment.evaluation_view(task.config, batch['image'])
     return forward(task.graphdef, state.params, state.batch_stats, images, train=False)[0]
 
@@ -363,18 +368,6 @@ def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     _, images = _prepare_batch(task.config, Method(), batch, step=0)
     _, moved = forward(task.graphdef, state.params, state.batch_stats, images['image'], train=True)
     return jax.lax.pmean(batch_part(moved, state.batch_stats), 'batch')
-
-
-def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree) -> PyTree:
-    """Sums of the penultimate features of each class over a batch of `pairing.eval_batches`.
-
-    Returns:
-      (sums float32 [num_classes, D], counts float32 [num_classes]), over all devices.
-    """
-    outputs = _evaluated(task, state, batch)
-    one_hot = jax.nn.one_hot(batch['label'], num_classes) * batch['mask'][:, None]
-    sums = jnp.einsum('bk,bd->kd', one_hot, outputs.features, precision='highest')
-    return jax.lax.psum((sums, one_hot.sum(0)), 'batch')
 
 
 def input_step(task: Task, batch: PyTree) -> PyTree:

@@ -170,7 +170,7 @@ def choose(config: ConfigDict, records: Sequence[Records]) -> str:
 def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | None) -> Data:
     """The same records, which keep what they decode; of the source, those of matched classes.
 
-    The test's are kept if they are read more than once.
+    Those of the tests during training are kept if they are read more than once.
     """
     if kind not in ('memory', 'disk'):
         return data
@@ -186,8 +186,10 @@ def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | N
     target, source = kept(data.target, used['image']), data.source
     if source is not None and match is not None:
         source = kept(source, used['source_image'])
-    test = kept(data.test, data.test) if data.test is not None and config.eval_every else data.test
-    return Data(target, test, source)
+    part = 'test' if data.validation is None else 'validation'
+    if data.held_out is not None and config.eval_every:
+        data = data._replace(**{part: kept(data.held_out, data.held_out)})
+    return data._replace(target=target, source=source)
 
 
 def _missing(records: Records, size: int) -> int:

@@ -33,6 +33,7 @@ def train_batches(
     process_index: int | None = None,
     process_count: int | None = None,
     positions: bool = False,
+    balanced: bool = False,
 ) -> grain.IterDataset:
     """Endless batches of this process's share, reshuffled in every epoch of the target.
 
@@ -46,6 +47,7 @@ def train_batches(
       process_index, process_count: jax's own by default.
       positions: instead of 'image' and 'source_image' give their int32 positions in the records of
         `cache.used_records`, for images that are on the devices already.
+      balanced: see `pair_records`.
 
     Returns:
       batches of 'image' uint8 [b, R, R, 3], 'label' int32 [b], 'seed' uint32 [b] and, with a
@@ -70,12 +72,16 @@ def train_batches(
         return record
 
     # Drawn before the processes part, so that their number does not change what is drawn.
-    drawn = pair_records(target.labels, source_labels, match, seed)
+    drawn = pair_records(target.labels, source_labels, match, seed, balanced)
     return _batches(drawn, load, batch_size, num_threads, process_index, process_count)
 
 
 def pair_records(
-    labels: np.ndarray, source_labels: np.ndarray | None, match: ClassMatch | None, seed: int
+    labels: np.ndarray,
+    source_labels: np.ndarray | None,
+    match: ClassMatch | None,
+    seed: int,
+    balanced: bool = False,
 ) -> grain.MapDataset:
     """Pairs each target record with a random record of its matched source classes.
 
@@ -87,6 +93,8 @@ def pair_records(
       source_labels: of the source's records, int [M].
       match: the source classes of every target class; None: without pairs.
       seed: of order and pairs.
+      balanced: draw each target record anew instead, its class first, each with the same
+        probability, as PyTorch's `WeightedRandomSampler` with weights 1 / n does.
 
     Returns:
       elements 'target', a place in `labels`; 'seed', uint32, for the record's augmentation; and
@@ -111,7 +119,11 @@ def pair_records(
         starts, ends = (np.searchsorted(*places, side) for side in ('left', 'right'))
         classes = number[match.classes]
 
+    places_of = [np.flatnonzero(labels == c) for c in np.unique(labels)] if balanced else []
+
     def draw(i: int, rng: np.random.Generator) -> dict[str, Any]:
+        if balanced:
+            i = rng.choice(places_of[rng.integers(len(places_of))])
         drawn = {'target': i, 'seed': rng.integers(2**32, dtype=np.uint32)}
         if match is not None:
             candidates = classes[labels[i]]

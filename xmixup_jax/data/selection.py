@@ -30,22 +30,31 @@ class Data(NamedTuple):
     test: Records | None
     source: Records | None
     """None for methods that use none."""
+    validation: Records | None = None
+    """The part of the training images by which the best network is chosen."""
+
+    @property
+    def held_out(self) -> Records | None:
+        """What a network is tested on during training."""
+        return self.test if self.validation is None else self.validation
+
+    def parts(self) -> dict[str, Records]:
+        """'target', 'test', 'source' and 'validation', as far as they are there."""
+        return {part: each for part, each in self._asdict().items() if each is not None}
 
     def summary(self) -> dict[str, dict[str, Any] | None]:
-        """`Records.summary` of 'target', 'test' and 'source'."""
-        parts = self._asdict().items()
-        return {part: None if each is None else each.summary() for part, each in parts}
+        """`Records.summary` of the parts; None for the first three where they are not there."""
+        summaries = {part: each.summary() for part, each in self.parts().items()}
+        return dict.fromkeys(('target', 'test', 'source')) | summaries
 
     def usage(self) -> dict[str, dict[str, Any]]:
-        """`Records.usage` of 'target', 'test' and 'source', as far as they are there."""
-        parts = self._asdict().items()
-        return {part: each.usage() for part, each in parts if each is not None}
+        """`Records.usage` of the parts."""
+        return {part: each.usage() for part, each in self.parts().items()}
 
     def log_usage(self) -> None:
         """Logs it, a line for each part."""
-        for part, records in self._asdict().items():
-            if records is not None:
-                log.info('%s: %s', part, records.usage_line())
+        for part, records in self.parts().items():
+            log.info('%s: %s', part, records.usage_line())
         if len(self.target.class_names) == 1:
             log.warning('the target has one class, %r', self.target.class_names[0])
 
@@ -159,6 +168,34 @@ def train_and_test(
     if dataset.test_split == dataset.split:
         test = replace(test, notes=(*test.notes, 'the split that is trained on'))
     return train, _numbered_as(train, test, dataset)
+
+
+def split_validation(
+    train: Records, dataset: ConfigDict, config: ConfigDict
+) -> tuple[Records, Records | None]:
+    """Takes `dataset.validation_share` of each class's training records for validation.
+
+    Every class keeps at least one record to train on.
+
+    Returns:
+      (the records to train on, those for validation: None if the share is 0).
+
+    Raises:
+      DataError: no class is large enough to give one.
+    """
+    if not dataset.validation_share:
+        return train, None
+    part = part_name(dataset, config)
+    kept = draw_positions(train, 0, 1 - dataset.validation_share, config.seed, part)
+    rest = np.setdiff1d(np.arange(len(train)), kept)
+    if not len(rest):
+        largest = int(np.bincount(train.labels).max())
+        raise DataError(
+            f'--config.{part}.validation_share={dataset.validation_share:g} of {dataset.name} is '
+            f'less than half an image of any class (the largest has {largest}): give a larger '
+            'share, or more images'
+        )
+    return train.select(kept), train.select(rest)
 
 
 def renumber(records: Records, class_names: tuple[str, ...]) -> Records:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from xmixup_jax import mixing
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.options import Option
 from xmixup_jax.models import Outputs
@@ -54,6 +55,8 @@ class View(NamedTuple):
     """(params, batch_stats, images, train=False) to Outputs; leaves batch statistics alone."""
     batch_stats: PyTree
     """The network's, before this step."""
+    class_weights: jax.Array | None = None
+    """Of the target's classes, float32 [K_t], see config.balance; None: all 1."""
     taught: PyTree = None
     """What `teach` returned; no gradient flows into it."""
     outputs: Outputs = None  # type: ignore[assignment]  # set before `loss` and `penalty`
@@ -146,8 +149,12 @@ def plain_optimizer(options: ConfigDict, config: ConfigDict) -> optax.GradientTr
 
 
 def cross_entropy(view: View) -> jax.Array:
-    """Mean cross-entropy of the target's label among the target's logits."""
-    return optax.softmax_cross_entropy_with_integer_labels(view.logits, view.batch['label']).mean()
+    """Mean cross-entropy of the target's label among the target's logits.
+
+    With config.label_smoothing and config.balance.weights; see `mixing.class_cross_entropy`.
+    """
+    smoothing, weights = view.config.label_smoothing, view.class_weights
+    return mixing.class_cross_entropy(view.logits, view.batch['label'], smoothing, weights).mean()
 
 
 class Method(NamedTuple):
@@ -181,6 +188,9 @@ class Method(NamedTuple):
     """Whether training sees images that are not clean crops of the target (mixed ones, or the
     source's). The statistics of batch norm are then estimated anew before a test; see
     `reestimation`."""
+
+    needs_backbone: bool = False
+    """Whether the method can do nothing where the backbone is frozen, config.freeze=backbone."""
 
     second_view: bool = False
     """Whether the batch has a second crop of each image."""

@@ -38,4 +38,5 @@ METHOD = Method(
         'eta': non_negative(0.001, 'weight of the penalty', traced=True),
         'k': count(1, 'smallest singular values that are penalised'),
     },
+    needs_backbone=True,
 )

@@ -42,4 +42,5 @@ METHOD = Method(
     pairs=True,
     changes_images=True,
     extra_logits=lambda options, sizes: sizes.source,
+    needs_backbone=True,
 )

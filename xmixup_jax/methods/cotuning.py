@@ -91,4 +91,5 @@ METHOD = Method(
     needs_head=always,
     reads_source=lambda options: not options.temperature,
     prepare=prepare,
+    needs_backbone=True,
 )

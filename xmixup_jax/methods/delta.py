@@ -136,4 +136,5 @@ METHOD = Method(
     },
     prepare=prepare,
     optimizer=without_weight_decay,
+    needs_backbone=True,
 )

@@ -35,4 +35,5 @@ METHOD = Method(
     options=l2sp.METHOD.options,
     prepare=reference,
     optimizer=without_weight_decay,
+    needs_backbone=True,
 )

@@ -82,4 +82,5 @@ METHOD = Method(
     teach=teach,
     options={'weight': non_negative(50.0, 'of the penalty', traced=True)},
     prepare=reference,
+    needs_backbone=True,
 )

@@ -62,4 +62,5 @@ METHOD = Method(
     },
     prepare=reference,
     optimizer=without_weight_decay,
+    needs_backbone=True,
 )

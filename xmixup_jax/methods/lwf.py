@@ -63,4 +63,5 @@ METHOD = Method(
     extra_logits=pretrained_columns,
     needs_head=always,
     prepare=prepare,
+    needs_backbone=True,
 )

@@ -86,4 +86,5 @@ METHOD = Method(
     },
     after_step=after_step,
     prepare=reference,
+    needs_backbone=True,
 )

@@ -32,7 +32,12 @@ def transform(options, keys, batch):
 def loss(view: View):
     batch = view.batch
     return mixing.two_label_cross_entropy(
-        view.logits, batch['label'], batch['other_label'], batch['lam']
+        view.logits,
+        batch['label'],
+        batch['other_label'],
+        batch['lam'],
+        view.config.label_smoothing,
+        view.class_weights,
     ).mean()
 
 

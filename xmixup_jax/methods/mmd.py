@@ -42,5 +42,7 @@ def penalty(view: View):
 
 
 METHOD = Method(
-    penalty=penalty, options={'weight': non_negative(0.1, 'of the penalty', traced=True)}
+    penalty=penalty,
+    options={'weight': non_negative(0.1, 'of the penalty', traced=True)},
+    needs_backbone=True,
 )

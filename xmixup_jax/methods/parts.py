@@ -90,7 +90,8 @@ def with_linear_head(setup: Setup) -> Any:
     and Underperform Out-of-Distribution", ICLR 2022.
     """
     places = slice(None, setup.sizes.target)
-    classifier = target_classifier(setup, 'config.warm_head=True')
+    needed_by = 'config.warm_head=True' if setup.config.warm_head else 'config.freeze=backbone'
+    classifier = target_classifier(setup, needed_by)
     return _with_columns(setup.state, places, *classifier)
 
 

@@ -40,4 +40,5 @@ METHOD = Method(
     },
     reads_source=always,
     prepare=prepare,
+    needs_backbone=True,
 )

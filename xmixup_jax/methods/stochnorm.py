@@ -43,4 +43,5 @@ class StochNorm(BatchNorm):
 METHOD = Method(
     options={'p': fraction(0.5, "probability that a channel takes the batch's statistics")},
     norm=lambda options: partial(StochNorm, p=options.p),
+    needs_backbone=True,
 )

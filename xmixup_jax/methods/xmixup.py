@@ -67,6 +67,8 @@ def loss(view: View):
         batch['lam'],
         view.options.label_space,
         view.num_classes,
+        view.config.label_smoothing,
+        view.class_weights,
     ).mean()
 
 

@@ -145,6 +145,9 @@ def forward(
     """
     model = nnx.merge(graphdef, params, batch_stats)
     model.train() if train else model.eval()
+    for _, layer in nnx.iter_modules(model):
+        if getattr(layer, 'frozen', False):
+            layer.eval()
     if train and key is not None:
         for i, (_, layer) in enumerate(nnx.iter_modules(model)):
             if hasattr(layer, 'key'):

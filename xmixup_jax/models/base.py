@@ -35,6 +35,9 @@ class BatchNorm(nnx.BatchNorm):
     Training normalises by the statistics of the whole batch, over all devices.
     """
 
+    frozen = False
+    """Whether the layer keeps and uses the stored statistics in training, see config.freeze."""
+
     def __init__(self, num_features, *, epsilon, rngs):
         super().__init__(
             num_features, momentum=MOMENTUM, epsilon=epsilon, axis_name='batch', rngs=rngs

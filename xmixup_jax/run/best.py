@@ -1,15 +1,19 @@
-"""The best network so far, by the tests on the way."""
+"""The best network so far, by the validations or tests during training."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.compute.step import TrainState
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import BEST, set_aside
-from xmixup_jax.processes import first_process, is_first
+from xmixup_jax.processes import every_process, first_process, is_first
 from xmixup_jax.weights.files import read_metadata, save_weights
 from xmixup_jax.weights.pretrained import Weights
 
@@ -34,8 +38,11 @@ class Best:
         self._path = workdir / BEST
         self._model = config.model.name
         self._content = {'class_names': class_names, 'config': config.to_dict()}
+        self._by = 'validation' if config.target.validation_share else 'test'
+        self._patience = config.patience * config.eval_every
         self.score: dict[str, Any] = {}
-        """'best_step', 'best_top1' and 'best_loss'; {} before the first test."""
+        """'best_step', 'best_top1', 'best_loss' and 'best_by', which is 'validation' or 'test'; {}
+        before the first one."""
         if not self._path.exists():
             return
         try:
@@ -46,13 +53,27 @@ class Best:
                 log.warning('%s: moved to %s', error, set_aside(self._path, workdir))
 
     def offer(self, state: TrainState, tested: dict[str, float]) -> None:
-        """Keeps the network if its 'top1' is above all before."""
-        if tested['top1'] <= self.score.get('best_top1', -1.0):
+        """Keeps the network if its 'top1' is above all before, or equal with a lower 'loss'."""
+        best = self.score.get('best_top1', -1.0), -self.score.get('best_loss', 0.0)
+        if (tested['top1'], -tested['loss']) <= best:
             return
-        self.score = {'best_step': int(state.step)} | {
-            f'best_{key}': tested[key] for key in ('top1', 'loss')
-        }
+        scores = {f'best_{key}': tested[key] for key in ('top1', 'loss')}
+        self.score = {'best_step': int(state.step), **scores, 'best_by': self._by}
         self._save(state)
+
+    def exhausted(self, step: int) -> bool:
+        """Whether config.patience validations in a row up to this step have not improved."""
+        if not (self._patience and self.score):
+            return False
+        return step - self.score['best_step'] >= self._patience
+
+    @every_process
+    def network(self, state: TrainState) -> TrainState:
+        """The state with the best network's parameters and statistics."""
+        params, batch_stats = Weights(self._path, self._model).fill(
+            *jax.tree.map(np.asarray, (state.params, state.batch_stats)), with_head=True
+        )
+        return replace(state, params=replicate(params), batch_stats=replicate(batch_stats))
 
     @first_process
     def _save(self, state: TrainState) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orbax.checkpoint as ocp
 
-from xmixup_jax.compute.step import TrainState
+from xmixup_jax.compute.state import TrainState
 from xmixup_jax.devices import everywhere, global_arrays, local_arrays
 from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.files import set_aside, sync_tree
@@ -261,6 +261,7 @@ def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
 def _structure(state: TrainState) -> str:
     """Digest of names, shapes and types of all but the memory, whose shape is a method's own."""
     leaves = {'params': state.params, 'stats': state.batch_stats, 'opt_state': state.opt_state}
+    leaves |= _average(state)
     return _json_digest([f'{key} {x.shape} {x.dtype}' for key, x in by_name(leaves).items()])
 
 
@@ -280,4 +281,10 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
         'batch_stats': state.batch_stats,
         'opt_state': state.opt_state,
         'memory': state.memory,
+        **_average(state),
     }
+
+
+def _average(state: TrainState) -> dict[str, Any]:
+    """Nothing where there is none, as in checkpoints of earlier versions."""
+    return {'average': state.average} if state.average else {}

@@ -12,7 +12,13 @@ from xmixup_jax.data.cache import choose, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.pool import fill_pool
 from xmixup_jax.data.records import Records
-from xmixup_jax.data.selection import Data, Opened, train_and_test, train_records
+from xmixup_jax.data.selection import (
+    Data,
+    Opened,
+    split_validation,
+    train_and_test,
+    train_records,
+)
 from xmixup_jax.data.sources import problem
 from xmixup_jax.devices import shard
 from xmixup_jax.errors import DataError, raise_all
@@ -58,8 +64,9 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
       opened: what earlier runs have opened, to share it; see `selection.open_split`.
     """
     target, test = train_and_test(config.target, config, opened)
+    target, validation = split_validation(target, config.target, config)
     if not uses_source(config):
-        return Data(target, test, None)
+        return Data(target, test, None, validation)
     source = train_records(config.source, config, opened)
     if method_of(config).pairs:
         check_assignment(
@@ -68,7 +75,7 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
             len(source.class_names),
             config.match.classes_per_target,
         )
-    return Data(target, test, source)
+    return Data(target, test, source, validation)
 
 
 @every_process
@@ -84,7 +91,9 @@ def source_data(config: ConfigDict, pretrain: ConfigDict, source: Records | None
     opened: Opened = {}
     if source is not None and not _is_configured(source, config, opened):
         return Data(source, None, None)
-    return Data(*train_and_test(pretrain.target, pretrain, opened), None)
+    target, test = train_and_test(pretrain.target, pretrain, opened)
+    target, validation = split_validation(target, pretrain.target, pretrain)
+    return Data(target, test, None, validation)
 
 
 def _is_configured(source: Records, config: ConfigDict, opened: Opened) -> bool:
@@ -133,4 +142,5 @@ def _batches(
         resize=config.resize,
         num_threads=num_threads,
         positions=positions,
+        balanced=config.balance.sampling == 'balanced',
     )

@@ -23,6 +23,8 @@ COLUMNS = (
     'images_per_second',
     'test_loss',
     'test_top1',
+    'validation_loss',
+    'validation_top1',
 )
 PRINT_SECONDS = 30.0  # between two lines where there is no terminal for a progress bar
 

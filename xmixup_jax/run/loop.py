@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.evaluation import evaluate
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.config import total_steps
 from xmixup_jax.data.pairing import Batch
 from xmixup_jax.devices import InFlight, shard_steps
 from xmixup_jax.errors import Diverged, Interrupted
@@ -28,6 +30,8 @@ from xmixup_jax.run.signals import stop_signal
 from xmixup_jax.run.start import Start
 
 PyTree = Any
+
+log = logging.getLogger('xmixup_jax')
 
 
 class Speed:
@@ -68,10 +72,11 @@ def fit(
     inputs: Inputs,
     best: Best,
     checkpoints: Checkpoints,
-    tested_state: Callable[[step_lib.TrainState], step_lib.TrainState] = lambda state: state,
+    tested_state: Callable[[TrainState], TrainState] = lambda state: state,
     tracker: Any = None,
-) -> tuple[step_lib.TrainState, dict[str, float | None]]:
-    """Trains from `start` up to config.steps.
+    finish: bool = False,
+) -> tuple[TrainState, dict[str, float | None]]:
+    """Trains from `start` up to `config.total_steps`, or until config.patience is exhausted.
 
     Args:
       config: of the experiment.
@@ -82,6 +87,7 @@ def fit(
       tested_state: what is tested, and kept as the best, of a state of the training; see
         `reestimation.with_clean_statistics`.
       tracker: gets the rows of the log too, see `tracking.tracked`.
+      finish: take no further step.
 
     Returns:
       (state, {'images_per_second', 'first_step_seconds', 'seconds'}): the first step of this
@@ -94,10 +100,11 @@ def fit(
     """
     task, state, constants, meta = start
     workdir = checkpoints.workdir
-    iterator, test = iter(inputs.batches), inputs.data.test
+    iterator, held_out = iter(inputs.batches), inputs.data.held_out
+    kind = 'test' if inputs.data.validation is None else 'validation'
     if meta.iterator is not None:
         iterator.set_state(meta.iterator)
-    first_step = int(state.step)
+    first_step, steps = int(state.step), total_steps(config)
     begun = time.perf_counter()
 
     def seconds() -> float:
@@ -105,9 +112,9 @@ def fit(
 
     schedule = make_schedule(config.optimizer, config.steps)
     title = f'{config.target.name.split("/")[-1]} {method_name(config.method)}'
-    log: RunLog | NoLog = NoLog()
+    rows: RunLog | NoLog = NoLog()
     if is_first():
-        log = RunLog(workdir, first_step, meta.rows, config.steps, title, tracker)
+        rows = RunLog(workdir, first_step, meta.rows, steps, title, tracker)
     first_step_seconds = None
     speed = Speed(config.batch_size)
     pending: list[Any] = []  # metrics since the last row, still on the devices
@@ -127,29 +134,34 @@ def fit(
             config=config.to_dict(),
             iterator=iterator_state,
             seconds=seconds(),
-            rows=list(log.rows),
+            rows=list(rows.rows),
         )
         checkpoints.save(state, now)
 
-    with stop_signal() as stopping, contextlib.closing(log):
+    with stop_signal() as stopping, contextlib.closing(rows):
         if not checkpoints.steps:  # what the preparation found, and one before any divergence
             save_now(iterator.get_state())
         stop_agreed = AgreedStop(stopping)
-        for step, batch, iterator_state in prefetch(iterator, config, first_step, stop_agreed):
+        # A run whose patience is exhausted may have been killed before its result was written.
+        if finish or best.exhausted(first_step):
+            steps = first_step
+        for step, batch, iterator_state in prefetch(
+            iterator, config, first_step, steps, stop_agreed
+        ):
             dispatched = time.perf_counter()
             state, metrics = task.train_steps(constants, state, inputs.pool, batch)
             pending.append(metrics)
-            log.advance(len(metrics['loss']))
+            rows.advance(len(metrics['loss']))
             if row is not None:  # only now, with the next program under way
-                log.write(row[0], fetched(*row))
+                rows.write(row[0], fetched(*row))
                 row = None
             stop = stop_agreed.after(metrics)
             if not speed.running:  # the first program of a process is compiled: it does not count
                 jax.block_until_ready(metrics)
                 first_step_seconds = round(time.perf_counter() - dispatched, 3)
                 speed.start(step)
-            save = stop or step % config.checkpoint_every == 0 or step == config.steps
-            test_now = test is not None and config.eval_every and step % config.eval_every == 0
+            save = stop or step % config.checkpoint_every == 0 or step == steps
+            test_now = held_out is not None and config.eval_every and step % config.eval_every == 0
             # A row at each checkpoint, so that a resumed run's rows cover the same steps.
             if save or test_now or step % config.log_every == 0:
                 row, pending = (step, pending), []
@@ -158,19 +170,25 @@ def fit(
             assert row is not None  # each save and each test has one
             values, row = fetched(*row), None
             # The last test is the run's result.
-            if test is not None and test_now and step < config.steps:
+            if held_out is not None and test_now and step < steps:
                 network = tested_state(state)
-                tested = evaluate(task, config, network, test).metrics
-                values |= {f'test_{key}': tested[key] for key in ('loss', 'top1')}
+                tested = evaluate(task, config, network, held_out).metrics
+                values |= {f'{kind}_{key}': tested[key] for key in ('loss', 'top1')}
                 best.offer(network, tested)
-            log.write(step, values)
-            if save:
+            rows.write(step, values)
+            ended = best.exhausted(step)
+            if save or ended:
                 check_state(state, schedule, checkpoints)
                 save_now(iterator_state)
-            if stop and step < config.steps:
+            if ended:
+                log.info(
+                    'Stopped at step %d of %d: config.patience=%d', step, steps, config.patience
+                )
+                break
+            if stop and step < steps:
                 raise Interrupted(
-                    f'stopped at step {step} of {config.steps} by a signal; saved in {workdir}: '
-                    'the same command continues'
+                    f'stopped at step {step} of {steps} by a signal; saved in {workdir}: '
+                    'the same command continues, and  xmixup finish  tests what is there'
                 )
             speed.start(step)
     return state, {
@@ -208,24 +226,28 @@ class AgreedStop:
 
 
 def prefetch(
-    iterator: grain.DatasetIterator, config: ConfigDict, first_step: int, stop: AgreedStop
+    iterator: grain.DatasetIterator,
+    config: ConfigDict,
+    first_step: int,
+    steps: int,
+    stop: AgreedStop,
 ) -> Iterator[tuple[int, PyTree, Any]]:
     """Batches on the devices, loaded one program ahead.
 
     Yields:
       (number of the last step, the batches up to it, the iterator's state after them), for
-      config.steps_per_dispatch steps at a time, and at the end for what is left.
+      config.steps_per_dispatch steps at a time, and at the end, `steps`, for what is left.
     """
 
     def load(done):
-        count = min(config.steps_per_dispatch, config.steps - done)
+        count = min(config.steps_per_dispatch, steps - done)
         batches = [stop.tell(next(iterator)) for _ in range(count)]
         return done + count, shard_steps(batches), iterator.get_state()
 
-    if first_step >= config.steps:
+    if first_step >= steps:
         return
     ahead = load(first_step)
-    while ahead[0] < config.steps:
+    while ahead[0] < steps:
         current, ahead = ahead, load(ahead[0])
         yield current
     yield ahead
@@ -257,9 +279,7 @@ def check_finite(
         raise _diverged(f'the loss is {loss[bad[0]]} at', step, schedule, checkpoints)
 
 
-def check_state(
-    state: step_lib.TrainState, schedule: optax.Schedule, checkpoints: Checkpoints
-) -> None:
+def check_state(state: TrainState, schedule: optax.Schedule, checkpoints: Checkpoints) -> None:
     """The same for the parameters and statistics, before they are saved.
 
     The loss of a step is that of the parameters before its update: it may be finite still.

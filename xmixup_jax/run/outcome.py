@@ -8,7 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.compute.evaluation import Tested, evaluate
-from xmixup_jax.compute.step import Task, TrainState
+from xmixup_jax.compute.state import TrainState
+from xmixup_jax.compute.step import Task
+from xmixup_jax.config import total_steps
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.errors import DataError, Diverged
@@ -16,25 +18,29 @@ from xmixup_jax.files import RESULT, read_json, write_json
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import first_process
 from xmixup_jax.report.run import write_report
-from xmixup_jax.report.scores import scores, write_scores
+from xmixup_jax.report.scores import write_scores
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.inputs import first_inputs
 from xmixup_jax.run.provenance import commit
 from xmixup_jax.run.start import Start
 from xmixup_jax.run.workdir import seal
 from xmixup_jax.weights.files import save_weights
-from xmixup_jax.weights.find import WEIGHTS_FILE
+
+
+def chosen(
+    config: ConfigDict, task: Task, state: TrainState, validation: Records | None, best: Best
+) -> TrainState:
+    """The network that the run hands over: the last one, or with validation the best one."""
+    if validation is None:
+        return state
+    best.offer(state, evaluate(task, config, state, validation).metrics)
+    return best.network(state)
 
 
 def test(
-    config: ConfigDict,
-    task: Task,
-    state: TrainState,
-    records: Records | None,
-    best: Best,
-    workdir: Path,
+    config: ConfigDict, task: Task, state: TrainState, records: Records | None
 ) -> Tested | None:
-    """Tests the final network; None without test images.
+    """Tests the network that the run hands over; None without test images.
 
     Raises:
       Diverged: the loss is not finite.
@@ -49,11 +55,9 @@ def test(
         )
     if not np.isfinite(list(tested.metrics.values())).all():
         raise Diverged(
-            f'the loss on the test images is not finite after step {config.steps}, the '
-            f'checkpoints are in {workdir}: lower config.optimizer.learning_rate'
+            f'the loss on the test images is not finite after step {int(state.step)}: lower '
+            'config.optimizer.learning_rate'
         )
-    if config.eval_every:
-        best.offer(state, tested.metrics)
     return tested
 
 
@@ -62,23 +66,33 @@ def summary(
     workdir: Path,
     data: Data,
     speed: dict[str, float | None],
-    tested: Tested | None,
-    best: Best,
+    scores: dict[str, Any],
+    steps: int,
 ) -> dict[str, Any]:
-    """The content of result.json."""
+    """The content of result.json.
+
+    Args:
+      config: of the experiment.
+      workdir: of the run.
+      data: its records.
+      speed: as `loop.fit` returns it.
+      scores: of the tests.
+      steps: done.
+    """
     if speed['images_per_second'] is None and (workdir / RESULT).exists():
         # No step was left to train: the speed is that of before.
         speed = speed | {key: read_json(workdir / RESULT)[key] for key in speed}
     return {
         'method': method_name(config.method),
         'seed': config.seed,
-        **(scores(tested) if tested else {}),
-        **best.score,
-        'steps': config.steps,
+        **scores,
+        'steps': steps,
+        **({'stopped_of': total_steps(config)} if steps < total_steps(config) else {}),
         **speed,
         'train_images': len(data.target),
         'test_images': len(data.test) - data.test.skipped if data.test else 0,
-        'skipped_images': sum(part.skipped for part in data if part is not None),
+        **({'validation_images': len(data.validation)} if data.validation else {}),
+        'skipped_images': sum(part.skipped for part in data.parts().values()),
         'num_classes': len(data.target.class_names),
         'data': data.usage(),
         'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
@@ -91,15 +105,16 @@ def write_outcome(
     workdir: Path,
     start: Start,
     data: Data,
-    state: TrainState,
+    networks: dict[str, TrainState],
     tested: Tested | None,
     result: dict[str, Any],
 ) -> None:
-    """Writes the weights, result.json, the report, and the digests of all files."""
+    """Writes the weights by file name, result.json, the report, and the digests of all files."""
     match = start.meta.match
     # All processes compute the inputs, the first one writes.
     inputs = first_inputs(start.task, config, data, match) if config.report else {}
-    _write_weights(config, workdir, state, data)
+    for name, state in networks.items():
+        _write_weights(config, workdir / name, state, data)
     first_process(write_json)(workdir / RESULT, result)
     if tested is not None:
         assert data.test is not None  # it was tested
@@ -110,12 +125,11 @@ def write_outcome(
 
 
 @first_process
-def _write_weights(config: ConfigDict, workdir: Path, state: TrainState, data: Data) -> None:
+def _write_weights(config: ConfigDict, path: Path, state: TrainState, data: Data) -> None:
     digests = {part: used['digest'] for part, used in data.usage().items()}
     content = {
         'class_names': data.target.class_names,
         'config': config.to_dict(),
         'data': digests,
     }
-    path = workdir / WEIGHTS_FILE
     save_weights(path, config.model.name, state.params, state.batch_stats, content)

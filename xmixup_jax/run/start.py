@@ -17,7 +17,9 @@ from xmixup_jax.compute.features import (
     outputs_of,
     predicted_similarity,
 )
-from xmixup_jax.config import choose_method
+from xmixup_jax.compute.state import TrainState, with_average
+from xmixup_jax.config import choose_method, is_probe
+from xmixup_jax.data.balance import CLASS_WEIGHTS, class_weights
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, open_split
 from xmixup_jax.devices import on_host, replicate
@@ -40,7 +42,7 @@ class Start(NamedTuple):
     """Where a run begins or goes on."""
 
     task: step_lib.Task
-    state: step_lib.TrainState
+    state: TrainState
     """Replicated."""
     constants: PyTree
     """The method's, replicated."""
@@ -118,6 +120,8 @@ def begin(
         begun = time.perf_counter()
         choose_method(auxiliary, 'finetune')
         auxiliary.wandb, auxiliary.warm_head = '', False
+        auxiliary.ema_decay, auxiliary.patience = 0.0, 0
+        auxiliary.balance.sampling, auxiliary.balance.weights = 'natural', 'none'
         auxiliary.target = config.source.copy_and_resolve_references()
         auxiliary.weights = '' if backbone is None else str(backbone.path)
         result = train(auxiliary, name, Data(records, None, None))
@@ -144,13 +148,19 @@ def begin(
         source_test=source_test,
         train=train_on,
     )
-    if backbone is not None and config.warm_head:
+    if backbone is not None and (config.warm_head or is_probe(config)):
         setup = setup._replace(state=with_linear_head(setup))
     state, constants = method.prepare(setup)
     # The optimiser begins with what the preparatory phase made of the parameters.
     with on_host():
         state = replace(state, opt_state=task.tx.init(state.params))
     state = step_lib.with_peak(state, config)
+    if config.ema_decay:
+        state = with_average(state)
+    if config.balance.weights != 'none':
+        law, beta = config.balance.weights, config.balance.beta
+        weights = class_weights(data.target.labels, sizes.target, law, beta)
+        constants = constants | {CLASS_WEIGHTS: weights}
     meta = Meta(
         config=config.to_dict(),
         iterator=None,
@@ -170,7 +180,7 @@ def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> Clas
     options, source = config.match, data.source
     assert source is not None  # the method pairs
     if options.similarity == 'predicted':
-        assert backbone is not None  # `config.validate` checks it
+        assert backbone is not None  # `checks.validate` checks it
         similarity = predicted_similarity(config, backbone, data.target, source.class_names)
     else:
         means = partial(backbone_class_means, config, backbone)

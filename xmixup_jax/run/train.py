@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,40 +10,46 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
+from xmixup_jax.compute.evaluation import Tested
 from xmixup_jax.compute.reestimation import with_clean_statistics
+from xmixup_jax.compute.state import TrainState, averaged
+from xmixup_jax.compute.step import Task
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.data.sources import short_name
-from xmixup_jax.files import ENVIRONMENT, RESULT
+from xmixup_jax.errors import DataError
+from xmixup_jax.files import AVERAGE, ENVIRONMENT, RESULT
 from xmixup_jax.processes import every_process
+from xmixup_jax.report.scores import scores
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.data_identity import data_digest, same_data
 from xmixup_jax.run.inputs import check_inputs, open_input, source_data
 from xmixup_jax.run.loop import fit
-from xmixup_jax.run.outcome import summary, test, write_outcome
+from xmixup_jax.run.outcome import chosen, summary, test, write_outcome
 from xmixup_jax.run.provenance import record
 from xmixup_jax.run.start import begin, report_match, resume
 from xmixup_jax.run.tracking import tracked
 from xmixup_jax.run.workdir import claim, has_result, locked
-from xmixup_jax.weights.find import find_weights
+from xmixup_jax.weights.find import WEIGHTS_FILE, find_weights
 from xmixup_jax.weights.pretrained import Weights
 
 log = logging.getLogger('xmixup_jax')
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: Path, data: Data | None = None
+    config: ConfigDict, workdir: Path, data: Data | None = None, finish: bool = False
 ) -> dict[str, Any]:
     """Trains and tests a network, continues a run that was stopped, or reads a finished one.
 
     Args:
-      config: an experiment, as `config.validate` accepts it.
+      config: an experiment, as `checks.validate` accepts it.
       workdir: folder of the run; gets config.json, environment.json, match.json, metrics.csv,
         tensorboard/, checkpoints/, constants/, model.safetensors, best_model.safetensors,
-        result.json, data.json, per_class.csv, confusion.csv, predictions.csv, report.html and
-        SHA256SUMS.
+        ema_model.safetensors, result.json, data.json, per_class.csv, confusion.csv,
+        predictions.csv, report.html and SHA256SUMS.
       data: the records, if the caller has them; otherwise those of the configuration are opened.
+      finish: test what the run has trained so far, instead of training on.
 
     Returns:
       the content of result.json.
@@ -62,10 +69,12 @@ def train_and_evaluate(
             return finished
         assert data is not None  # only those of a finished run may be gone
         data.log_usage()
-        return _train(config, checkpoints, data)
+        return _train(config, checkpoints, data, finish)
 
 
-def _train(config: ConfigDict, checkpoints: Checkpoints, data: Data) -> dict[str, Any]:
+def _train(
+    config: ConfigDict, checkpoints: Checkpoints, data: Data, finish: bool
+) -> dict[str, Any]:
     """The run in the folder of `checkpoints`, which this process has claimed."""
     workdir = checkpoints.workdir
 
@@ -74,6 +83,10 @@ def _train(config: ConfigDict, checkpoints: Checkpoints, data: Data) -> dict[str
 
     start = resume(config, checkpoints)
     if start is None:
+        if finish:
+            raise DataError(
+                f'{workdir} has no checkpoint yet: run its training command, and finish it later'
+            )
         start = begin(config, data, backbone_weights(config, data.source), checkpoints, train)
     record(workdir / ENVIRONMENT, int(start.state.step))
     if start.meta.match is not None:
@@ -83,14 +96,35 @@ def _train(config: ConfigDict, checkpoints: Checkpoints, data: Data) -> dict[str
     best = Best(workdir, config, data.target.class_names)
     clean = partial(with_clean_statistics, start.task, config, target=inputs.data.target)
     with tracked(config, workdir) as tracker:
-        state, speed = fit(config, start, inputs, best, checkpoints, clean, tracker)
-        state = clean(state)
-        tested = test(config, start.task, state, inputs.data.test, best, workdir)
-        result = summary(config, workdir, inputs.data, speed, tested, best)
-        write_outcome(config, workdir, start, inputs.data, state, tested, result)
+        last, speed = fit(config, start, inputs, best, checkpoints, clean, tracker, finish)
+        networks, tested, measured = _tested(config, start.task, clean, last, inputs.data, best)
+        result = summary(config, workdir, inputs.data, speed, measured, int(last.step))
+        write_outcome(config, workdir, start, inputs.data, networks, tested, result)
         if tracker is not None:
             tracker.summary.update({f'result/{key}': value for key, value in result.items()})
         return result
+
+
+def _tested(
+    config: ConfigDict,
+    task: Task,
+    clean: Callable[[TrainState], TrainState],
+    last: TrainState,
+    data: Data,
+    best: Best,
+) -> tuple[dict[str, TrainState], Tested | None, dict[str, Any]]:
+    """The networks of the run by their files, the test of the first one, and all scores."""
+    state = chosen(config, task, clean(last), data.validation, best)
+    networks, tested = {WEIGHTS_FILE: state}, test(config, task, state, data.test)
+    if tested is not None and config.eval_every and data.validation is None:
+        best.offer(state, tested.metrics)
+    measured = (scores(tested) if tested else {}) | best.score
+    if config.ema_decay:
+        networks[AVERAGE] = clean(averaged(last))
+        of_average = test(config, task, networks[AVERAGE], data.test)
+        if of_average is not None:
+            measured |= {f'ema_{key}': value for key, value in of_average.metrics.items()}
+    return networks, tested, measured
 
 
 def backbone_weights(config: ConfigDict, source: Records | None = None) -> Weights | None:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from xmixup_jax import config as config_lib
 from xmixup_jax.errors import ConfigError, UserError, first_line
 from xmixup_jax.files import (
+    AVERAGE,
     BEST,
     CONFIG,
     CONFUSION,
@@ -39,7 +40,7 @@ log = logging.getLogger('xmixup_jax')
 
 _FILES = (
     CONFIG, DATA, ENVIRONMENT, MATCH, METRICS, RESULT, PER_CLASS, CONFUSION, PREDICTIONS,
-    WEIGHTS_FILE, BEST, REPORT,
+    WEIGHTS_FILE, BEST, AVERAGE, REPORT,
 )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
     whole = all((workdir / name).exists() for name in (RESULT, SUMS))
     # Without checkpoints nothing would be left to make them from.
     of_test = (PER_CLASS, CONFUSION, PREDICTIONS, REPORT, SUMS)
-    remade = {RESULT, WEIGHTS_FILE, *(of_test if checkpoints.steps else ())}
+    remade = {RESULT, WEIGHTS_FILE, *((*of_test, AVERAGE) if checkpoints.steps else ())}
     whole &= not changes and not remade & set(damaged)
     whole = broadcast(whole)
     _update(config, workdir, changes, damaged, whole)
