@@ -16,10 +16,13 @@ import pytest
 from hypothesis import settings
 
 from configs import digits
+from xmixup_jax.compute.step import create_task
 from xmixup_jax.data.selection import train_and_test, train_records
+from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import MODELS, resnet
 from xmixup_jax.run.memory import give_back_memory
 from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.weights.files import save_weights
 
 # Two stages of one block: half as many layers to compile as in the smallest of the program's own.
 resnet.DEPTHS['resnet6'] = ((1, 1), False)
@@ -104,6 +107,17 @@ def finished_run(one_finished_run, tmp_path):
     config, workdir, result = one_finished_run
     copy = shutil.copytree(workdir, tmp_path / 'finished')
     return config.copy_and_resolve_references(), copy, dict(result)
+
+
+@pytest.fixture
+def pretrained(config, tmp_path_factory):
+    """The file of a network with a head of ten classes, as pre-training would leave it."""
+    path = tmp_path_factory.getbasetemp() / 'pretrained.safetensors'
+    if not path.exists():
+        config.method = 'finetune'
+        _, state = create_task(config, Sizes(10))
+        save_weights(path, config.model.name, state.params, state.batch_stats, {})
+    return path
 
 
 @pytest.fixture

@@ -29,20 +29,8 @@ from xmixup_jax.methods.options import options_table
 from xmixup_jax.models import forward
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.train import train_and_evaluate
-from xmixup_jax.weights.files import save_weights
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'methods.md'
-
-
-@pytest.fixture
-def weights(config, tmp_path_factory):
-    """A network with a head of ten classes, as pre-training would leave it."""
-    path = tmp_path_factory.getbasetemp() / 'pretrained.safetensors'
-    if not path.exists():
-        config.method = 'finetune'
-        _, state = step_lib.create_task(config, Sizes(10))
-        save_weights(path, config.model.name, state.params, state.batch_stats, {})
-    return path
 
 
 # A training step of each of these is run by a quick test, and other methods have a state of the
@@ -53,8 +41,8 @@ ALIKE = ('l2sp', 'dtnh', 'bss', 'mars', 'mixup', 'cutmix', 'mmd')
 @pytest.mark.parametrize(
     'name', [pytest.param(n, marks=pytest.mark.slow if n in ALIKE else ()) for n in METHODS]
 )
-def test_every_method_trains_and_continues_as_if_never_stopped(config, weights, tmp_path, name):
-    config.method, config.weights = name, str(weights)
+def test_every_method_trains_and_continues_as_if_never_stopped(config, pretrained, tmp_path, name):
+    config.method, config.weights = name, str(pretrained)
     result = train_and_evaluate(config, tmp_path)
     assert 0 < result['top1'] <= 1 and np.isfinite(result['loss'])
     final = load_file(tmp_path / 'model.safetensors')
@@ -70,17 +58,52 @@ def test_every_method_trains_and_continues_as_if_never_stopped(config, weights, 
         np.testing.assert_array_equal(tensor, final[key])
 
 
-def test_seqtrain_trains_on_the_most_similar_source_classes_first(config, weights, tmp_path):
-    config.method, config.weights = 'seqtrain', str(weights)
+EVERYTHING = {
+    'freeze': '1',
+    'ema_decay': 0.9,
+    'label_smoothing': 0.1,
+    'balance.weights': 'inverse',
+    'optimizer.name': 'adamw',
+    'optimizer.layer_decay': 0.7,
+    'target.validation_share': 0.2,
+    'eval_every': 2,
+    'patience': 2,
+}
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=() if n == 'smile' else pytest.mark.slow) for n in METHODS]
+)
+def test_every_method_works_with_all_options(config, pretrained, tmp_path, name):
+    """At once; a run that lost its result and its last checkpoint comes to the same end."""
+    config.method, config.weights = name, str(pretrained)
+    config.update_from_flattened_dict(EVERYTHING)
+    whole = train_and_evaluate(config, tmp_path / 'whole')
+    assert whole['validation_images'] == 10 and whole['best_by'] == 'validation'
+    assert np.isfinite([whole['loss'], whole['ema_loss'], whole['best_loss']]).all()
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'again')
+    shutil.rmtree(tmp_path / 'again' / 'checkpoints' / str(whole['steps']))
+    (tmp_path / 'again' / 'result.json').unlink()
+    again = train_and_evaluate(config, tmp_path / 'again')
+    same = ('loss', 'ema_loss', 'best_loss', 'best_step', 'steps')
+    assert [again[key] for key in same] == [whole[key] for key in same]
+    before, after = load_file(pretrained), load_file(tmp_path / 'again' / 'model.safetensors')
+    for key in before:
+        if key.startswith(('conv1', 'bn1', 'layer1')):
+            np.testing.assert_array_equal(before[key], after[key])
+
+
+def test_seqtrain_trains_on_the_most_similar_source_classes_first(config, pretrained, tmp_path):
+    config.method, config.weights = 'seqtrain', str(pretrained)
     config.seqtrain.num_classes, config.seqtrain.steps = 3, 2
     train_and_evaluate(config, tmp_path)
     auxiliary = load_file(tmp_path / 'auxiliary' / 'model.safetensors')
     assert auxiliary['fc.bias'].shape == (3,)
-    assert not np.array_equal(auxiliary['conv1.weight'], load_file(weights)['conv1.weight'])
+    assert not np.array_equal(auxiliary['conv1.weight'], load_file(pretrained)['conv1.weight'])
 
 
-def test_cotuning_translates_by_the_pretrained_head(config, records, weights, tmp_path):
-    config.method, config.weights, config.cotuning.temperature = 'cotuning', str(weights), 2.0
+def test_cotuning_translates_by_the_pretrained_head(config, records, pretrained, tmp_path):
+    config.method, config.weights, config.cotuning.temperature = 'cotuning', str(pretrained), 2.0
     train_and_evaluate(config, tmp_path)
     checkpoints = Checkpoints(tmp_path, keep=2)
     table = checkpoints.restore_constants(checkpoints.restore_meta())['relationship']
@@ -96,8 +119,8 @@ def test_cotuning_translates_by_the_pretrained_head(config, records, weights, tm
 
 
 @pytest.mark.parametrize('name', ['finetune', 'lwf'])
-def test_a_warm_head_begins_as_logistic_regression(config, records, weights, tmp_path, name):
-    config.method, config.weights, config.warm_head = name, str(weights), True
+def test_a_warm_head_begins_as_logistic_regression(config, records, pretrained, tmp_path, name):
+    config.method, config.weights, config.warm_head = name, str(pretrained), True
     config.optimizer.learning_rate = 1e-12
     train_and_evaluate(config, tmp_path)
     head = load_file(tmp_path / 'model.safetensors')
@@ -111,9 +134,9 @@ def test_a_warm_head_begins_as_logistic_regression(config, records, weights, tmp
     close = {'atol': 2e-3, 'rtol': 1e-3}
     np.testing.assert_allclose(head['fc.weight'][:10], fitted.coef_, **close)
     np.testing.assert_allclose(head['fc.bias'][:10], fitted.intercept_, **close)
-    pretrained = load_file(weights)['fc.weight'][: len(head['fc.weight']) - 10]
-    np.testing.assert_allclose(head['fc.weight'][10:], pretrained, atol=1e-6)
-    assert len(pretrained) == (10 if name == 'lwf' else 0)
+    continued = load_file(pretrained)['fc.weight'][: len(head['fc.weight']) - 10]
+    np.testing.assert_allclose(head['fc.weight'][10:], continued, atol=1e-6)
+    assert len(continued) == (10 if name == 'lwf' else 0)
 
 
 @pytest.mark.parametrize('name', ['lwf', 'cotuning', 'smile'])

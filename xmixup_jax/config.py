@@ -192,6 +192,12 @@ def changes(stored: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any, Any]
     return {k: (theirs.get(k), ours.get(k)) for k in keys if theirs.get(k) != ours.get(k)}
 
 
+def from_stored(values: dict[str, Any]) -> ConfigDict:
+    """The configuration in a run's config.json; `ADDED` completes those of earlier versions."""
+    stored = ConfigDict(values)
+    return ConfigDict(unflatten(ADDED | flatten(stored)))
+
+
 def is_fixed(key: str) -> bool:
     """Whether a run cannot go on with another value, config.allow_changes or not."""
     return key.split('.')[0] in _FIXED_KEYS

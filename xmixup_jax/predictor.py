@@ -24,7 +24,7 @@ from xmixup_jax.data.names import readable
 from xmixup_jax.data.pairing import eval_batches, worker_threads
 from xmixup_jax.data.records import Records
 from xmixup_jax.errors import ConfigError, DataError
-from xmixup_jax.files import BEST
+from xmixup_jax.files import AVERAGE, BEST
 from xmixup_jax.models import create_model, forward
 from xmixup_jax.optimizer import HEAD
 from xmixup_jax.text import one_line
@@ -39,8 +39,10 @@ PyTree = Any
 Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
 """A file, its content, uint8 RGB [H, W, 3] or grey [H, W], or a Pillow image."""
 
-NETWORKS = {'final': WEIGHTS_FILE, 'best': BEST}
-"""The networks that a run leaves: after the last step, and of the best test on the way."""
+NETWORKS = {'final': WEIGHTS_FILE, 'best': BEST, 'ema': AVERAGE}
+"""The networks that a run leaves: the one that it handed over, the best one by the tests during
+training, and the moving average of the weights."""
+_WRITTEN_WITH = {'best': 'config.eval_every', 'ema': 'config.ema_decay'}
 
 
 class Prediction(NamedTuple):
@@ -74,9 +76,12 @@ class TrainedModel:
         if self.score:
             return (
                 f'{words}, the best of the run (step {self.score["best_step"]}, '
-                f'{100 * self.score["best_top1"]:.2f} % top-1 in the test there)'
+                f'{100 * self.score["best_top1"]:.2f} % top-1 in the '
+                f'{self.score.get("best_by", "test")} there)'
             )
         if self.path.name == WEIGHTS_FILE and self.path.with_name(BEST).is_file():
+            if self.config.target.get('validation_share'):
+                return f'{words}, the best of the run by its validation images'
             return f'{words}, the final one of the run (there is a best one, too)'
         return words
 
@@ -222,13 +227,16 @@ def _checked(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def load(run: str | os.PathLike, network: Literal['final', 'best'] = 'final') -> TrainedModel:
+def load(
+    run: str | os.PathLike, network: Literal['final', 'best', 'ema'] = 'final'
+) -> TrainedModel:
     """Loads a network that a finished run left.
 
     Args:
       run: the folder of the run, or a .safetensors file that this program wrote.
-      network: of the folder: 'final', after the last step, or 'best', the one with the highest
-        top-1 in the tests that config.eval_every asks for.
+      network: of the folder: 'final', which the run handed over (the last one, or with
+        config.target.validation_share the best one); 'best', by the tests that config.eval_every
+        asks for; or 'ema', the moving average of the weights, with config.ema_decay.
 
     Raises:
       ConfigError: there is no such network.
@@ -261,15 +269,15 @@ def _network_file(run: Path, network: str) -> Path:
     if network not in NETWORKS:
         raise ConfigError(f'network={network!r}: must be one of {", ".join(NETWORKS)}')
     is_folder = run.is_dir() or not run.suffix
-    if not is_folder and network == 'best':
+    if not is_folder and network != 'final':
         raise ConfigError(f'{run} is one network: to choose one, name the folder of the run')
     path = run / NETWORKS[network] if is_folder else run
     if path.is_file():
         return path
     if is_folder and (run / WEIGHTS_FILE).is_file():
         raise ConfigError(
-            f'{run} holds no {BEST}: it is written by runs with config.eval_every; take the final '
-            'network, --network=final'
+            f'{run} holds no {path.name}: it is written by runs with {_WRITTEN_WITH[network]}; '
+            'take the final network, --network=final'
         )
     if not run.exists():
         raise DataError(f'{run} does not exist: name the folder of a finished run')

@@ -7,7 +7,8 @@
   --data=NAME      folder:PATH, csv:FILE or a tfds data set; its classes, or some of them, are the
                    run's
   --split=NAME     of the data (default: all images where there are no splits, else test)
-  --network=NAME   final (default), the network after the last step, or best, that of the best test
+  --network=NAME   final (default), the network that the run handed over; best, that of the best
+                   test during training; or ema, the moving average of the weights
   --output=DIR     gets the figures (default: evaluation-NAME in the folder of the run)
   --batch_size=N   images that go through the network at a time (default: 64)
 

@@ -8,8 +8,9 @@
                   TPU, any batch size)
   --output=PATH   where to: a file, or a folder, which gets a file with a name by the format
                   (default: DIR/export/)
-  --network=NAME  final (default), the network after the last step, or best, the one with the
-                  highest top-1 in the tests of --config.eval_every
+  --network=NAME  final (default), the network that the run handed over; best, the one with the
+                  highest top-1 in the tests of --config.eval_every; or ema, the moving average
+                  of --config.ema_decay
 
 A JSON file beside it has the classes and how images have to be prepared. All but
 stablehlo can be given to --config.weights. The head is the target's alone.

@@ -6,8 +6,9 @@
   IMAGE ...       image files, and folders, which are searched for images to any depth; after --
                   names may begin with a dash
   --workdir=DIR   the folder of a finished run (or a .safetensors file that `export` wrote)
-  --network=NAME  final (default), the network after the last step, or best, the one with the
-                  highest top-1 in the tests of --config.eval_every
+  --network=NAME  final (default), the network that the run handed over; best, the one with the
+                  highest top-1 in the tests of --config.eval_every; or ema, the moving average
+                  of --config.ema_decay
   --format=NAME   table (default), csv or json
   --top=N         classes for each image (default: 5; 0: all)
   --batch_size=N  images that go through the network at a time (default: 64)

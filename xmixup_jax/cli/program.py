@@ -7,6 +7,7 @@
     xmixup predict --workdir=RUN photo.jpg dir/    classes of other images
     xmixup evaluate --workdir=RUN --data=folder:DIR
                                                    test a trained network on other images
+    xmixup finish --workdir=RUN                    test and use a run that was stopped
     xmixup report --workdir=RUN                    report.html of a finished run, made anew
     xmixup export --workdir=RUN --format=torch     weights for other programs
     xmixup prepare --config=configs/cub.py         download and convert in advance
@@ -33,7 +34,10 @@ from typing import NoReturn
 from xmixup_jax.errors import ConfigError, Interrupted, ProcessLost, UserError, first_line
 from xmixup_jax.run.signals import interrupt
 
-COMMANDS = ('train', 'match', 'compare', 'predict', 'evaluate', 'report', 'export', 'prepare')
+COMMANDS = (
+    *('train', 'match', 'compare', 'predict', 'evaluate', 'finish', 'report', 'export'),
+    'prepare',
+)
 HELP = {'-h', '--help', '-help', 'help'}
 STOPPED = 'stopped by a signal: the same command continues'
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -18,9 +18,11 @@ from xmixup_jax.checks import validate
 from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.compute.reestimation import with_clean_statistics
+from xmixup_jax.config import from_stored
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import CONFIG, REPORT, RESULT, SUMS, read_json
 from xmixup_jax.report.run import write_report
+from xmixup_jax.run.best import Best
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.data_identity import same_data
 from xmixup_jax.run.inputs import check_inputs, first_inputs, open_data
@@ -40,7 +42,7 @@ def report(workdir: Path) -> Path:
         others or cannot be opened.
     """
     _check_finished(workdir)
-    config = ConfigDict(read_json(workdir / CONFIG))
+    config = from_stored(read_json(workdir / CONFIG))
     validate(config, jax.device_count())
     check_inputs(config)
     with (
@@ -50,12 +52,14 @@ def report(workdir: Path) -> Path:
         _check_whole(workdir)
         data = same_data(config, checkpoints, open_data(config), finished=True)
         assert data is not None  # it was given
-        start = _end_of_run(config, checkpoints)
+        result = read_json(workdir / RESULT)
+        start = _end_of_run(config, checkpoints, result['steps'])
         match = start.meta.match
         state = with_clean_statistics(start.task, config, start.state, data.target)
+        if data.validation is not None:
+            state = Best(workdir, config, data.target.class_names).network(state)
         tested = None if data.test is None else evaluate(start.task, config, state, data.test)
         inputs = first_inputs(start.task, config, data, match)
-        result = read_json(workdir / RESULT)
         write_report(workdir, config, result, data, match, inputs, tested)
         seal(workdir)
     return workdir / REPORT
@@ -81,11 +85,11 @@ def _check_whole(workdir: Path) -> None:
         )
 
 
-def _end_of_run(config: ConfigDict, checkpoints: Checkpoints) -> Start:
+def _end_of_run(config: ConfigDict, checkpoints: Checkpoints, steps: int) -> Start:
     start = resume(config, checkpoints)
-    if start is None or int(start.state.step) != config.steps:
+    if start is None or int(start.state.step) != steps:
         raise DataError(
-            f'{one_line(checkpoints.workdir)} has no checkpoint of its last step, {config.steps}, '
+            f'{one_line(checkpoints.workdir)} has no checkpoint of its last step, {steps}, '
             'from which a report could be made: restore its folder checkpoints/, or train in '
             'another --workdir with --config.report=True'
         )

@@ -19,10 +19,12 @@ The folder gets report.html (what was learnt, in pictures), model.safetensors (t
 result.json, metrics.csv, tensorboard/ and checkpoints/.
 
 Exit codes: 0 done; 1 something is missing or broken; 2 an impossible configuration; 75 stopped by
-a signal, or by the loss of another process, and saved: run the same command again.
+a signal, or by the loss of another process, and saved: run the same command again, or use what is
+there with  xmixup finish .
 
 """
 
+from pathlib import Path
 from typing import Any
 
 from xmixup_jax.cli.flags import read_command
@@ -36,7 +38,11 @@ from xmixup_jax.weights.find import WEIGHTS_FILE
 def run(argv: list[str]) -> None:
     """Trains and prints the result."""
     config, workdir = read_command(argv)
-    result = train_and_evaluate(config, workdir)
+    print_result(train_and_evaluate(config, workdir), workdir)
+
+
+def print_result(result: dict[str, Any], workdir: Path) -> None:
+    """Prints the result, where it is, and what to do with it; in the first process."""
     if not is_first():
         return
     print(f'{summary(result)}  ->  {one_line(workdir)}')
@@ -51,8 +57,9 @@ def run(argv: list[str]) -> None:
 
 def summary(result: dict[str, Any]) -> str:
     """The content of result.json in a line."""
+    of = f' of {result["stopped_of"]}' if 'stopped_of' in result else ''
     done = [
-        f'{result["steps"]} step{"" if result["steps"] == 1 else "s"}',
+        f'{result["steps"]}{of} step{"" if result["steps"] == 1 else "s"}',
         f'{result["seconds"]:.1f} s',
     ]
     if result['images_per_second'] is not None:  # a single step is compilation

@@ -1,0 +1,40 @@
+"""Tests what a stopped run has trained so far, and writes its weights and result.
+
+    xmixup finish --workdir=runs/mine
+
+  --workdir=DIR   the folder of a run that was stopped
+
+Takes the newest checkpoint or, with --config.target.validation_share, the best network so far. The
+folder is then that of a finished run, for predict, evaluate and export; result.json says how many
+of the steps were taken. To train on instead, run the training command.
+
+"""
+
+from pathlib import Path
+
+import jax
+
+from xmixup_jax.checks import validate
+from xmixup_jax.cli.program import Parser, setup
+from xmixup_jax.cli.train import print_result
+from xmixup_jax.config import from_stored
+from xmixup_jax.errors import DataError
+from xmixup_jax.files import CONFIG, read_json
+from xmixup_jax.run.train import train_and_evaluate
+from xmixup_jax.text import one_line
+
+
+def run(argv: list[str]) -> None:
+    """Parses the flags, tests, and prints the result."""
+    parser = Parser('finish')
+    parser.add_argument('--workdir', required=True, type=Path)
+    workdir = parser.parse_args(argv[1:]).workdir
+    if not (workdir / CONFIG).is_file():
+        raise DataError(
+            f'{one_line(workdir)} holds no run ({CONFIG} is missing): name the folder of one that '
+            'was stopped'
+        )
+    config = from_stored(read_json(workdir / CONFIG))
+    validate(config, jax.device_count())
+    setup(config.cache_dir)
+    print_result(train_and_evaluate(config, workdir, finish=True), workdir)
