@@ -53,6 +53,9 @@ def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
         for row, expected in zip(rows, csv.DictReader(file), strict=True):
             assert row['image'] == expected['image'] and row['predicted'] == expected['predicted']
     assert f'on 9 images of folder:{photos}' in capsys.readouterr().out
+    page = (workdir / 'evaluation-photos' / 'report.html').read_text()
+    assert f'{100 * found["top1"]:.2f} % top-1' in page and 'on 9 images of photos' in page
+    assert page.count('<meter') == len(CLASSES)
 
     # A part of the classes, in a folder without splits: all images, with the network's labels.
     other = tmp_path / 'other'

@@ -13,7 +13,8 @@
   --batch_size=N   images that go through the network at a time (default: 64)
 
 A line on standard error names the network and what is left out of the data. Prints top-1, and
-writes result.json, per_class.csv, confusion.csv and predictions.csv, as a run does for its test.
+writes result.json, per_class.csv, confusion.csv, predictions.csv and report.html, as a run does for
+its test.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ from xmixup_jax.data.sources.splits import NoSplit
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import RESULT, write_json
 from xmixup_jax.predictor import NETWORKS, TrainedModel, load
+from xmixup_jax.report.evaluation import write_report
 from xmixup_jax.report.scores import scores, write_scores
 from xmixup_jax.text import one_line
 
@@ -105,6 +107,7 @@ def run(argv: list[str]) -> None:
     }
     write_json(output / RESULT, result)
     write_scores(output, tested, records)
+    write_report(output, model, result, records, tested)
     print(
         f'top1 {100 * figures["top1"]:.2f} %, macro top1 {100 * figures["macro_top1"]:.2f} %, '
         f'macro F1 {100 * figures["macro_f1"]:.2f} %  on {len(tested.label)} images of '

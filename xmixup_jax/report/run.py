@@ -9,21 +9,19 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from ml_collections import ConfigDict
-from scipy.special import softmax
 
 from xmixup_jax.compute.evaluation import Tested
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
-from xmixup_jax.errors import DataError
 from xmixup_jax.files import ENVIRONMENT, METRICS, REPORT, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.report import figures
+from xmixup_jax.report.classes import classes_part, thumbnail
 from xmixup_jax.report.page import figure_tag, image_uri, write
-from xmixup_jax.report.scores import class_rows, reliability
 from xmixup_jax.text import shell_line
 
-_PAIRS, _INPUTS, _MISTAKEN, _MISTAKES = 200, 12, 6, 8  # shown at most
+_PAIRS, _INPUTS = 200, 12  # shown at most
 _IMAGES = 2  # of each class in the match
 _SIMILARITY = {
     'cosine': 'the cosine of their mean features in the pre-trained network',
@@ -67,7 +65,7 @@ def write_report(
         mixed='lam' in inputs,
         similarity=_SIMILARITY[config.match.similarity] if match else '',
         **_match(match, data, config.resize),
-        **_classes(tested, names, data.test, config.resize),
+        **classes_part(tested, names, data.test, config.resize),
         facts=_facts(result, environment[-1]),
         config=json.dumps(config.to_dict(), indent=2),
         environment=json.dumps(environment, indent=2),
@@ -76,9 +74,16 @@ def write_report(
 
 def sentence(result: dict[str, Any]) -> str:
     """The result in one line."""
+    of = f' of {result["stopped_of"]}' if 'stopped_of' in result else ''
+    steps = f'{result["steps"]}{of} steps'
+    if result.get('best_by') == 'validation':
+        steps += (
+            f', the network of step {result["best_step"]} chosen by '
+            f'{result["validation_images"]} validation images'
+        )
     trained = (
         f'{result["method"]} with {result["train_images"]} training images of '
-        f'{result["num_classes"]} classes, {result["steps"]} steps, seed {result["seed"]}, '
+        f'{result["num_classes"]} classes, {steps}, seed {result["seed"]}, '
         f'{result["seconds"]:.0f} s on {result["devices"]}'
     )
     if 'top1' not in result:
@@ -110,8 +115,10 @@ def _curves(rows: list[dict[str, float]], result: dict[str, Any]) -> list[Markup
         final = result.get(key.removeprefix('test_')) if key.startswith('test_') else None
         return found if final is None else [*found, (result['steps'], scale * final)]
 
-    loss = {'training': points('loss'), 'test': points('test_loss')}
-    top1 = {'training': points('top1', 100), 'test': points('test_top1', 100)}
+    loss, top1 = {'training': points('loss')}, {'training': points('top1', 100)}
+    for kind in ('validation', 'test'):
+        if points(f'{kind}_loss'):
+            loss[kind], top1[kind] = points(f'{kind}_loss'), points(f'{kind}_top1', 100)
     speed = figures.curves({'images/s': points('images_per_second')}, 'training images/s')
     rate = figures.curves({'rate': points('learning_rate')}, 'learning rate')
     values = [value for line in loss.values() for _, value in line]
@@ -129,17 +136,10 @@ def _ends(what: str, lines: dict[str, list[tuple[float, float]]]) -> str:
     return f'{what} over the steps: {", ".join(ends)}.'
 
 
-def _uri(records: Records, i: int, resize: int) -> str | None:
-    try:
-        image = records.image(i, resize)
-    except DataError:  # too many images are damaged; the run had no need of this one
-        return None
-    return None if image is None else image_uri(image)
-
-
 def _first_images(records: Records, c: int, resize: int) -> list[str]:
     """Thumbnails of the first images of a class that can be read."""
-    uris = (_uri(records, i, resize) for i in np.flatnonzero(records.labels == c)[: 3 * _IMAGES])
+    places = np.flatnonzero(records.labels == c)[: 3 * _IMAGES]
+    uris = (thumbnail(records, i, resize) for i in places)
     return list(itertools.islice(filter(None, uris), _IMAGES))
 
 
@@ -196,57 +196,6 @@ def _inputs(
         words = ' + '.join(label['words'] for label in labels)
         cards.append({'uri': image_uri(inputs['image'][i]), 'labels': labels, 'words': words})
     return cards
-
-
-def _classes(
-    tested: Tested | None, names: list[str], test: Records | None, resize: int
-) -> dict[str, Any]:
-    """Confusion, accuracy of each class, mistakes of the worst ones, calibration."""
-    if tested is None:
-        return {'tested': False}
-    assert test is not None  # the records of `tested`
-    probabilities = softmax(tested.logits.astype(np.float64), axis=1)
-    answer, matrix = tested.predicted, tested.confusion
-    rows: list[dict[str, Any]] = []
-    for c, row in enumerate(class_rows(tested, names)):
-        count, right = row['images'], int(matrix[c, c])
-        if not count:
-            continue
-        confused = f'{row["most_confused_with"]} ({row["confused"]})' if row['confused'] else ''
-        percent = round(100 * right / count, 1)
-        rows.append({'c': c, 'name': names[c], 'right': right, 'count': count})
-        rows[-1] |= {'percent': percent, 'confused': confused}
-    rows.sort(key=lambda row: row['percent'])
-    mistakes = []
-    for row in rows[:_MISTAKEN]:
-        wrong = np.flatnonzero((tested.label == row['c']) & (answer != row['c']))
-        surest = wrong[np.argsort(-probabilities[wrong, answer[wrong]])][:_MISTAKES]
-        images = [
-            {
-                'uri': _uri(test, tested.index[i], resize),
-                'answer': names[answer[i]],
-                'probability': f'{probabilities[i, answer[i]]:.0%}',
-            }
-            for i in surest
-        ]
-        if images:
-            mistakes.append(row | {'images': [each for each in images if each['uri']]})
-    bins = reliability(probabilities, tested.label)
-    return {
-        'tested': True,
-        'classes': rows,
-        'confusion': figure_tag(
-            figures.confusion(matrix, names),
-            f'Confusion matrix of {len(names)} classes: {np.trace(matrix)} of {matrix.sum()} test '
-            'images are on the diagonal.',
-        ),
-        'mistakes': mistakes,
-        'ece': f'{100 * bins.ece:.1f} %',
-        'reliability': figure_tag(
-            figures.reliability(bins),
-            f'Reliability: accuracy over confidence, expected calibration error {bins.ece:.3f}.',
-        ),
-    }
 
 
 def _facts(result: dict[str, Any], environment: dict[str, Any]) -> list[tuple[str, Any]]:
