@@ -26,7 +26,7 @@ from xmixup_jax.run.train import train_and_evaluate
 
 PAGE = Path(__file__).parents[1] / 'docs' / 'methods.md'
 EXAMPLE = re.search(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL)[1]
-NAME = 'smoothing'
+NAME = 'poly'
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +78,15 @@ def test_the_documented_loss_is_pytorchs(file, epsilon):
     found = find.find_method(file.name)
     config = digits.get_config()
     choose_method(config, file.name)
-    assert config[NAME].to_dict() == {'epsilon': 0.1}
+    assert config[NAME].to_dict() == {'epsilon': 1.0}
     config[NAME].epsilon = epsilon
     options = find.options_of(config)
     check(
         lambda z: found.method.loss(make_view(NAME, outputs=outputs(z), options=options)),
-        lambda z: F.cross_entropy(z, LABELS_T, label_smoothing=epsilon),
+        lambda z: (
+            F.cross_entropy(z, LABELS_T)
+            + epsilon * (1 - z.softmax(1)[torch.arange(B), LABELS_T]).mean()
+        ),
         normal(B, K),
     )
 
@@ -114,11 +117,11 @@ def test_a_run_knows_its_file_by_content(config, file, tmp_path):
     choose_method(config, str(elsewhere))
     assert train_and_evaluate(config, run) == result  # the finished run
 
-    elsewhere.write_text(EXAMPLE.replace('return optax', 'return 2 * optax'))
+    elsewhere.write_text(EXAMPLE.replace('return cross', 'return 2 * cross'))
     assert train_and_evaluate(config, run) == result  # what is chosen already stays
     choose_method(config, str(elsewhere))
     view = make_view(NAME, outputs=outputs(jnp.zeros((B, K))), options=config[NAME])
-    assert np.isclose(find.method_of(config).loss(view), 2 * np.log(K))
+    assert np.isclose(find.method_of(config).loss(view), 2 * np.log(K) + 1 - 1 / K)
     with pytest.raises(ConfigError, match=r'config\.method_digest: .* -> .*allow_changes'):
         train_and_evaluate(config, run)
     config.allow_changes, config.steps = True, 4
@@ -184,9 +187,9 @@ def test_pretraining_is_shared_with_the_built_in_methods(file):
         ('\nimport nonsense\n', "ModuleNotFoundError: No module named 'nonsense', line 2): repair"),
         ('def f(:\n', 'SyntaxError: '),
         ('raise SystemExit(0)\n', 'SystemExit: 0, line 1)'),
-        (EXAMPLE.replace('fraction(0.1', 'fraction(2'), 'the default 2.0 must be from 0 to 1'),
+        (EXAMPLE.replace('fraction(1.0', 'fraction(2'), 'the default 2.0 must be from 0 to 1'),
         (EXAMPLE.replace("'epsilon':", "'items':"), "'items' cannot be a part of config.METHOD"),
-        (EXAMPLE.replace("fraction(0.1, 'share spread over all classes')", '0.1'),
+        (EXAMPLE.replace("fraction(1.0, 'weight of the first polynomial')", '0.1'),
          "the option 'epsilon' is of type float: it must come from xmixup_jax.methods.options"),
         (EXAMPLE.replace('loss=loss', 'lose=loss'), "unexpected keyword argument 'lose'"),
     ],
@@ -225,8 +228,8 @@ def test_names_that_are_taken(file, name, words):
         ([f'--config.{NAME}.epsilon=nan'], f'config.{NAME}.epsilon=nan: must be from 0 to 1'),
         ([f'--config.{NAME}.epsilno=0.1'], f'did you mean config.{NAME}.epsilon'),
         (['--config.method=mixup', f'--config.{NAME}.epsilon=0.1'], 'there is no such key'),
-        (['--config.method', 'nowhere/smoothing.py'], 'nowhere/smoothing.py'),
-        (['--config.method=smoothing.txt'], 'must be one of finetune, l2sp'),
+        (['--config.method', 'nowhere/poly.py'], 'nowhere/poly.py'),
+        (['--config.method=poly.txt'], 'must be one of finetune, l2sp'),
     ],
 )
 def test_wrong_flags(file, flags, words):

@@ -56,7 +56,8 @@ class View(NamedTuple):
     batch_stats: PyTree
     """The network's, before this step."""
     class_weights: jax.Array | None = None
-    """Of the target's classes, float32 [K_t], see config.balance; None: all 1."""
+    """Weights of the target's classes in the loss, float32 [K_t]; None where all are 1. See
+    config.balance."""
     taught: PyTree = None
     """What `teach` returned; no gradient flows into it."""
     outputs: Outputs = None  # type: ignore[assignment]  # set before `loss` and `penalty`
