@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import defaults
 from xmixup_jax.data.cache import CACHES
+from xmixup_jax.data.decode import FITS
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
@@ -54,6 +55,7 @@ _FIXED_KEYS = (
 )
 
 _CHOICES: dict[str, Collection[str]] = {
+    'fit': FITS,
     'model.name': MODELS,
     'model.stem': STEMS,
     'model.normalization': ('', *NORMALIZATIONS),

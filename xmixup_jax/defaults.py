@@ -55,7 +55,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.source = dataset('imagenet2012', 'train', 'validation')
     config.target = dataset('', 'train', 'test')
-    config.resize = 256  # the short side is scaled to this, and the middle square kept
+    config.resize = 256  # each image becomes a square of this side ...
+    config.fit = 'crop'  # ... its middle; 'pad': all of it, beside black; 'squash': all, distorted
     config.image_size = 224  # random crops of this side are trained on, the middle one is tested
     config.crop_min_area = 0.0  # or: crops are from this share of the area to all of it, resized
     config.flip = True  # mirror left to right at random

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from xmixup_jax.compute import augment
 from xmixup_jax.compute.evaluation import Tested, collected
-from xmixup_jax.data.decode import MAX_BYTES, decode, middle_square, rgb
+from xmixup_jax.data.decode import MAX_BYTES, decode, rgb, square
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.pairing import eval_batches, worker_threads
 from xmixup_jax.data.records import Records
@@ -142,6 +142,7 @@ class TrainedModel:
                 records,
                 batch_size=batch_size,
                 resize=self.config.resize,
+                fit=self.config.fit,
                 num_threads=self.config.num_threads,
                 process_index=0,
                 process_count=1,
@@ -155,10 +156,10 @@ class TrainedModel:
     def _prepare(self, picture: Picture) -> np.ndarray | DataError:
         """uint8 [S, S, 3], as in the tests of the run, whatever it is given as."""
         try:
-            square = _decoded(picture, self.config.resize)
+            image = _decoded(picture, self.config.resize, self.config.fit)
         except DataError as error:
             return error
-        return augment.center_crop(square[None], self.config.image_size)[0]
+        return augment.center_crop(image[None], self.config.image_size)[0]
 
     def _run(self, images: list[np.ndarray], batch_size: int) -> np.ndarray:
         """Logits; of a power of two of images, or a whole batch, so that few programs are compiled
@@ -182,18 +183,18 @@ def _ranked(logits: np.ndarray, names: list[str]) -> Prediction:
     return Prediction(tuple(names[c] for c in order), probabilities[order])
 
 
-def _decoded(picture: Picture, size: int) -> np.ndarray:
+def _decoded(picture: Picture, size: int, fit: str) -> np.ndarray:
     """uint8 [size, size, 3] of an image in any form, as training would read it.
 
     Raises:
       DataError: it is none.
     """
     if isinstance(picture, Image.Image):
-        return middle_square(rgb(picture), size)
+        return square(rgb(picture), size, fit)
     if isinstance(picture, np.ndarray):
-        return middle_square(_checked(picture), size)
+        return square(_checked(picture), size, fit)
     if isinstance(picture, bytes):
-        return decode(picture, size, 'the image')
+        return decode(picture, size, 'the image', fit)
     path = Path(picture)
     try:
         if not (path.is_file() or path.is_dir()) and path.exists():
@@ -203,7 +204,7 @@ def _decoded(picture: Picture, size: int) -> np.ndarray:
     except (OSError, ValueError) as error:  # a zero byte in a name is a ValueError
         why = getattr(error, 'strerror', None) or error
         raise DataError(f'{one_line(path)} cannot be read: {why}') from error
-    return decode(encoded, size, one_line(path))
+    return decode(encoded, size, one_line(path), fit)
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
@@ -243,7 +244,8 @@ def load(run: str | os.PathLike, network: Literal['final', 'best'] = 'final') ->
     content = read_metadata(path)
     if not {'config', 'class_names'} <= content.keys():
         raise DataError(f'{path} does not say what its classes are: name the folder of a run')
-    config, names = ConfigDict(content['config']), tuple(content['class_names'])
+    missing = {'fit': 'crop'}  # of runs of earlier versions
+    config, names = ConfigDict(missing | content['config']), tuple(content['class_names'])
     weights = Weights(path, config.model.name)
     if weights.head is None:
         raise DataError(f'{path} holds no head')

@@ -51,6 +51,7 @@ def export(trained: TrainedModel, form: str, output: Path) -> None:
         'model': model.to_dict(),
         'class_names': trained.class_names,
         'resize': config.resize,
+        'fit': config.fit,
         'image_size': config.image_size,
         'mean': mean,
         'std': std,

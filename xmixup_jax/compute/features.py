@@ -34,6 +34,7 @@ def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndar
         records,
         batch_size=len(records),
         resize=config.resize,
+        fit=config.fit,
         num_threads=config.num_threads,
         process_index=0,
         process_count=1,
@@ -205,7 +206,7 @@ def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path
     key = {
         'weights': backbone.digest,
         'model': config.model.to_dict(),
-        'crop': [config.resize, config.image_size, config.match.images_per_class],
+        'crop': [config.resize, config.fit, config.image_size, config.match.images_per_class],
         'records': records.identity,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

@@ -66,8 +66,8 @@ def write_report(
         inputs=_inputs(inputs, names, data, match),
         mixed='lam' in inputs,
         similarity=_SIMILARITY[config.match.similarity] if match else '',
-        **_match(match, data, config.resize),
-        **_classes(tested, names, data.test, config.resize),
+        **_match(match, data, config),
+        **_classes(tested, names, data.test, config),
         facts=_facts(result, environment[-1]),
         config=json.dumps(config.to_dict(), indent=2),
         environment=json.dumps(environment, indent=2),
@@ -129,21 +129,21 @@ def _ends(what: str, lines: dict[str, list[tuple[float, float]]]) -> str:
     return f'{what} over the steps: {", ".join(ends)}.'
 
 
-def _uri(records: Records, i: int, resize: int) -> str | None:
+def _uri(records: Records, i: int, config: ConfigDict) -> str | None:
     try:
-        image = records.image(i, resize)
+        image = records.image(i, config.resize, config.fit)
     except DataError:  # too many images are damaged; the run had no need of this one
         return None
     return None if image is None else image_uri(image)
 
 
-def _first_images(records: Records, c: int, resize: int) -> list[str]:
+def _first_images(records: Records, c: int, config: ConfigDict) -> list[str]:
     """Thumbnails of the first images of a class that can be read."""
-    uris = (_uri(records, i, resize) for i in np.flatnonzero(records.labels == c)[: 3 * _IMAGES])
+    uris = (_uri(records, i, config) for i in np.flatnonzero(records.labels == c)[: 3 * _IMAGES])
     return list(itertools.islice(filter(None, uris), _IMAGES))
 
 
-def _match(match: ClassMatch | None, data: Data, resize: int) -> dict[str, Any]:
+def _match(match: ClassMatch | None, data: Data, config: ConfigDict) -> dict[str, Any]:
     if match is None:
         return {'match': None, 'match_left_out': 0}
     source = data.source
@@ -153,12 +153,12 @@ def _match(match: ClassMatch | None, data: Data, resize: int) -> dict[str, Any]:
     pairs = [
         {
             'target': targets[t],
-            'target_images': _first_images(data.target, t, resize),
+            'target_images': _first_images(data.target, t, config),
             'sources': [
                 {
                     'name': sources[s],
                     'similarity': f'{similarity:.3f}',
-                    'images': _first_images(source, s, resize),
+                    'images': _first_images(source, s, config),
                 }
                 for s, similarity in zip(match.classes[t], match.similarity[t], strict=True)
             ],
@@ -199,7 +199,7 @@ def _inputs(
 
 
 def _classes(
-    tested: Tested | None, names: list[str], test: Records | None, resize: int
+    tested: Tested | None, names: list[str], test: Records | None, config: ConfigDict
 ) -> dict[str, Any]:
     """Confusion, accuracy of each class, mistakes of the worst ones, calibration."""
     if tested is None:
@@ -223,7 +223,7 @@ def _classes(
         surest = wrong[np.argsort(-probabilities[wrong, answer[wrong]])][:_MISTAKES]
         images = [
             {
-                'uri': _uri(test, tested.index[i], resize),
+                'uri': _uri(test, tested.index[i], config),
                 'answer': names[answer[i]],
                 'probability': f'{probabilities[i, answer[i]]:.0%}',
             }

@@ -131,6 +131,7 @@ def _batches(
         seed=config.seed,
         batch_size=config.batch_size,
         resize=config.resize,
+        fit=config.fit,
         num_threads=num_threads,
         positions=positions,
     )
