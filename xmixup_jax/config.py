@@ -56,6 +56,7 @@ _FIXED_KEYS = (
 
 _CHOICES: dict[str, Collection[str]] = {
     'fit': FITS,
+    'augment.policy': ('', 'randaugment', 'trivialaugment'),
     'model.name': MODELS,
     'model.stem': STEMS,
     'model.normalization': ('', *NORMALIZATIONS),
@@ -74,7 +75,7 @@ _BOUNDS = (
     (
         'steps accumulate_steps steps_per_dispatch batch_size eval_batch_size resize image_size '
         'log_every checkpoint_every keep_checkpoints model.width match.classes_per_target '
-        'pretrain.steps pretrain.batch_size optimizer.learning_rate '
+        'pretrain.steps pretrain.batch_size optimizer.learning_rate augment.num_ops '
         'pretrain.optimizer.learning_rate',
         lambda value: 0 < value < math.inf,
         'positive',
@@ -90,13 +91,15 @@ _BOUNDS = (
         'from 0 to 2**32 - 1',
     ),
     (
-        'crop_min_area optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
+        'crop_min_area augment.color_jitter augment.erasing '
+        'optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
         'optimizer.layer_decay pretrain.optimizer.layer_decay '
         'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor '
         'source.sample_rate target.sample_rate source.test_share target.test_share',
         lambda value: 0 <= value <= 1,
         'from 0 to 1',
     ),
+    ('augment.magnitude', lambda value: 0 <= value <= 30, 'from 0 to 30'),
     ('optimizer.b2 pretrain.optimizer.b2', lambda value: 0 <= value < 1, 'from 0 to below 1'),
 )
 
@@ -294,6 +297,7 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
         derived[key] = copy.deepcopy(config.pretrain[key])
     derived.weights = ''
     derived.batch_norm, derived.head_init = 'batch', 'uniform'
+    derived.augment = defaults.get_config().augment
     derived.target = copy.deepcopy(config.source)
     for key in ('pretrain', 'match', 'warm_head', 'reestimate', *METHODS):
         if key in derived:

@@ -60,6 +60,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.image_size = 224  # random crops of this side are trained on, the middle one is tested
     config.crop_min_area = 0.0  # or: crops are from this share of the area to all of it, resized
     config.flip = True  # mirror left to right at random
+    config.augment = ml_collections.ConfigDict(
+        {
+            'policy': '',  # 'randaugment', 'trivialaugment', with torchvision's operations
+            'num_ops': 2,  # of 'randaugment', one after the other
+            'magnitude': 9,  # of 'randaugment', 0 to 30
+            'color_jitter': 0.0,  # brightness, contrast and saturation change by up to this share
+            'erasing': 0.0,  # probability that a random box becomes the mean colour
+        }
+    )
 
     config.model = ml_collections.ConfigDict(
         {

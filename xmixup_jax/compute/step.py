@@ -293,18 +293,12 @@ def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) 
 
 
 def _prepare_batch(
-    config: ConfigDict, method: Method, batch: PyTree, step: jax.Array | int
+    config: ConfigDict, method: Method, batch: PyTree, step: jax.Array | int, clean: bool = False
 ) -> tuple[jax.Array, PyTree]:
-    """Keys for the method, and its images: cropped, mirrored, normalised."""
+    """Keys for the method, and its images, see `augment.training_view`."""
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(batch['seed'])
     key_image, key_second, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
-
-    def prepare(keys, images):
-        images = augment.random_crop_flip(
-            keys, images, config.image_size, config.flip, config.crop_min_area
-        )
-        return augment.normalize(images, config.model)
-
+    prepare = partial(augment.training_view, config, clean=clean)
     images = {'image': prepare(key_image, batch['image']), 'label': batch['label']}
     images['progress'] = jnp.full(len(batch['label']), step / config.steps, jnp.float32)
     if method.pairs:
@@ -350,7 +344,7 @@ def _evaluated(task: Task, state: TrainState, batch: PyTree) -> Outputs:
 
 
 def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
-    """Batch-norm statistics of one batch of clean training images: cropped and mirrored, not mixed.
+    """Batch-norm statistics of one batch of clean training images: cropped and mirrored alone.
 
     Args:
       task: static.
@@ -360,7 +354,7 @@ def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     Returns:
       the layers' means and variances over the whole batch, in the places of `state.batch_stats`.
     """
-    _, images = _prepare_batch(task.config, Method(), batch, step=0)
+    _, images = _prepare_batch(task.config, Method(), batch, step=0, clean=True)
     _, moved = forward(task.graphdef, state.params, state.batch_stats, images['image'], train=True)
     return jax.lax.pmean(batch_part(moved, state.batch_stats), 'batch')
 
