@@ -100,6 +100,7 @@ _BOUNDS = (
         'from 0 to 1',
     ),
     ('augment.magnitude', lambda value: 0 <= value <= 30, 'from 0 to 30'),
+    ('test_views', lambda value: value in (1, 2, 10), '1, 2 or 10'),
     ('optimizer.b2 pretrain.optimizer.b2', lambda value: 0 <= value < 1, 'from 0 to below 1'),
 )
 
@@ -297,7 +298,7 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
         derived[key] = copy.deepcopy(config.pretrain[key])
     derived.weights = ''
     derived.batch_norm, derived.head_init = 'batch', 'uniform'
-    derived.augment = defaults.get_config().augment
+    derived.augment, derived.test_views = defaults.get_config().augment, 1
     derived.target = copy.deepcopy(config.source)
     for key in ('pretrain', 'match', 'warm_head', 'reestimate', *METHODS):
         if key in derived:

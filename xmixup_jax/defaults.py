@@ -119,6 +119,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 9000
     config.batch_size = 48  # over all devices and processes
     config.eval_batch_size = 256
+    config.test_views = 1  # middle crop; 2: mirrored too; 10: corners too; probabilities averaged
     config.optimizer = optimizer(0.01)
 
     config.precision = 'float32'  # of the network; 'bfloat16' is fast on GPU and TPU

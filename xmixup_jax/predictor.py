@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from xmixup_jax.compute import augment
 from xmixup_jax.compute.evaluation import Tested, collected
+from xmixup_jax.compute.views import VIEWS, over_views
 from xmixup_jax.data.decode import MAX_BYTES, decode, rgb, square
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.pairing import eval_batches, worker_threads
@@ -81,10 +82,12 @@ class TrainedModel:
         return words
 
     def logits(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB [B, S, S, 3], S = config.image_size, to logits float32 [B, K]; a pure
-        function, to be used inside `jax.jit`."""
-        images = augment.normalize(images, self.config.model)
-        outputs, _ = forward(self.graphdef, self.params, self.batch_stats, images, train=False)
+        """uint8 RGB [B, S, S, 3], S = config.image_size, to logits float32 [B, K] of one view; a
+        pure function, to be used inside `jax.jit`."""
+        return self._logits_of(augment.normalize(images, self.config.model))
+
+    def _logits_of(self, views: jax.Array) -> jax.Array:
+        outputs, _ = forward(self.graphdef, self.params, self.batch_stats, views, train=False)
         return outputs.logits
 
     def predict(
@@ -147,24 +150,22 @@ class TrainedModel:
                 process_index=0,
                 process_count=1,
             ):
-                images = augment.center_crop(batch['image'], self.config.image_size)
                 outputs = {key: batch[key] for key in ('label', 'index', 'mask')}
-                batches.append(outputs | {'logits': np.asarray(self._jitted(images))})
+                batches.append(outputs | {'logits': np.asarray(self._jitted(batch['image']))})
                 bar.update(min(batch_size, len(records) - bar.n))
         return collected(batches)
 
     def _prepare(self, picture: Picture) -> np.ndarray | DataError:
-        """uint8 [S, S, 3], as in the tests of the run, whatever it is given as."""
+        """uint8 [R, R, 3], as in the tests of the run, whatever it is given as."""
         try:
-            image = _decoded(picture, self.config.resize, self.config.fit)
+            return _decoded(picture, self.config.resize, self.config.fit)
         except DataError as error:
             return error
-        return augment.center_crop(image[None], self.config.image_size)[0]
 
     def _run(self, images: list[np.ndarray], batch_size: int) -> np.ndarray:
         """Logits; of a power of two of images, or a whole batch, so that few programs are compiled
         and one image does not cost as much as a batch."""
-        size = self.config.image_size
+        size = self.config.resize
         padded = min(batch_size, 1 << max(0, len(images) - 1).bit_length())
         batch = np.zeros((padded, size, size, 3), np.uint8)
         if not images:
@@ -174,7 +175,7 @@ class TrainedModel:
 
     @cached_property
     def _jitted(self):
-        return jax.jit(self.logits)
+        return jax.jit(lambda images: over_views(self.config, self._logits_of, images))
 
 
 def _ranked(logits: np.ndarray, names: list[str]) -> Prediction:
@@ -223,16 +224,21 @@ def _checked(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def load(run: str | os.PathLike, network: Literal['final', 'best'] = 'final') -> TrainedModel:
+def load(
+    run: str | os.PathLike,
+    network: Literal['final', 'best'] = 'final',
+    views: Literal[1, 2, 10] | None = None,
+) -> TrainedModel:
     """Loads a network that a finished run left.
 
     Args:
       run: the folder of the run, or a .safetensors file that this program wrote.
       network: of the folder: 'final', after the last step, or 'best', the one with the highest
         top-1 in the tests that config.eval_every asks for.
+      views: instead of the run's config.test_views.
 
     Raises:
-      ConfigError: there is no such network.
+      ConfigError: there is no such network, or no such number of views.
       DataError: there is no finished run in the folder, or its weights cannot be read.
 
     >>> model = load('runs/example')
@@ -244,8 +250,12 @@ def load(run: str | os.PathLike, network: Literal['final', 'best'] = 'final') ->
     content = read_metadata(path)
     if not {'config', 'class_names'} <= content.keys():
         raise DataError(f'{path} does not say what its classes are: name the folder of a run')
-    missing = {'fit': 'crop'}  # of runs of earlier versions
+    missing = {'fit': 'crop', 'test_views': 1}  # of runs of earlier versions
     config, names = ConfigDict(missing | content['config']), tuple(content['class_names'])
+    if views is not None:
+        config.test_views = views
+    if config.test_views not in VIEWS:
+        raise ConfigError(f'views={views}: must be 1, 2 or 10')
     weights = Weights(path, config.model.name)
     if weights.head is None:
         raise DataError(f'{path} holds no head')

@@ -11,8 +11,9 @@
   --network=NAME  final (default), the network after the last step, or best, the one with the
                   highest top-1 in the tests of --config.eval_every
 
-A JSON file beside it has the classes and how images have to be prepared. All but
-stablehlo can be given to --config.weights. The head is the target's alone.
+A JSON file beside it has the classes and how images have to be prepared: for one view, the middle,
+whatever config.test_views says. All but stablehlo can be given to --config.weights. The head is the
+target's alone.
 
 """
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.compute import augment
 from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
+from xmixup_jax.compute.views import over_views
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.data.pool import look_up
 from xmixup_jax.devices import on_host
@@ -318,10 +319,12 @@ def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     """The target's logits for a batch of `pairing.eval_batches`, gathered from all devices.
 
     Returns:
-      {'logits' float32 [B, K_t], 'label' [B], 'index' [B], 'mask' [B]}.
+      {'logits' float32 [B, K_t], see `over_views`, 'label' [B], 'index' [B], 'mask' [B]}.
     """
-    outputs = _evaluated(task, state, batch)
-    logits = outputs.logits[:, : task.num_classes].astype(jnp.float32)
+    outputs = partial(network, task.graphdef, state.params, state.batch_stats)
+    logits = over_views(
+        task.config, lambda images: outputs(images).logits[:, : task.num_classes], batch['image']
+    )
     values = {key: batch[key] for key in ('label', 'index', 'mask')} | {'logits': logits}
     return jax.lax.all_gather(values, 'batch', tiled=True)
 
