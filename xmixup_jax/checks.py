@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.config import ADDED, flatten, is_probe
 from xmixup_jax.data.balance import SAMPLINGS, WEIGHTS
 from xmixup_jax.data.cache import CACHES
+from xmixup_jax.data.decode import FITS
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
@@ -20,6 +21,8 @@ from xmixup_jax.models.resnet import STEMS
 from xmixup_jax.optimizer import DECAYED, OPTIMIZERS
 
 _CHOICES: dict[str, Collection[str]] = {
+    'fit': FITS,
+    'augment.policy': ('', 'randaugment', 'trivialaugment'),
     'model.name': MODELS,
     'model.stem': STEMS,
     'model.normalization': ('', *NORMALIZATIONS),
@@ -40,7 +43,7 @@ _BOUNDS = (
     (
         'steps accumulate_steps steps_per_dispatch batch_size eval_batch_size resize image_size '
         'log_every checkpoint_every keep_checkpoints model.width match.classes_per_target '
-        'pretrain.steps pretrain.batch_size optimizer.learning_rate '
+        'pretrain.steps pretrain.batch_size optimizer.learning_rate augment.num_ops '
         'pretrain.optimizer.learning_rate',
         lambda value: 0 < value < math.inf,
         'positive',
@@ -56,13 +59,16 @@ _BOUNDS = (
         'from 0 to 2**32 - 1',
     ),
     (
-        'crop_min_area optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
+        'crop_min_area augment.color_jitter augment.erasing '
+        'optimizer.momentum pretrain.optimizer.momentum optimizer.drop_at '
         'optimizer.layer_decay pretrain.optimizer.layer_decay '
         'pretrain.optimizer.drop_at optimizer.drop_factor pretrain.optimizer.drop_factor '
         'source.sample_rate target.sample_rate source.test_share target.test_share',
         lambda value: 0 <= value <= 1,
         'from 0 to 1',
     ),
+    ('augment.magnitude', lambda value: 0 <= value <= 30, 'from 0 to 30'),
+    ('test_views', lambda value: value in (1, 2, 10), '1, 2 or 10'),
     (
         'optimizer.b2 pretrain.optimizer.b2 label_smoothing ema_decay balance.beta '
         'source.validation_share target.validation_share',
@@ -205,7 +211,7 @@ def _validate_freeze(config: ConfigDict) -> None:
         unused = [
             f'config.{key}={value}'
             for key, value in flatten(config).items()
-            if key.startswith(('label_smoothing', 'ema_decay', 'balance.', 'patience'))
+            if key.startswith(('label_smoothing', 'ema_decay', 'balance.', 'patience', 'augment.'))
             and value != ADDED[key]
         ]
         if unused:

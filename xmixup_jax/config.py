@@ -40,6 +40,13 @@ ADDED = {
     'balance.weights': 'none',
     'balance.beta': 0.999,
     'patience': 0,
+    'fit': 'crop',
+    'test_views': 1,
+    'augment.policy': '',
+    'augment.num_ops': 2,
+    'augment.magnitude': 9,
+    'augment.color_jitter': 0.0,
+    'augment.erasing': 0.0,
     'source.validation_share': 0.0,
     'target.validation_share': 0.0,
 }
@@ -131,10 +138,8 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
         derived[key] = copy.deepcopy(config.pretrain[key])
     derived.weights = ''
     derived.batch_norm, derived.head_init = 'batch', 'uniform'
-    for key in ('freeze', 'label_smoothing', 'ema_decay', 'patience'):
-        derived[key] = ADDED[key]
-    derived.balance.sampling, derived.balance.weights = 'natural', 'none'
-    derived.balance.beta = ADDED['balance.beta']
+    own = ('source.', 'target.', 'fit')  # of the data
+    derived.update_from_flattened_dict({k: v for k, v in ADDED.items() if not k.startswith(own)})
     derived.target = copy.deepcopy(config.source)
     for key in ('pretrain', 'match', 'warm_head', 'reestimate', *METHODS):
         if key in derived:

@@ -58,10 +58,20 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.source = dataset('imagenet2012', 'train', 'validation')
     config.target = dataset('', 'train', 'test')
-    config.resize = 256  # the short side is scaled to this, and the middle square kept
+    config.resize = 256  # each image becomes a square of this side ...
+    config.fit = 'crop'  # ... its middle; 'pad': all of it, beside black; 'squash': all, distorted
     config.image_size = 224  # random crops of this side are trained on, the middle one is tested
     config.crop_min_area = 0.0  # or: crops are from this share of the area to all of it, resized
     config.flip = True  # mirror left to right at random
+    config.augment = ml_collections.ConfigDict(
+        {
+            'policy': '',  # 'randaugment', 'trivialaugment', with torchvision's operations
+            'num_ops': 2,  # of 'randaugment', one after the other
+            'magnitude': 9,  # of 'randaugment', 0 to 30
+            'color_jitter': 0.0,  # brightness, contrast and saturation change by up to this share
+            'erasing': 0.0,  # probability that a random box becomes the mean colour
+        }
+    )
 
     config.model = ml_collections.ConfigDict(
         {
@@ -115,6 +125,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 9000
     config.batch_size = 48  # over all devices and processes
     config.eval_batch_size = 256
+    config.test_views = 1  # middle crop; 2: mirrored too; 10: corners too; probabilities averaged
     config.optimizer = optimizer(0.01)
     config.label_smoothing = 0.0  # share of the label that is spread over all classes
     config.ema_decay = 0.0  # also test the moving average of the weights; 0: none; usual: 0.999

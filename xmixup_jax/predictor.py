@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from xmixup_jax.compute import augment
 from xmixup_jax.compute.evaluation import Tested, collected
-from xmixup_jax.data.decode import MAX_BYTES, decode, middle_square, rgb
+from xmixup_jax.compute.views import VIEWS, over_views
+from xmixup_jax.config import from_stored
+from xmixup_jax.data.decode import MAX_BYTES, decode, rgb, square
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.pairing import eval_batches, worker_threads
 from xmixup_jax.data.records import Records
@@ -86,10 +88,12 @@ class TrainedModel:
         return words
 
     def logits(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB [B, S, S, 3], S = config.image_size, to logits float32 [B, K]; a pure
-        function, to be used inside `jax.jit`."""
-        images = augment.normalize(images, self.config.model)
-        outputs, _ = forward(self.graphdef, self.params, self.batch_stats, images, train=False)
+        """uint8 RGB [B, S, S, 3], S = config.image_size, to logits float32 [B, K] of one view; a
+        pure function, to be used inside `jax.jit`."""
+        return self._logits_of(augment.normalize(images, self.config.model))
+
+    def _logits_of(self, views: jax.Array) -> jax.Array:
+        outputs, _ = forward(self.graphdef, self.params, self.batch_stats, views, train=False)
         return outputs.logits
 
     def predict(
@@ -147,28 +151,27 @@ class TrainedModel:
                 records,
                 batch_size=batch_size,
                 resize=self.config.resize,
+                fit=self.config.fit,
                 num_threads=self.config.num_threads,
                 process_index=0,
                 process_count=1,
             ):
-                images = augment.center_crop(batch['image'], self.config.image_size)
                 outputs = {key: batch[key] for key in ('label', 'index', 'mask')}
-                batches.append(outputs | {'logits': np.asarray(self._jitted(images))})
+                batches.append(outputs | {'logits': np.asarray(self._jitted(batch['image']))})
                 bar.update(min(batch_size, len(records) - bar.n))
         return collected(batches)
 
     def _prepare(self, picture: Picture) -> np.ndarray | DataError:
-        """uint8 [S, S, 3], as in the tests of the run, whatever it is given as."""
+        """uint8 [R, R, 3], as in the tests of the run, whatever it is given as."""
         try:
-            square = _decoded(picture, self.config.resize)
+            return _decoded(picture, self.config.resize, self.config.fit)
         except DataError as error:
             return error
-        return augment.center_crop(square[None], self.config.image_size)[0]
 
     def _run(self, images: list[np.ndarray], batch_size: int) -> np.ndarray:
         """Logits; of a power of two of images, or a whole batch, so that few programs are compiled
         and one image does not cost as much as a batch."""
-        size = self.config.image_size
+        size = self.config.resize
         padded = min(batch_size, 1 << max(0, len(images) - 1).bit_length())
         batch = np.zeros((padded, size, size, 3), np.uint8)
         if not images:
@@ -178,7 +181,7 @@ class TrainedModel:
 
     @cached_property
     def _jitted(self):
-        return jax.jit(self.logits)
+        return jax.jit(lambda images: over_views(self.config, self._logits_of, images))
 
 
 def _ranked(logits: np.ndarray, names: list[str]) -> Prediction:
@@ -187,18 +190,18 @@ def _ranked(logits: np.ndarray, names: list[str]) -> Prediction:
     return Prediction(tuple(names[c] for c in order), probabilities[order])
 
 
-def _decoded(picture: Picture, size: int) -> np.ndarray:
+def _decoded(picture: Picture, size: int, fit: str) -> np.ndarray:
     """uint8 [size, size, 3] of an image in any form, as training would read it.
 
     Raises:
       DataError: it is none.
     """
     if isinstance(picture, Image.Image):
-        return middle_square(rgb(picture), size)
+        return square(rgb(picture), size, fit)
     if isinstance(picture, np.ndarray):
-        return middle_square(_checked(picture), size)
+        return square(_checked(picture), size, fit)
     if isinstance(picture, bytes):
-        return decode(picture, size, 'the image')
+        return decode(picture, size, 'the image', fit)
     path = Path(picture)
     try:
         if not (path.is_file() or path.is_dir()) and path.exists():
@@ -208,7 +211,7 @@ def _decoded(picture: Picture, size: int) -> np.ndarray:
     except (OSError, ValueError) as error:  # a zero byte in a name is a ValueError
         why = getattr(error, 'strerror', None) or error
         raise DataError(f'{one_line(path)} cannot be read: {why}') from error
-    return decode(encoded, size, one_line(path))
+    return decode(encoded, size, one_line(path), fit)
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
@@ -228,7 +231,9 @@ def _checked(image: np.ndarray) -> np.ndarray:
 
 
 def load(
-    run: str | os.PathLike, network: Literal['final', 'best', 'ema'] = 'final'
+    run: str | os.PathLike,
+    network: Literal['final', 'best', 'ema'] = 'final',
+    views: Literal[1, 2, 10] | None = None,
 ) -> TrainedModel:
     """Loads a network that a finished run left.
 
@@ -237,9 +242,10 @@ def load(
       network: of the folder: 'final', which the run handed over (the last one, or with
         config.target.validation_share the best one); 'best', by the tests that config.eval_every
         asks for; or 'ema', the moving average of the weights, with config.ema_decay.
+      views: instead of the run's config.test_views.
 
     Raises:
-      ConfigError: there is no such network.
+      ConfigError: there is no such network, or no such number of views.
       DataError: there is no finished run in the folder, or its weights cannot be read.
 
     >>> model = load('runs/example')
@@ -251,7 +257,11 @@ def load(
     content = read_metadata(path)
     if not {'config', 'class_names'} <= content.keys():
         raise DataError(f'{path} does not say what its classes are: name the folder of a run')
-    config, names = ConfigDict(content['config']), tuple(content['class_names'])
+    config, names = from_stored(content['config']), tuple(content['class_names'])
+    if views is not None:
+        config.test_views = views
+    if config.test_views not in VIEWS:
+        raise ConfigError(f'views={views}: must be 1, 2 or 10')
     weights = Weights(path, config.model.name)
     if weights.head is None:
         raise DataError(f'{path} holds no head')

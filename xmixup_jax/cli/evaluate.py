@@ -10,6 +10,8 @@
   --network=NAME   final (default), the network that the run handed over; best, that of the best
                    test during training; or ema, the moving average of the weights
   --output=DIR     gets the figures (default: evaluation-NAME in the folder of the run)
+  --views=N        of an image, whose probabilities are averaged: 1, the middle; 2, its mirror image
+                   too; 10, corners and middle, mirrored too (default: the run's config.test_views)
   --batch_size=N   images that go through the network at a time (default: 64)
 
 A line on standard error names the network and what is left out of the data. Prints top-1, and
@@ -25,6 +27,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax import defaults
 from xmixup_jax.cli.program import Parser, setup
+from xmixup_jax.compute.views import VIEWS
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import open_split, renumber
 from xmixup_jax.data.sources import short_name
@@ -80,11 +83,12 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--split', default='')
     parser.add_argument('--network', default='final', choices=NETWORKS)
     parser.add_argument('--output', type=Path)
+    parser.add_argument('--views', type=int, choices=VIEWS)
     parser.add_argument('--batch_size', default=64, type=int)
     args = parser.parse_args(argv[1:])
     if args.batch_size < 1:
         parser.error('--batch_size must be 1 or more')
-    model = load(args.workdir, args.network)
+    model = load(args.workdir, args.network, args.views)
     setup(model.config.cache_dir)
     records = open_labelled(args.data, args.split, model)
     print(f'xmixup: {model.describe()}; {records.usage_line()}', file=sys.stderr)
@@ -99,6 +103,7 @@ def run(argv: list[str]) -> None:
         'data': args.data,
         'split': args.split,
         'digest': records.identity,
+        'views': model.config.test_views,
         **figures,
         'test_images': len(tested.label),
         'skipped_images': records.skipped,

@@ -12,8 +12,9 @@
                   highest top-1 in the tests of --config.eval_every; or ema, the moving average
                   of --config.ema_decay
 
-A JSON file beside it has the classes and how images have to be prepared. All but
-stablehlo can be given to --config.weights. The head is the target's alone.
+A JSON file beside it has the classes and how images have to be prepared: for one view, the middle,
+whatever config.test_views says. All but stablehlo can be given to --config.weights. The head is the
+target's alone.
 
 """
 
@@ -52,6 +53,7 @@ def export(trained: TrainedModel, form: str, output: Path) -> None:
         'model': model.to_dict(),
         'class_names': trained.class_names,
         'resize': config.resize,
+        'fit': config.fit,
         'image_size': config.image_size,
         'mean': mean,
         'std': std,

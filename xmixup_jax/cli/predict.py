@@ -11,6 +11,8 @@
                   of --config.ema_decay
   --format=NAME   table (default), csv or json
   --top=N         classes for each image (default: 5; 0: all)
+  --views=N       of an image, whose probabilities are averaged: 1, the middle; 2, its mirror image
+                  too; 10, corners and middle, mirrored too (default: the run's config.test_views)
   --batch_size=N  images that go through the network at a time (default: 64)
 
 Images of any size, in every format that is read in training. What a folder holds besides is counted
@@ -33,6 +35,7 @@ from typing import TextIO
 from tqdm import tqdm
 
 from xmixup_jax.cli.program import Parser, setup
+from xmixup_jax.compute.views import VIEWS
 from xmixup_jax.data.sources import listing
 from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.predictor import NETWORKS, Prediction, load
@@ -108,12 +111,13 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--network', default='final', choices=NETWORKS)
     parser.add_argument('--format', default='table', choices=FORMATS)
     parser.add_argument('--top', default=5, type=int)
+    parser.add_argument('--views', type=int, choices=VIEWS)
     parser.add_argument('--batch_size', default=64, type=int)
     args = parser.parse_args(argv[1:])
     if args.top < 0 or args.batch_size < 1:
         parser.error('--top must be 0 or more, --batch_size 1 or more')
     paths, left_out = find_images(args.images)
-    model = load(args.workdir, args.network)
+    model = load(args.workdir, args.network, args.views)
     setup(model.config.cache_dir)
     print(f'xmixup: {model.describe()}', file=sys.stderr)
     if left_out:

@@ -1,4 +1,4 @@
-"""Augmentation on the device: uint8 batches in, normalised float crops out."""
+"""Views of images on the device: uint8 batches in, normalised float crops out."""
 
 from typing import TypeVar
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from xmixup_jax.compute import policies
 from xmixup_jax.models import MODELS, NORMALIZATIONS
 
 Images = TypeVar('Images', jax.Array, np.ndarray)
@@ -33,6 +34,29 @@ def denormalize(images: jax.Array, model: ConfigDict) -> jax.Array:
 def normalization(model: ConfigDict) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the network's inputs, of values from 0 to 1."""
     return NORMALIZATIONS[model.normalization or MODELS[model.name].normalization]
+
+
+def training_view(
+    config: ConfigDict, keys: jax.Array, images: jax.Array, clean: bool = False
+) -> jax.Array:
+    """What the network sees of uint8 [B, R, R, 3] in training: float32 [B, S, S, 3].
+
+    Args:
+      config: of the run.
+      keys: random keys, [B], one for each image.
+      images: to crop, mirror, augment by config.augment, and normalise.
+      clean: without config.augment.
+    """
+    options = config.augment
+    crops = random_crop_flip(keys, images, config.image_size, config.flip, config.crop_min_area)
+    if clean:
+        return normalize(crops, config.model)
+    # `random_crop_flip` splits a key in two: these are others.
+    key_policy, key_erasing = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (2, 3))
+    if options.policy or options.color_jitter:
+        crops = policies.augmented(options, key_policy, crops)
+    view = normalize(crops, config.model)
+    return policies.erased(key_erasing, view, options.erasing) if options.erasing else view
 
 
 def evaluation_view(config: ConfigDict, images: jax.Array) -> jax.Array:

@@ -62,7 +62,11 @@ def over_records(
     in_flight = InFlight()
     size, total = config.eval_batch_size, len(records)
     batches = eval_batches(
-        records, batch_size=size, resize=config.resize, num_threads=config.num_threads
+        records,
+        batch_size=size,
+        resize=config.resize,
+        fit=config.fit,
+        num_threads=config.num_threads,
     )
     with tqdm(
         total=total,

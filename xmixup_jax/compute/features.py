@@ -38,6 +38,7 @@ def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndar
         records,
         batch_size=len(records),
         resize=config.resize,
+        fit=config.fit,
         num_threads=config.num_threads,
         process_index=0,
         process_count=1,
@@ -224,6 +225,8 @@ def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path
         'crop': [config.resize, config.image_size, config.match.images_per_class],
         'records': records.identity,
     }
+    if config.fit != 'crop':  # which earlier versions did without saying so
+        key['fit'] = config.fit
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     name = f'{short_name(records.name)}-{digest}.npz'
     return Path(config.cache_dir).expanduser() / 'features' / name

@@ -62,6 +62,7 @@ def with_clean_statistics(
         seed=config.seed,
         batch_size=config.batch_size,
         resize=config.resize,
+        fit=config.fit,
         num_threads=config.num_threads,
         balanced=config.balance.sampling == 'balanced',
     )

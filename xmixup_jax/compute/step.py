@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute import augment, freezing
 from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
 from xmixup_jax.compute.state import TrainState, follow, with_average
+from xmixup_jax.compute.views import over_views
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.data.balance import CLASS_WEIGHTS
 from xmixup_jax.data.pool import look_up
@@ -297,18 +298,12 @@ def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) 
 
 
 def _prepare_batch(
-    config: ConfigDict, method: Method, batch: PyTree, step: jax.Array | int
+    config: ConfigDict, method: Method, batch: PyTree, step: jax.Array | int, clean: bool = False
 ) -> tuple[jax.Array, PyTree]:
-    """Keys for the method, and its images: cropped, mirrored, normalised."""
+    """Keys for the method, and its images, see `augment.training_view`."""
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(batch['seed'])
     key_image, key_second, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
-
-    def prepare(keys, images):
-        images = augment.random_crop_flip(
-            keys, images, config.image_size, config.flip, config.crop_min_area
-        )
-        return augment.normalize(images, config.model)
-
+    prepare = partial(augment.training_view, config, clean=clean)
     images = {'image': prepare(key_image, batch['image']), 'label': batch['label']}
     images['progress'] = jnp.full(len(batch['label']), step / config.steps, jnp.float32)
     if method.pairs:
@@ -328,10 +323,12 @@ def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     """The target's logits for a batch of `pairing.eval_batches`, gathered from all devices.
 
     Returns:
-      {'logits' float32 [B, K_t], 'label' [B], 'index' [B], 'mask' [B]}.
+      {'logits' float32 [B, K_t], see `over_views`, 'label' [B], 'index' [B], 'mask' [B]}.
     """
-    outputs = evaluated(task, state, batch)
-    logits = outputs.logits[:, : task.num_classes].astype(jnp.float32)
+    outputs = partial(network, task.graphdef, state.params, state.batch_stats)
+    logits = over_views(
+        task.config, lambda images: outputs(images).logits[:, : task.num_classes], batch['image']
+    )
     values = {key: batch[key] for key in ('label', 'index', 'mask')} | {'logits': logits}
     return jax.lax.all_gather(values, 'batch', tiled=True)
 
@@ -355,7 +352,7 @@ def evaluated(task: Task, state: TrainState, batch: PyTree) -> Outputs:
 
 
 def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
-    """Batch-norm statistics of one batch of clean training images: cropped and mirrored, not mixed.
+    """Batch-norm statistics of one batch of clean training images: cropped and mirrored alone.
 
     Args:
       task: static.
@@ -365,7 +362,7 @@ def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     Returns:
       the layers' means and variances over the whole batch, in the places of `state.batch_stats`.
     """
-    _, images = _prepare_batch(task.config, Method(), batch, step=0)
+    _, images = _prepare_batch(task.config, Method(), batch, step=0, clean=True)
     _, moved = forward(task.graphdef, state.params, state.batch_stats, images['image'], train=True)
     return jax.lax.pmean(batch_part(moved, state.batch_stats), 'batch')
 

@@ -41,14 +41,14 @@ class Cache(Protocol):
 class MemoryCache:
     """Kept by the split, so that later runs of this process find what earlier ones decoded."""
 
-    def __init__(self, kept: dict[tuple[int, int], np.ndarray], size: int):
-        self._kept, self._size = kept, size
+    def __init__(self, kept: dict[tuple[int, int, str], np.ndarray], size: int, fit: str):
+        self._kept, self._size, self._fit = kept, size, fit
 
     def get(self, number: int) -> np.ndarray | None:
-        return self._kept.get((number, self._size))
+        return self._kept.get((number, self._size, self._fit))
 
     def put(self, number: int, image: np.ndarray) -> None:
-        self._kept[number, self._size] = image
+        self._kept[number, self._size, self._fit] = image
 
 
 class DiskCache:
@@ -135,7 +135,7 @@ def choose(config: ConfigDict, records: Sequence[Records]) -> str:
     kind = config.data.cache
     image_bytes = 3 * config.resize**2
     total = image_bytes * sum(len(part) for part in records)
-    missing = image_bytes * sum(_missing(part, config.resize) for part in records)
+    missing = image_bytes * sum(_missing(part, config) for part in records)
     processes = _processes_here()
     needed = {
         'device': total / jax.device_count(),
@@ -177,7 +177,8 @@ def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | N
 
     def kept(records: Records, used: Records) -> Records:
         if kind == 'memory':
-            return replace(records, cache=MemoryCache(records.store.kept, config.resize))
+            cache = MemoryCache(records.store.kept, config.resize, config.fit)
+            return replace(records, cache=cache)
         numbers = np.sort(used.index)
         path = _cache_path(config, used)
         return replace(records, cache=DiskCache(path, numbers, config.resize))
@@ -192,14 +193,17 @@ def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | N
     return data._replace(target=target, source=source)
 
 
-def _missing(records: Records, size: int) -> int:
-    kept = [number for number, side in records.store.kept if side == size]
+def _missing(records: Records, config: ConfigDict) -> int:
+    wanted = (config.resize, config.fit)
+    kept = [number for number, *square in records.store.kept if tuple(square) == wanted]
     return len(records) - int(np.isin(records.index, kept).sum())
 
 
 def _cache_path(config: ConfigDict, records: Records) -> Path:
     """Named by all that the pixels depend on."""
-    name = f'{short_name(records.name)}-{config.resize}-{records.identity[:16]}.images'
+    # Earlier versions cropped without saying so.
+    square = f'{config.resize}' if config.fit == 'crop' else f'{config.resize}-{config.fit}'
+    name = f'{short_name(records.name)}-{square}-{records.identity[:16]}.images'
     return Path(config.cache_dir).expanduser() / 'decoded' / name
 
 

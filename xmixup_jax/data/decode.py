@@ -16,6 +16,8 @@ from xmixup_jax.errors import DataError, first_line
 
 MAX_PIXELS = 2**27
 MAX_BYTES = 4 * MAX_PIXELS
+FITS = ('crop', 'pad', 'squash')
+"""How an image becomes a square, see `square`."""
 # A progressive JPEG goes over all its pixels once a scan, and a scan may be a few bytes: so many
 # pixels times scans take some seconds.
 _MAX_SCANNED = 2**30
@@ -88,11 +90,11 @@ def missing_package(suffix: str) -> str | None:
     return 'pillow' if suffix in (*_JPEG_2000_SUFFIXES, *_AVIF_SUFFIXES) else None
 
 
-def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
-    """Decodes one image, scales its short side to `size` and cuts the middle square.
+def decode(encoded: bytes, size: int, where: str, fit: str = 'crop') -> np.ndarray:
+    """Decodes one image and makes it a square, see `square`.
 
-    JPEGs are decoded at the smallest of libjpeg's scales (eighths) that is not below `size`. Of a
-    file that holds several images, or a video behind the image, the first image is taken.
+    JPEGs are decoded at the smallest of libjpeg's scales (eighths) that is not below the square. Of
+    a file that holds several images, or a video behind the image, the first image is taken.
 
     Args:
       encoded: the bytes of an image file in any format that OpenCV or Pillow reads. Grey-scale,
@@ -100,6 +102,7 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
         applied, of an animation the first picture is taken.
       size: side of the result in px.
       where: names the record in an error.
+      fit: one of `FITS`.
 
     Returns:
       uint8 [size, size, 3], RGB.
@@ -110,7 +113,7 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
         format for which a package is missing.
     """
     try:
-        return middle_square(_pixels(encoded, size), size)
+        return square(_pixels(encoded, size, fit), size, fit)
     except _Refused as error:
         raise DataError(
             f'{where} is not an image that can be decoded ({len(encoded)} bytes; {error.why}): '
@@ -118,18 +121,45 @@ def decode(encoded: bytes, size: int, where: str) -> np.ndarray:
         ) from None
 
 
-def middle_square(image: np.ndarray, size: int) -> np.ndarray:
-    """The middle square of uint8 [H, W, 3], scaled to [size, size, 3]."""
+def square(image: np.ndarray, size: int, fit: str = 'crop') -> np.ndarray:
+    """Makes uint8 [H, W, 3] a square, [size, size, 3].
+
+    Args:
+      image: of any size.
+      size: side of the result in px.
+      fit: 'crop' scales the short side to `size` and keeps the middle; 'pad' scales the long side
+        to `size`, and fills the rest with black on both sides, whatever the network's mean colour,
+        so that networks share decoded images; 'squash' scales each side to `size`.
+    """
     height, width = image.shape[:2]
-    short = min(height, width)
-    # Cutting before scaling costs less than the other way round, and gives the same square.
-    top, left = (height - short) // 2, (width - short) // 2
-    image = image[top : top + short, left : left + short]
-    if short != size:
-        cv2, linear = _cv2(), short < _LINEAR_BELOW * size
-        interpolation = cv2.INTER_LINEAR if linear else cv2.INTER_AREA
-        image = cv2.resize(image, (size, size), interpolation=interpolation)
-    return np.ascontiguousarray(image)
+    if fit == 'pad':
+        long = max(height, width)
+        height, width = (max(1, round(size * side / long)) for side in (height, width))
+        top, left = round((size - height) / 2), round((size - width) / 2)
+        padded = np.zeros((size, size, 3), np.uint8)
+        padded[top : top + height, left : left + width] = _scaled(image, height, width)
+        return padded
+    if fit == 'crop':
+        # Cutting before scaling costs less than the other way round, and gives the same square.
+        short = min(height, width)
+        top, left = (height - short) // 2, (width - short) // 2
+        image = image[top : top + short, left : left + short]
+    return np.ascontiguousarray(_scaled(image, size, size))
+
+
+def _scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """[height, width, 3]: each axis by areas where it shrinks much, else linearly."""
+    old_height, old_width = image.shape[:2]
+    if (old_height, old_width) == (height, width):
+        return image
+    cv2 = _cv2()
+    rows, columns = old_height >= _LINEAR_BELOW * height, old_width >= _LINEAR_BELOW * width
+    if rows != columns:  # OpenCV has one interpolation for both axes
+        between = (width, old_height) if columns else (old_width, height)
+        image = cv2.resize(image, between, interpolation=cv2.INTER_AREA)
+    areas = rows and columns
+    interpolation = cv2.INTER_AREA if areas else cv2.INTER_LINEAR
+    return cv2.resize(image, (width, height), interpolation=interpolation)
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -156,15 +186,15 @@ def rgb(image: Any) -> np.ndarray:
         raise DataError(f'an image of Pillow cannot be read: {first_line(error)}') from error
 
 
-def _pixels(encoded: bytes, size: int) -> np.ndarray:
-    """uint8 [H, W, 3], upright, at least [size, size] unless the image is smaller."""
+def _pixels(encoded: bytes, size: int, fit: str) -> np.ndarray:
+    """uint8 [H, W, 3], upright, in no less detail than the square needs."""
     if len(encoded) >= MAX_BYTES:
         raise _Refused('too large')
     image = None
     # OpenCV raises for some damage and returns None for other; both are reported below.
     with contextlib.suppress(_cv2().error):
         if encoded.startswith(headers.JPEG):
-            image = _decode_jpeg(encoded, size)
+            image = _decode_jpeg(encoded, size, fit)
         elif encoded.startswith(headers.PNG):
             image = _decode_png(encoded)
         else:
@@ -181,24 +211,30 @@ def _decode(encoded: bytes, flags: str = 'IMREAD_COLOR_RGB') -> np.ndarray | Non
     return cv2.imdecode(np.frombuffer(encoded, np.uint8), as_stored)
 
 
-def _decode_jpeg(encoded: bytes, size: int) -> np.ndarray | None:
+def _decode_jpeg(encoded: bytes, size: int, fit: str) -> np.ndarray | None:
     # Some versions of OpenCV fill up what is missing.
     if (jpeg := headers.first_jpeg(encoded)) is None:
         return None
-    image = _stored_jpeg(jpeg, size)
+    image = _stored_jpeg(jpeg, size, fit)
     return image if image is None else upright(image, headers.orientation(jpeg.exif))
 
 
-def _stored_jpeg(jpeg: headers.Jpeg, size: int) -> np.ndarray | None:
+def _stored_jpeg(jpeg: headers.Jpeg, size: int, fit: str) -> np.ndarray | None:
     with contextlib.suppress(ValueError):  # what it warns of, OpenCV may decode all the same
         height, width, space, _ = simplejpeg.decode_jpeg_header(jpeg.content)
         if height * width > min(MAX_PIXELS, _MAX_SCANNED // max(1, jpeg.scans)):
             return None
         if space in ('YCbCr', 'Gray', 'RGB') and not jpeg.exif:
-            return simplejpeg.decode_jpeg(jpeg.content, 'RGB', min_height=size, min_width=size)
+            return simplejpeg.decode_jpeg(
+                jpeg.content,
+                'RGB',
+                min_height=0 if fit == 'pad' and height < width else size,
+                min_width=0 if fit == 'pad' and width < height else size,
+            )
         # OpenCV knows CMYK, but fewer scales.
+        side = max(height, width) if fit == 'pad' else min(height, width)
         for divisor in (8, 4, 2):
-            if min(height, width) >= divisor * size:
+            if side >= divisor * size:
                 image, cv2 = _decode(jpeg.content, f'IMREAD_REDUCED_COLOR_{divisor}'), _cv2()
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     return _decode(jpeg.content)

@@ -30,6 +30,7 @@ def train_batches(
     batch_size: int,
     resize: int,
     num_threads: int,
+    fit: str = 'crop',
     process_index: int | None = None,
     process_count: int | None = None,
     positions: bool = False,
@@ -44,6 +45,7 @@ def train_batches(
       batch_size: global; the process gets batch_size / process_count records.
       resize: side of the square images in px.
       num_threads: threads that read and decode; 0: one a core.
+      fit: how images become squares, one of `decode.FITS`.
       process_index, process_count: jax's own by default.
       positions: instead of 'image' and 'source_image' give their int32 positions in the records of
         `cache.used_records`, for images that are on the devices already.
@@ -63,11 +65,11 @@ def train_batches(
 
     def load(drawn: dict[str, Any]) -> Batch:
         i = drawn['target']
-        image = np.int32(i) if positions else target.image_or_next(i, resize)
+        image = np.int32(i) if positions else target.image_or_next(i, resize, fit)
         record = {'image': image, 'label': target.labels[i], 'seed': drawn['seed']}
         if match is not None:
             j = drawn['source']
-            image = np.int32(place[j]) if positions else source.image_or_next(j, resize)
+            image = np.int32(place[j]) if positions else source.image_or_next(j, resize, fit)
             record |= {'source_image': image, 'source_label': drawn['source_label']}
         return record
 
@@ -141,6 +143,7 @@ def eval_batches(
     batch_size: int,
     resize: int,
     num_threads: int,
+    fit: str = 'crop',
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> Iterator[Batch]:
@@ -156,7 +159,7 @@ def eval_batches(
     padded = -(-len(records) // batch_size) * batch_size
 
     def load(i: int) -> Batch:
-        image = records.image(i, resize) if i < len(records) else None
+        image = records.image(i, resize, fit) if i < len(records) else None
         real = image is not None
         return {
             'image': image if real else np.zeros((resize, resize, 3), np.uint8),

@@ -37,7 +37,7 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
         images = np.zeros((local, config.resize, config.resize, 3), np.uint8)
 
         def put(i, records=records, images=images, first=first):
-            images[i - first] = records.image_or_next(i, config.resize)
+            images[i - first] = records.image_or_next(i, config.resize, config.fit)
 
         title = f'{short_name(records.name)} to the devices'
         with ThreadPoolExecutor(worker_threads(config.num_threads)) as threads:

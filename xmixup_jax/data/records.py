@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xmixup_jax.data import arrays
-from xmixup_jax.data.decode import decode, middle_square
+from xmixup_jax.data.decode import decode, square
 from xmixup_jax.errors import DataError
 from xmixup_jax.text import one_line
 
@@ -25,8 +25,8 @@ class Store:
 
     max_bad_images: int
     """Limit of `bad`."""
-    kept: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    """Decoded images by record number and side; see `cache.MemoryCache`."""
+    kept: dict[tuple[int, int, str], np.ndarray] = field(default_factory=dict)
+    """Decoded images by record number, side and fit; see `cache.MemoryCache`."""
     bad: set[int] = field(default_factory=set)
     """Numbers of the records whose image cannot be decoded."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -96,7 +96,7 @@ class Records:
     ) -> 'Records':
         """Records of images in memory, which are not copied and must not be changed afterwards.
 
-        Like those of files, they are scaled and cut to their middle square when they are read.
+        Like those of files, they are made squares when they are read, see `decode.square`.
 
         Args:
           images: uint8 [N, H, W, 3] in RGB, or grey [N, H, W]; or N of [H, W, 3] or [H, W] whose
@@ -185,8 +185,13 @@ class Records:
         words += [f'left out: {left_out}'] if left_out else []
         return one_line('; '.join([*words, *self.notes]))
 
-    def image(self, i: int, resize: int) -> np.ndarray | None:
+    def image(self, i: int, resize: int, fit: str = 'crop') -> np.ndarray | None:
         """uint8 [resize, resize, 3]; decoded once, if there is a cache.
+
+        Args:
+          i: place in this selection.
+          resize: side in px.
+          fit: one of `decode.FITS`.
 
         Returns:
           None if the image cannot be decoded; then it has been counted and reported.
@@ -201,7 +206,7 @@ class Records:
         image = None if self.cache is None else self.cache.get(number)
         if image is None:
             try:
-                image = self._decoded(number, resize)
+                image = self._decoded(number, resize, fit)
             except DataError as error:
                 store.skip(number, error)
                 return None
@@ -209,13 +214,13 @@ class Records:
                 self.cache.put(number, image)
         return image
 
-    def _decoded(self, number: int, resize: int) -> np.ndarray:
+    def _decoded(self, number: int, resize: int, fit: str) -> np.ndarray:
         content = self.read(number)
         if isinstance(content, np.ndarray):
-            return middle_square(content, resize)
-        return decode(content, resize, self.where(number))
+            return square(content, resize, fit)
+        return decode(content, resize, self.where(number), fit)
 
-    def image_or_next(self, i: int, resize: int) -> np.ndarray:
+    def image_or_next(self, i: int, resize: int, fit: str = 'crop') -> np.ndarray:
         """`image`, or that of the next record of the same class that can be decoded.
 
         What is trained on then has as many images as without the damage, and does not depend on
@@ -224,12 +229,12 @@ class Records:
         Raises:
           DataError: there is none, or as in `image`.
         """
-        image = self.image(i, resize)
+        image = self.image(i, resize, fit)
         if image is not None:
             return image
         same_class = np.flatnonzero(self.labels == self.labels[i])
         for j in np.roll(same_class, -1 - np.searchsorted(same_class, i))[:-1]:
-            image = self.image(j, resize)
+            image = self.image(j, resize, fit)
             if image is not None:
                 return image
         raise DataError(

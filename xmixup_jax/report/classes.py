@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from xmixup_jax.compute.evaluation import Tested
@@ -15,17 +16,17 @@ from xmixup_jax.report.scores import class_rows, reliability
 _MISTAKEN, _MISTAKES = 6, 8  # classes and images of each, shown at most
 
 
-def thumbnail(records: Records, i: int, resize: int) -> str | None:
+def thumbnail(records: Records, i: int, config: ConfigDict) -> str | None:
     """Record i as a data URI; None if it cannot be read."""
     try:
-        image = records.image(i, resize)
+        image = records.image(i, config.resize, config.fit)
     except DataError:  # too many images are damaged; the run had no need of this one
         return None
     return None if image is None else image_uri(image)
 
 
 def classes_part(
-    tested: Tested | None, names: list[str], test: Records | None, resize: int
+    tested: Tested | None, names: list[str], test: Records | None, config: ConfigDict
 ) -> dict[str, Any]:
     """The values of classes.html.
 
@@ -33,7 +34,7 @@ def classes_part(
       tested: the network's outputs; None where there was no test.
       names: of the classes, for people.
       test: the records of `tested`; some images are read.
-      resize: side of the images in px.
+      config: of the run; gives size and shape of the images.
     """
     if tested is None:
         return {'tested': False}
@@ -56,7 +57,7 @@ def classes_part(
         surest = wrong[np.argsort(-probabilities[wrong, answer[wrong]])][:_MISTAKES]
         images = [
             {
-                'uri': thumbnail(test, tested.index[i], resize),
+                'uri': thumbnail(test, tested.index[i], config),
                 'answer': names[answer[i]],
                 'probability': f'{probabilities[i, answer[i]]:.0%}',
             }

@@ -25,7 +25,7 @@ def write_report(
       records: what was tested; some images are read.
       tested: the network's outputs on them.
     """
-    names, resize = readable(model.class_names), model.config.resize
+    names, config = readable(model.class_names), model.config
     left_out = ', '.join(f'{count} {what}' for what, count in result['left_out'].items())
     facts = [
         ('network', result['network']),
@@ -43,7 +43,7 @@ def write_report(
             f'{100 * result["top1"]:.2f} % top-1, {100 * result["macro_top1"]:.2f} % macro top-1 '
             f'on {result["test_images"]} images of {short_name(result["data"])}'
         ),
-        pixelated=resize < 64,
+        pixelated=config.resize < 64,
         facts=facts,
-        **classes_part(tested, names, records, resize),
+        **classes_part(tested, names, records, config),
     )

@@ -64,8 +64,8 @@ def write_report(
         inputs=_inputs(inputs, names, data, match),
         mixed='lam' in inputs,
         similarity=_SIMILARITY[config.match.similarity] if match else '',
-        **_match(match, data, config.resize),
-        **classes_part(tested, names, data.test, config.resize),
+        **_match(match, data, config),
+        **classes_part(tested, names, data.test, config),
         facts=_facts(result, environment[-1]),
         config=json.dumps(config.to_dict(), indent=2),
         environment=json.dumps(environment, indent=2),
@@ -136,14 +136,14 @@ def _ends(what: str, lines: dict[str, list[tuple[float, float]]]) -> str:
     return f'{what} over the steps: {", ".join(ends)}.'
 
 
-def _first_images(records: Records, c: int, resize: int) -> list[str]:
+def _first_images(records: Records, c: int, config: ConfigDict) -> list[str]:
     """Thumbnails of the first images of a class that can be read."""
     places = np.flatnonzero(records.labels == c)[: 3 * _IMAGES]
-    uris = (thumbnail(records, i, resize) for i in places)
+    uris = (thumbnail(records, i, config) for i in places)
     return list(itertools.islice(filter(None, uris), _IMAGES))
 
 
-def _match(match: ClassMatch | None, data: Data, resize: int) -> dict[str, Any]:
+def _match(match: ClassMatch | None, data: Data, config: ConfigDict) -> dict[str, Any]:
     if match is None:
         return {'match': None, 'match_left_out': 0}
     source = data.source
@@ -153,12 +153,12 @@ def _match(match: ClassMatch | None, data: Data, resize: int) -> dict[str, Any]:
     pairs = [
         {
             'target': targets[t],
-            'target_images': _first_images(data.target, t, resize),
+            'target_images': _first_images(data.target, t, config),
             'sources': [
                 {
                     'name': sources[s],
                     'similarity': f'{similarity:.3f}',
-                    'images': _first_images(source, s, resize),
+                    'images': _first_images(source, s, config),
                 }
                 for s, similarity in zip(match.classes[t], match.similarity[t], strict=True)
             ],

@@ -140,6 +140,7 @@ def _batches(
         seed=config.seed,
         batch_size=config.batch_size,
         resize=config.resize,
+        fit=config.fit,
         num_threads=num_threads,
         positions=positions,
         balanced=config.balance.sampling == 'balanced',
