@@ -97,9 +97,9 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def add(path: Path, new: list[Row]) -> None:
+def add(path: Path, new: list[Row], workdir: Path) -> None:
     """Adds rows, in the place of those of the same runs."""
-    with file_lock(path.parent / 'options.lock', '--results', wait=True):
+    with file_lock(workdir / 'results.lock', '--workdir', wait=True):
         cells = [[str(row[key]) for key in COLUMNS[:4]] for row in new]
         kept = [row for row in read(path) if [row[key] for key in COLUMNS[:4]] not in cells]
         with atomic_write(path) as partial, partial.open('w', newline='') as file:
@@ -167,7 +167,7 @@ def main(argv: list[str]) -> None:
         )
         for option, task, method, seed in chosen:
             run = run_of(task, method, option, seed, args.data, args.workdir)
-            add(args.results, rows_of(run))
+            add(args.results, rows_of(run), args.workdir)
     print(table(read(args.results)))
 
 
