@@ -19,8 +19,9 @@ _SHOWN = 3  # examples in a line
 def class_table(data: Data) -> str:
     """The images of each class of the target, in a table."""
     names = readable(data.target.class_names)
-    counts = [_counts(part) for part in (data.target, data.test) if part is not None]
-    header = ['class', 'train', 'test'][: 1 + len(counts)]
+    parts = {'train': data.target, 'validation': data.validation, 'test': data.test}
+    found = {name: _counts(part) for name, part in parts.items() if part is not None}
+    header, counts = ['class', *found], list(found.values())
     rows = [[one_line(name), *map(str, row)] for name, *row in zip(names, *counts, strict=True)]
     rows.append(['all', *(str(each.sum()) for each in counts)])
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
@@ -46,7 +47,8 @@ def suspicions(data: Data) -> list[str]:
         large, small = int(train.argmax()), int(train.argmin())
         found.append(
             f'the classes are very unequal: {train[large]} training images of {names[large]!r}, '
-            f'{train[small]} of {names[small]!r}'
+            f'{train[small]} of {names[small]!r} (--config.balance.sampling=balanced draws each '
+            'class equally often)'
         )
     if data.test is not None:
         tested = _counts(data.test)
