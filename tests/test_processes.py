@@ -1,6 +1,7 @@
 """Runs in several real processes, over TCP, as a user starts them by hand."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -122,6 +123,28 @@ def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_p
     losses = np.array([list(rows(folder).values()) for folder in (moved, alone)])
     np.testing.assert_allclose(*losses[:, : STEPS // 2], rtol=1e-5)
     np.testing.assert_allclose(*losses, rtol=5e-4)
+
+
+@pytest.mark.slow
+def test_processes_validate_average_and_stop_as_one_does(config, records, tmp_path):
+    values = {
+        'steps': 12,
+        'target.validation_share': 0.4,
+        'eval_every': 4,
+        'patience': 2,
+        'ema_decay': 0.9,
+        'balance.weights': 'inverse',
+    }
+    results = []
+    for processes, devices in ((1, 4), (2, 2)):
+        workdir = tmp_path / str(processes)
+        finish(start(config, workdir, processes, devices, **values))
+        results.append(json.loads((workdir / 'result.json').read_text()))
+    one, two = results
+    for key in ('steps', 'best_step', 'validation_images', 'test_images'):
+        assert one[key] == two[key]
+    for key in ('loss', 'ema_loss', 'best_loss'):
+        assert one[key] == pytest.approx(two[key], rel=1e-2)
 
 
 @pytest.mark.slow
