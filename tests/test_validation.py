@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from test_sources import write_images
 
 from xmixup_jax import defaults
 from xmixup_jax.checks import validate
-from xmixup_jax.cli import finish
+from xmixup_jax.cli import compare, finish
 from xmixup_jax.cli import report as report_command
 from xmixup_jax.config import from_stored
 from xmixup_jax.data.records import Records
@@ -182,3 +183,21 @@ def test_impossible_choices_are_refused(config, changes, message):
     config.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=message):
         validate(config, 1)
+
+
+def test_all_images_of_a_folder_can_be_trained_on(config, tmp_path):
+    names = [f'{c}/{i}.png' for c in ('ant', 'bee') for i in range(5)]
+    write_images(tmp_path / 'photos', names, side=12)
+    config.update({'method': 'finetune', 'steps': 2, 'report': True})
+    config.target = defaults.dataset(f'folder:{tmp_path}/photos', '', '')
+    validate(config, 1)
+    result = train_and_evaluate(config, tmp_path / 'run')
+    assert (result['train_images'], result['test_images']) == (10, 0)
+    assert 'top1' not in result and (tmp_path / 'run' / 'report.html').exists()
+    assert load(tmp_path / 'run').class_names == ('ant', 'bee')
+    config.eval_every = 1
+    with pytest.raises(ConfigError, match='there is nothing to test on'):
+        validate(config, 1)
+    flags = [f'--config.target.{key}=' for key in ('split', 'test_split')]
+    with pytest.raises(ConfigError, match='compare needs images to test on'):
+        compare.parse(['compare', '--config=digits', f'--workdir={tmp_path}/c', *flags])

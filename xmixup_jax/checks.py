@@ -182,9 +182,12 @@ def validate(config: ConfigDict, num_devices: int) -> None:
                 f'optimizer.warmup_steps={part.warmup_steps}: the rate drops before, at step '
                 f'{part.drop_at} x {steps}'
             )
-    if not config.target.name or not config.target.test_split:
+    if not config.target.name:
+        raise ConfigError('config.target.name must name the data to train for')
+    if config.eval_every and not (config.target.test_split or config.target.validation_share):
         raise ConfigError(
-            'config.target.name and config.target.test_split must name the data to train for'
+            f'config.eval_every={config.eval_every}: there is nothing to test on; give '
+            '--config.target.test_split or --config.target.validation_share, or leave it at 0'
         )
 
 

@@ -38,7 +38,7 @@ def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict
     return ml_collections.ConfigDict(
         {
             'name': name,
-            'split': split,
+            'split': split,  # '': all images, where there are no splits
             'test_split': test_split,  # 'rest': what `shots` leaves of `split`; '': none
             'shots': 0,  # training images of each class, drawn by the seed; 0: all
             'sample_rate': 1.0,  # or the share of each class's training images

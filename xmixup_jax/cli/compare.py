@@ -30,7 +30,7 @@ from xmixup_jax.checks import validate
 from xmixup_jax.cli.flags import parse_flags
 from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.compute import cost
-from xmixup_jax.errors import UserError
+from xmixup_jax.errors import ConfigError, UserError
 from xmixup_jax.files import REPORT, write_json
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.find import method_name
@@ -63,6 +63,8 @@ def parse(argv: list[str]) -> tuple[list[Run], Path]:
             config.target.shots, config.target.sample_rate = 0, rate
             folder = folder / f'sample_rate={rate:g}'
         validate(config, jax.device_count())
+        if not config.target.test_split:
+            raise ConfigError('compare needs images to test on: give --config.target.test_split')
         labels = {'sample_rate': rate, 'method': name, 'seed': seed}
         runs.append(Run(config, folder / name / f'seed{seed}', labels))
     return runs, args.workdir
