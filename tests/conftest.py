@@ -17,13 +17,16 @@ from hypothesis import settings
 
 from configs import digits
 from xmixup_jax.data.selection import train_and_test, train_records
-from xmixup_jax.models import MODELS, resnet
+from xmixup_jax.models import MODELS, convnext, resnet
 from xmixup_jax.run.memory import give_back_memory
 from xmixup_jax.run.train import train_and_evaluate
 
 # Two stages of one block: half as many layers to compile as in the smallest of the program's own.
 resnet.DEPTHS['resnet6'] = ((1, 1), False)
 MODELS['resnet6'] = MODELS['resnet10']
+# A small one of the other families: the same layers, fewer and narrower.
+convnext.SIZES['convnext4'] = ((1, 2, 1, 1), 8)
+MODELS['convnext4'] = MODELS['convnext_tiny']
 
 # Of this process alone, whatever a test sets up in it: XLA can crash when it writes the programs
 # of several simulated devices by the hundred, and writing takes longer than the few that are

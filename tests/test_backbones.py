@@ -9,12 +9,12 @@ import optax
 import pytest
 import torch
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
-from torch_networks import peer
+from torch_networks import SMALL, peer
 
 from xmixup_jax.methods.fsp import flow
 from xmixup_jax.models import MODELS, cpu, create_model, forward, vit
@@ -24,7 +24,8 @@ from xmixup_jax.weights.pretrained import Weights
 
 CLASSES = 7
 SIZES = {'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}
-# The modules whose outputs the public code of DELTA compares; of EfficientNet-Lite the like.
+# The modules whose outputs the public code of DELTA compares; of EfficientNet-Lite the like. Of the
+# others the ends of the stages.
 LAST_CONVOLUTIONS = {
     'resnet18': [f'layer{i}.1.conv2' for i in (1, 2, 3, 4)],
     'resnet50': ['layer1.2.conv3', 'layer2.3.conv3', 'layer3.5.conv3', 'layer4.2.conv3'],
@@ -33,6 +34,7 @@ LAST_CONVOLUTIONS = {
         *('blocks.0.0.conv_pw', 'blocks.1.1.conv_pwl', 'blocks.2.1.conv_pwl'),
         *('blocks.4.2.conv_pwl', 'blocks.6.0.conv_pwl'),
     ],
+    **{name: [f'stages.{i}' for i in range(4)] for name in ('convnext_tiny', 'convnext4')},
 }
 
 
@@ -94,7 +96,7 @@ def with_the_same_weights(name, tmp_path):
     'name',
     networks(
         [name for name in MODELS if name not in ('resnet6', 'resnet10')],
-        quick=('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16'),
+        quick=('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16', *SMALL),
     ),
 )
 def test_logits_and_features_are_the_peers(name, tmp_path):
@@ -115,8 +117,8 @@ def test_logits_and_features_are_the_peers(name, tmp_path):
 @pytest.mark.parametrize(
     'name',
     networks(
-        ('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16'),
-        quick=('resnet18',),
+        ('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16', *SMALL),
+        quick=('resnet18', *SMALL),
     ),
 )
 def test_gradient_is_the_peers(name, tmp_path):
@@ -139,6 +141,7 @@ STAGES = {
     'efficientnet_lite0': [(48, 16), (24, 24), (12, 40), (6, 112), (3, 320)],
     'inception_v3': [(51, 64), (23, 192), (11, 288), (5, 768), (2, 2048)],
     'vit_s16': [(6, 384)] * 4,
+    'convnext4': [(24, 8), (12, 16), (6, 32), (3, 64)],
 }
 
 
@@ -173,6 +176,7 @@ def test_stages_and_their_hooks(name):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2, 3]))
+@example(9, 4, 7, 1)  # of ConvNeXt, whose gradients are taken another way
 @settings(max_examples=8)
 def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
     rng = np.random.default_rng(0)

@@ -238,6 +238,8 @@ def test_flatten_has_dotted_keys():
         (['model.name=efficientnet_lite0', 'model.stem=cifar'], 'only ResNets have these'),
         (['model.name=vit_b16', 'method=stochnorm'], 'but vit_b16 has none'),
         (['model.name=vit_b16', 'batch_norm=frozen'], 'but vit_b16 has none'),
+        (['model.name=convnext_tiny', 'batch_norm=frozen'], 'but convnext_tiny has none'),
+        (['model.name=convnext_tiny', 'resize=31', 'image_size=31'], 'at least 32 px'),
         (['model.normalization=none'], 'must be one of '),
         (['target.test_share=1.5'], 'config.target.test_share=1.5: must be from 0 to 1'),
         (['max_bad_images=-1'], 'config.max_bad_images=-1: must be from 0 to'),

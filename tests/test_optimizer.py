@@ -120,6 +120,7 @@ def params_of(name, image_size=224):
         ('resnet50', 'resnet50'),
         ('efficientnet_lite0', 'efficientnet_lite0'),
         ('vit_s16', 'vit_small_patch16_224'),
+        ('convnext_tiny', 'convnext_tiny'),
     ],
 )
 def test_layers_are_timms(name, peer):

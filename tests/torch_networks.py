@@ -28,6 +28,15 @@ def import_torchvision():
 torchvision, _library = import_torchvision()
 timm = importlib.import_module('timm')
 
+# timm's names of those that have another one here.
+NAMES = {
+    **{f'efficientnet_lite{i}': f'tf_efficientnet_lite{i}' for i in range(3)},
+    'vit_s16': 'vit_small_patch16_224',
+    'vit_b16': 'vit_base_patch16_224',
+}
+# The small networks of conftest.py.
+SMALL = {'convnext4': ('convnext_tiny', {'depths': (1, 2, 1, 1), 'dims': (8, 16, 32, 64)})}
+
 
 def peer(name: str, num_classes: int, image_size: int) -> torch.nn.Module:
     """The network of another project that `config.model.name` is to agree with, random weights."""
@@ -37,10 +46,10 @@ def peer(name: str, num_classes: int, image_size: int) -> torch.nn.Module:
         return torchvision.models.inception_v3(
             num_classes=num_classes, aux_logits=False, init_weights=False
         )
-    names = {
-        **{f'efficientnet_lite{i}': f'tf_efficientnet_lite{i}' for i in range(3)},
-        'vit_s16': 'vit_small_patch16_224',
-        'vit_b16': 'vit_base_patch16_224',
-    }
-    size = {'img_size': image_size} if name.startswith('vit') else {}
-    return timm.create_model(names[name], num_classes=num_classes, **size)
+    if name in SMALL:
+        base, options = SMALL[name]
+    else:
+        base, options = NAMES.get(name, name), {}
+    if base.startswith('vit'):
+        options = options | {'img_size': image_size}
+    return timm.create_model(base, num_classes=num_classes, **options)

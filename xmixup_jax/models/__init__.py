@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from xmixup_jax.models import efficientnet_lite, inception, resnet, vit
+from xmixup_jax.models import convnext, efficientnet_lite, inception, resnet, vit
 from xmixup_jax.models.base import BatchNorm, Outputs, at_least_float32, draw_head
 
 __all__ = ['MODELS', 'Architecture', 'BatchNorm', 'Outputs', 'create_model', 'forward', 'module']
@@ -49,6 +49,9 @@ class Architecture(NamedTuple):
 
 
 _LITE = Architecture('classifier', efficientnet_lite.timm_key, 'inception')
+_CONVNEXT = Architecture(
+    'head.fc', convnext.timm_key, has_batch_norm=False, min_size=convnext.MIN_SIZE
+)
 _VIT = Architecture(
     'head', vit.timm_key, 'inception', multiple=vit.PATCH, has_batch_norm=False, min_size=vit.PATCH
 )
@@ -58,12 +61,14 @@ MODELS = {
     'inception_v3': Architecture(
         normalization='inception', optional=('AuxLogits.',), min_size=inception.MIN_SIZE
     ),
+    **dict.fromkeys(convnext.SIZES, _CONVNEXT),
     **dict.fromkeys(vit.SIZES, _VIT),
 }
 
 
 Backbone = (
     vit.VisionTransformer
+    | convnext.ConvNeXt
     | inception.InceptionV3
     | efficientnet_lite.EfficientNetLite
     | resnet.ResNet
@@ -81,6 +86,8 @@ def module(
     name = config.name
     if name in vit.SIZES:
         return vit.VisionTransformer(name, num_logits, image_size, rngs)
+    if name in convnext.SIZES:
+        return convnext.ConvNeXt(name, num_logits, rngs)
     if name == 'inception_v3':
         return inception.InceptionV3(num_logits, norm, rngs)
     if name in efficientnet_lite.SCALES:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, at_hook, renamed, run_block
+from xmixup_jax.models.base import Mlp, Outputs, at_hook, renamed, run_block
 
 # Width and heads; both have 12 blocks.
 SIZES = {'vit_s16': (384, 6), 'vit_b16': (768, 12)}
@@ -37,17 +37,6 @@ class Attention(nnx.Module):
         qkv = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1)
         y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         return self.proj(y.reshape(x.shape))
-
-
-class Mlp(nnx.Module):
-    """Two layers with a GELU between them, four times as wide."""
-
-    def __init__(self, width, rngs):
-        self.fc1 = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * width, width, rngs=rngs)
-
-    def __call__(self, x):
-        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
 
 
 class Block(nnx.Module):

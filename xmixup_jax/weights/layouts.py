@@ -134,6 +134,7 @@ def to_timm(tensors: Tensors, model: str, path: Path, part: str = '') -> tuple[T
     renamed = {timm_key(model, key): tensor for key, tensor in tensors.items()}
     if model in SIZES:
         renamed = _hide_head_behind_layer(_joined_attention(renamed))
+    renamed = {key: _flat_scale(key, tensor) for key, tensor in renamed.items()}
     optional = MODELS[model].optional
     kept = {key: tensor for key, tensor in renamed.items() if not key.startswith(optional)}
     return kept, prefix
@@ -249,6 +250,12 @@ def _joined_attention(tensors: Tensors) -> Tensors:
                 del joined[name]
             joined[f'{match[1]}qkv.{match[2]}'] = np.concatenate(parts)
     return joined
+
+
+def _flat_scale(key: str, tensor: np.ndarray) -> np.ndarray:
+    """torchvision's layer scale [C, 1, 1] becomes [C]; others are as they are."""
+    is_scale = key.endswith('.gamma') and tensor.shape[1:] == (1, 1)
+    return tensor.reshape(-1) if is_scale else tensor
 
 
 def _hide_head_behind_layer(tensors: Tensors) -> Tensors:
