@@ -22,7 +22,7 @@ from xmixup_jax.run.memory import give_back_memory
 from xmixup_jax.run.train import train_and_evaluate
 
 # Two stages of one block: half as many layers to compile as in the smallest of the program's own.
-resnet.DEPTHS['resnet6'] = ((1, 1), False)
+resnet.DEPTHS['resnet6'] = resnet.Variant((1, 1), False)
 MODELS['resnet6'] = MODELS['resnet10']
 # A small one of the other families: the same layers, fewer and narrower.
 convnext.SIZES['convnext4'] = ((1, 2, 1, 1), 8)

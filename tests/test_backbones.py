@@ -23,13 +23,14 @@ from xmixup_jax.weights.files import torch_tensors
 from xmixup_jax.weights.pretrained import Weights
 
 CLASSES = 7
-SIZES = {'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}
+SIZES = {'resnet18d': 72, 'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}
 # The modules whose outputs the public code of DELTA compares; of EfficientNet-Lite the like. Of the
 # others the ends of the stages.
 LAST_CONVOLUTIONS = {
     'resnet18': [f'layer{i}.1.conv2' for i in (1, 2, 3, 4)],
     'resnet50': ['layer1.2.conv3', 'layer2.3.conv3', 'layer3.5.conv3', 'layer4.2.conv3'],
     'resnet101': ['layer1.2.conv3', 'layer2.3.conv3', 'layer3.22.conv3', 'layer4.2.conv3'],
+    'resnet18d': [f'layer{i}.1.conv2' for i in (1, 2, 3, 4)],
     'efficientnet_lite0': [
         *('blocks.0.0.conv_pw', 'blocks.1.1.conv_pwl', 'blocks.2.1.conv_pwl'),
         *('blocks.4.2.conv_pwl', 'blocks.6.0.conv_pwl'),
@@ -96,7 +97,15 @@ def with_the_same_weights(name, tmp_path):
     'name',
     networks(
         [name for name in MODELS if name not in ('resnet6', 'resnet10')],
-        quick=('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16', *SMALL),
+        quick=(
+            'resnet18',
+            'resnet18d',
+            'resnet50',
+            'efficientnet_lite0',
+            'inception_v3',
+            'vit_s16',
+            *SMALL,
+        ),
     ),
 )
 def test_logits_and_features_are_the_peers(name, tmp_path):
@@ -117,7 +126,15 @@ def test_logits_and_features_are_the_peers(name, tmp_path):
 @pytest.mark.parametrize(
     'name',
     networks(
-        ('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16', *SMALL),
+        (
+            'resnet18',
+            'resnet50',
+            'efficientnet_lite0',
+            'inception_v3',
+            'vit_s16',
+            'resnet18d',
+            *SMALL,
+        ),
         quick=('resnet18', *SMALL),
     ),
 )

@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_backbones import make, randomized
-from torch_networks import SMALL, peer, torchvision
+from torch_networks import NAMES, SMALL, peer, timm, torchvision
 
-from xmixup_jax.models import MODELS
+from xmixup_jax.models import MODELS, NORMALIZATIONS
 from xmixup_jax.weights.files import save_weights, torch_tensors
 from xmixup_jax.weights.pretrained import Weights
 
@@ -80,6 +80,33 @@ def test_torchvisions_convnext(tmp_path):
     images = torch.randn(2, 3, SIZE, SIZE)
     with torch.no_grad():
         torch.testing.assert_close(twin(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+def of_timm():
+    """(name here, timm's name) of the networks that timm has under the same or another name."""
+    named = {name: NAMES.get(name, name) for name in MODELS if name not in SMALL}
+    return [pair for pair in named.items() if pair[1] in timm.list_models()]
+
+
+@pytest.mark.parametrize(('name', 'theirs'), of_timm())
+def test_normalization_is_that_of_timms_weights(name, theirs):
+    """Inception's are torchvision's, which timm converts as well."""
+    config = timm.models.get_pretrained_cfg(theirs)
+    normalization = NORMALIZATIONS[MODELS[name].normalization]
+    assert normalization == (config.mean, config.std)
+
+
+def test_recipes_of_one_network():
+    """What docs/networks.md says of them."""
+    crops = {'a1_in1k': 0.95, 'a2_in1k': 0.95, 'tv_in1k': 0.875}
+    for recipe, crop in crops.items():
+        config = timm.models.get_pretrained_cfg(f'resnet50.{recipe}')
+        assert config.crop_pct == crop and config.input_size == (3, 224, 224)
+        assert (config.mean, config.std) == NORMALIZATIONS['imagenet']
+    assert timm.models.get_pretrained_cfg('resnet50.a3_in1k').input_size == (3, 160, 160)
+    for name in ('resnet18d', 'resnet50d'):
+        config = timm.models.get_pretrained_cfg(f'{name}.ra4_e3600_r224_in1k')
+        assert (config.mean, config.std) == NORMALIZATIONS['inception']
 
 
 @pytest.mark.parametrize('name', SMALL)

@@ -118,6 +118,7 @@ def params_of(name, image_size=224):
     [
         ('resnet18', 'resnet18'),
         ('resnet50', 'resnet50'),
+        ('resnet50d', 'resnet50d'),
         ('efficientnet_lite0', 'efficientnet_lite0'),
         ('vit_s16', 'vit_small_patch16_224'),
         ('convnext_tiny', 'convnext_tiny'),

@@ -40,7 +40,7 @@ SMALL = {'convnext4': ('convnext_tiny', {'depths': (1, 2, 1, 1), 'dims': (8, 16,
 
 def peer(name: str, num_classes: int, image_size: int) -> torch.nn.Module:
     """The network of another project that `config.model.name` is to agree with, random weights."""
-    if name.startswith('resnet'):
+    if name.startswith('resnet') and not name.endswith('d'):
         return torchvision.models.get_model(name, num_classes=num_classes)
     if name == 'inception_v3':
         return torchvision.models.inception_v3(
