@@ -81,6 +81,8 @@ def test_kernels_are_told_by_what_they_were_made_of(tmp_path):
         pytest.param('efficientnet_lite0', 32, marks=pytest.mark.slow),
         ('vit_s16', 32),
         ('convnext4', 32),
+        ('dinov2_4', 28),
+        ('clip4', 32),
     ],
 )
 def test_all_products_but_the_heads_are_bfloat16(name, side):

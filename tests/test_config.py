@@ -238,6 +238,12 @@ def test_flatten_has_dotted_keys():
         (['model.name=efficientnet_lite0', 'model.stem=cifar'], 'only ResNets have these'),
         (['model.name=vit_b16', 'method=stochnorm'], 'but vit_b16 has none'),
         (['model.name=vit_b16', 'batch_norm=frozen'], 'but vit_b16 has none'),
+        (
+            ['model.name=dinov2_s14', 'image_size=224', 'resize=224', 'batch_norm=frozen'],
+            'has none',
+        ),
+        (['model.name=dinov2_b14_reg4', 'image_size=100'], 'at least 14 px, a multiple of 14'),
+        (['model.name=clip_b32', 'image_size=48'], 'at least 32 px, a multiple of 32'),
         (['model.name=convnext_tiny', 'batch_norm=frozen'], 'but convnext_tiny has none'),
         (['model.name=convnext_tiny', 'resize=31', 'image_size=31'], 'at least 32 px'),
         (['model.normalization=none'], 'must be one of '),

@@ -4,12 +4,15 @@ import jax
 import numpy as np
 import pytest
 import torch
+from flax import nnx
+from ml_collections import ConfigDict
 from safetensors.torch import load_file
-from test_backbones import make, randomized
+from test_backbones import LARGE, make, randomized
 from torch_networks import NAMES, SMALL, peer, timm, torchvision
 
-from xmixup_jax.models import MODELS, NORMALIZATIONS
-from xmixup_jax.weights.files import save_weights, torch_tensors
+from xmixup_jax.models import MODELS, NORMALIZATIONS, create_model, forward
+from xmixup_jax.models.vit import resize_positions
+from xmixup_jax.weights.files import save_weights, tensor_key, torch_tensors
 from xmixup_jax.weights.pretrained import Weights
 
 SIZE = 32
@@ -90,10 +93,27 @@ def of_timm():
 
 @pytest.mark.parametrize(('name', 'theirs'), of_timm())
 def test_normalization_is_that_of_timms_weights(name, theirs):
-    """Inception's are torchvision's, which timm converts as well."""
-    config = timm.models.get_pretrained_cfg(theirs)
+    """Of ViT-L/14 timm takes weights of LAION's by default, which are an exception."""
+    tag = '.openai' if name == 'clip_l14' else ''
+    config = timm.models.get_pretrained_cfg(theirs + tag)
     normalization = NORMALIZATIONS[MODELS[name].normalization]
     assert normalization == (config.mean, config.std)
+
+
+@pytest.mark.parametrize('name', LARGE)
+def test_keys_and_shapes_are_timms(name):
+    """Of those that are too large for tests of their values."""
+    size = 2 * MODELS[name].multiple
+    with torch.device('meta'):
+        network = peer(name, 7, size)
+    config = ConfigDict({'name': name, 'width': 64, 'stem': 'imagenet'})
+    shapes = nnx.eval_shape(lambda: create_model(config, 7, size, 0)[1])
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}
+    ours = {}
+    for path, leaf in jax.tree.leaves_with_path(shapes):
+        order = axes.get(leaf.ndim, range(leaf.ndim))
+        ours[tensor_key(name, path)] = tuple(leaf.shape[axis] for axis in order)
+    assert ours == {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
 
 
 def test_recipes_of_one_network():
@@ -107,6 +127,95 @@ def test_recipes_of_one_network():
     for name in ('resnet18d', 'resnet50d'):
         config = timm.models.get_pretrained_cfg(f'{name}.ra4_e3600_r224_in1k')
         assert (config.mean, config.std) == NORMALIZATIONS['inception']
+    config = timm.models.get_pretrained_cfg('vit_large_patch14_clip_224.laion2b')
+    assert (config.mean, config.std) == NORMALIZATIONS['inception']
+
+
+def test_the_authors_dinov2_with_registers(tmp_path):
+    """As timm converts it: the class token's position is in the file, and added to the token."""
+    network = peer('dinov2_4', 7, 5 * 14)
+    tensors = {key: torch.randn_like(t) for key, t in network.state_dict().items()}
+    theirs = {key: t for key, t in tensors.items() if not key.startswith('head.')}
+    theirs['register_tokens'] = theirs.pop('reg_token')
+    position = torch.randn(1, 1, 16)
+    theirs['pos_embed'] = torch.cat([position, theirs['pos_embed']], dim=1)
+    theirs['mask_token'] = torch.randn(1, 16)
+    torch.save(theirs, tmp_path / 'w')
+    expected = timm.models.vision_transformer.checkpoint_filter_fn(dict(theirs), network)
+    _, params, _ = make('dinov2_4', 5 * 14)
+    weights = Weights(tmp_path / 'w', 'dinov2_4')
+    assert weights.head is None
+    ours = torch_tensors('dinov2_4', weights.fill(params, {})[0], {})
+    same({key: t for key, t in ours.items() if not key.startswith('head.')}, expected)
+    np.testing.assert_array_equal(ours['cls_token'], tensors['cls_token'] + position)
+
+
+@pytest.mark.parametrize('name', ['dinov2_4', 'clip4'])
+def test_positions_of_another_size_are_resized_as_by_timm(name, tmp_path):
+    side = MODELS[name].multiple
+    network = peer(name, 7, 5 * side)
+    torch.nn.init.normal_(network.pos_embed)
+    torch.save(network.state_dict(), tmp_path / 'w')
+    network.set_input_size(2 * side)
+    _, params, _ = make(name, 2 * side)
+    ours = Weights(tmp_path / 'w', name).fill(params, {}, with_head=True)[0]['pos_embed']
+    np.testing.assert_allclose(ours, network.pos_embed.detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_positions_with_and_without_the_class_token_are_not_taken_for_one_another():
+    for here, there in ((16, 17), (17, 16), (16, 10), (5, 9)):
+        positions = np.zeros((1, here, 2), np.float32)
+        assert resize_positions(positions, (1, there, 2)) is positions
+    assert resize_positions(np.zeros((1, 16, 2), np.float32), (1, 9, 2)).shape == (1, 9, 2)
+    assert resize_positions(np.zeros((1, 17, 2), np.float32), (1, 10, 2)).shape == (1, 10, 2)
+
+
+def to_openai(key):
+    """timm's key as in https://github.com/openai/CLIP, `clip/model.py`."""
+    swaps = {
+        'cls_token': 'class_embedding',
+        'pos_embed': 'positional_embedding',
+        'patch_embed.proj.': 'conv1.',
+        'norm_pre.': 'ln_pre.',
+        'blocks.': 'transformer.resblocks.',
+        '.norm': '.ln_',
+        'attn.qkv.': 'attn.in_proj_',
+        'attn.proj.': 'attn.out_proj.',
+        'mlp.fc1': 'mlp.c_fc',
+        'mlp.fc2': 'mlp.c_proj',
+    }
+    if key.startswith('norm.'):
+        return key.replace('norm.', 'ln_post.')
+    for old, new in swaps.items():
+        key = key.replace(old, new)
+    return key
+
+
+@pytest.mark.parametrize('prefix', ['visual.', 'module.visual.', ''])
+def test_openais_clip(prefix, tmp_path):
+    """The image tower of a whole CLIP, which has a text tower with like keys, and by itself."""
+    network = peer('clip4', 7, SIZE)
+    tensors = {key: t for key, t in network.state_dict().items() if not key.startswith('head.')}
+    theirs = {}
+    for key, tensor in tensors.items():
+        one = {'cls_token': tensor.reshape(-1), 'pos_embed': tensor[0]}.get(key, tensor)
+        theirs[prefix + to_openai(key)] = one
+    theirs[f'{prefix}proj'] = torch.randn(16, 5)
+    if prefix:
+        outer = prefix.removesuffix('visual.')
+        text = {key.replace('visual.', ''): 1 + t for key, t in theirs.items()}
+        for key in ('token_embedding.weight', 'ln_final.bias', 'logit_scale'):
+            text[f'{outer}{key}'] = torch.ones(3)
+        theirs = text | theirs
+    torch.save(theirs, tmp_path / 'w')
+    if prefix == 'visual.':
+        assert (
+            timm.models.vision_transformer.checkpoint_filter_fn(theirs, network).keys()
+            - {'head.weight', 'head.bias'}
+            == tensors.keys()
+        )
+    ours = filled(tmp_path / 'w', 'clip4', with_head=False)
+    same({key: t for key, t in ours.items() if not key.startswith('head.')}, tensors)
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -116,3 +225,18 @@ def test_the_head_is_found_by_timms_name(name, tmp_path):
     head = Weights(tmp_path / 'w', name).head
     np.testing.assert_array_equal(head['kernel'].T, network.get_classifier().weight.detach())
     assert f'{MODELS[name].head}.weight' in network.state_dict()
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_networks_can_be_exported_for_any_batch_size(name):
+    size = max(MODELS[name].min_size, 2 * MODELS[name].multiple)
+    network = make(name, size)
+
+    def logits(images):
+        return forward(*network, images, train=False)[0].logits
+
+    (batch,) = jax.export.symbolic_shape('batch')
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), np.float32)
+    exported = jax.export.export(jax.jit(logits), platforms=('cpu', 'cuda', 'tpu'))(images)
+    (shape,) = exported.out_avals
+    assert (str(shape.shape[0]), shape.shape[1]) == ('batch', 7)

@@ -29,13 +29,31 @@ torchvision, _library = import_torchvision()
 timm = importlib.import_module('timm')
 
 # timm's names of those that have another one here.
+_SIZES = {'ti': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
 NAMES = {
     **{f'efficientnet_lite{i}': f'tf_efficientnet_lite{i}' for i in range(3)},
-    'vit_s16': 'vit_small_patch16_224',
-    'vit_b16': 'vit_base_patch16_224',
+    **{
+        f'vit_{size}{patch}': f'vit_{_SIZES[size]}_patch{patch}_224'
+        for size, patch in (('ti', 16), ('s', 16), ('b', 16), ('l', 16), ('s', 32), ('b', 32))
+    },
+    **{
+        f'dinov2_{size}14{ending}': f'vit_{_SIZES[size]}_patch14{ending}_dinov2'
+        for size in 'sbl'
+        for ending in ('', '_reg4')
+    },
+    **{
+        f'clip_{size}{patch}{ending}': f'vit_{_SIZES[size]}_patch{patch}_clip{ending}_224'
+        for size, patch in (('b', 16), ('b', 32), ('l', 14))
+        for ending in ('', '_quickgelu')
+    },
 }
 # The small networks of conftest.py.
-SMALL = {'convnext4': ('convnext_tiny', {'depths': (1, 2, 1, 1), 'dims': (8, 16, 32, 64)})}
+_FOUR_BLOCKS = {'embed_dim': 16, 'num_heads': 2, 'depth': 4}
+SMALL = {
+    'convnext4': ('convnext_tiny', {'depths': (1, 2, 1, 1), 'dims': (8, 16, 32, 64)}),
+    'dinov2_4': ('vit_small_patch14_reg4_dinov2', _FOUR_BLOCKS),
+    'clip4': ('vit_base_patch16_clip_quickgelu_224', _FOUR_BLOCKS),
+}
 
 
 def peer(name: str, num_classes: int, image_size: int) -> torch.nn.Module:

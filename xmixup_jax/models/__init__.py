@@ -21,10 +21,11 @@ def _same_key(name: str, key: str) -> str:
 
 
 # Mean and standard deviation of the RGB channels, as torchvision and timm use them: ImageNet's,
-# and the range from -1 to 1 of TensorFlow's Inception and of what came after it.
+# the range from -1 to 1 of TensorFlow's Inception and of what came after it, and CLIP's.
 NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 
 
@@ -39,6 +40,8 @@ class Architecture(NamedTuple):
     """A key of `NORMALIZATIONS`: the one that timm's weights were trained with."""
     optional: tuple[str, ...] = ()
     """Beginnings of keys that weights files may have and this network has not."""
+    tower: str = ''
+    """The prefix of this network's keys in files that hold another network too."""
     min_size: int = 1
     """Of images, px."""
     multiple: int = 1
@@ -52,9 +55,21 @@ _LITE = Architecture('classifier', efficientnet_lite.timm_key, 'inception')
 _CONVNEXT = Architecture(
     'head.fc', convnext.timm_key, has_batch_norm=False, min_size=convnext.MIN_SIZE
 )
-_VIT = Architecture(
-    'head', vit.timm_key, 'inception', multiple=vit.PATCH, has_batch_norm=False, min_size=vit.PATCH
-)
+
+
+def _vit(name: str) -> Architecture:
+    """ViT, DINOv2 or CLIP's image tower."""
+    side = vit.VARIANTS[name].patch
+    common = Architecture(
+        'head', vit.timm_key, 'inception', min_size=side, multiple=side, has_batch_norm=False
+    )
+    if name in vit.DINOV2:
+        return common._replace(normalization='imagenet', optional=('mask_token',))
+    if name in vit.CLIP:
+        return common._replace(normalization='clip', optional=('proj',), tower='visual')
+    return common
+
+
 MODELS = {
     **dict.fromkeys(resnet.DEPTHS, Architecture(scalable=True)),
     **dict.fromkeys(efficientnet_lite.SCALES, _LITE),
@@ -62,7 +77,7 @@ MODELS = {
         normalization='inception', optional=('AuxLogits.',), min_size=inception.MIN_SIZE
     ),
     **dict.fromkeys(convnext.SIZES, _CONVNEXT),
-    **dict.fromkeys(vit.SIZES, _VIT),
+    **{name: _vit(name) for name in vit.VARIANTS},
 }
 
 
@@ -84,7 +99,7 @@ def module(
 ) -> Backbone:
     """The network named by `config`, the `model` part of the configuration."""
     name = config.name
-    if name in vit.SIZES:
+    if name in vit.VARIANTS:
         return vit.VisionTransformer(name, num_logits, image_size, rngs)
     if name in convnext.SIZES:
         return convnext.ConvNeXt(name, num_logits, rngs)

@@ -27,7 +27,7 @@ from xmixup_jax.errors import DataError
 from xmixup_jax.models import MODELS, create_model
 from xmixup_jax.models.base import renamed
 from xmixup_jax.models.resnet import DEPTHS
-from xmixup_jax.models.vit import SIZES
+from xmixup_jax.models.vit import VARIANTS
 from xmixup_jax.optimizer import HEAD
 from xmixup_jax.text import some
 from xmixup_jax.weights.files import tensor_key
@@ -127,14 +127,17 @@ def to_timm(tensors: Tensors, model: str, path: Path, part: str = '') -> tuple[T
     tensors = {
         key: tensor for key, tensor in tensors.items() if key.split('.')[-1] not in _NO_WEIGHTS
     }
-    if model in SIZES:
+    if model in VARIANTS:
         tensors = _from_google(tensors)
+    tower = MODELS[model].tower
+    if tower and not part and any(_begin(tower).match(key) for key in tensors):
+        part = tower
     tensors = _part(tensors, part, path) if part else tensors
     tensors, prefix = _without_prefix(tensors, model, path)
     renamed = {timm_key(model, key): tensor for key, tensor in tensors.items()}
-    if model in SIZES:
-        renamed = _hide_head_behind_layer(_joined_attention(renamed))
-    renamed = {key: _flat_scale(key, tensor) for key, tensor in renamed.items()}
+    if model in VARIANTS:
+        renamed = _own_position(_hide_head_behind_layer(_joined_attention(renamed)))
+    renamed = {key: _timm_axes(key, tensor) for key, tensor in renamed.items()}
     optional = MODELS[model].optional
     kept = {key: tensor for key, tensor in renamed.items() if not key.startswith(optional)}
     return kept, prefix
@@ -144,7 +147,7 @@ def timm_key(model: str, key: str) -> str:
     """A key of transformers' or torchvision's layout in timm's; others as they are."""
     patterns: Iterable[tuple[str, str]] = ()
     base = ''
-    if model in SIZES:
+    if model in VARIANTS:
         patterns, base = _HF_VIT, 'vit.'
     elif model in DEPTHS:
         patterns, base = _HF_RESNET, 'resnet.'
@@ -222,9 +225,14 @@ def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, 
     return rest | taken, prefix
 
 
+def _begin(part: str) -> re.Pattern[str]:
+    """Of the keys under a prefix, which may stand behind known ones."""
+    return re.compile(rf'(?:{_PREFIX.pattern})*?{re.escape(part.rstrip("."))}\.')
+
+
 def _part(tensors: Tensors, part: str, path: Path) -> Tensors:
     """The tensors under a prefix, which may stand behind known ones."""
-    begin = re.compile(rf'(?:{_PREFIX.pattern})*?{re.escape(part.rstrip("."))}\.')
+    begin = _begin(part)
     matches = {key: begin.match(key) for key in tensors}
     taken = {key[match.end() :]: tensors[key] for key, match in matches.items() if match}
     if not taken:
@@ -252,10 +260,30 @@ def _joined_attention(tensors: Tensors) -> Tensors:
     return joined
 
 
-def _flat_scale(key: str, tensor: np.ndarray) -> np.ndarray:
-    """torchvision's layer scale [C, 1, 1] becomes [C]; others are as they are."""
-    is_scale = key.endswith('.gamma') and tensor.shape[1:] == (1, 1)
-    return tensor.reshape(-1) if is_scale else tensor
+def _timm_axes(key: str, tensor: np.ndarray) -> np.ndarray:
+    """The axes that timm's tensors have and other projects' have not, or the other way round.
+
+    torchvision's layer scale is [C, 1, 1], CLIP's class token [D] and its positions [n, D].
+    """
+    if key.endswith('.gamma') and tensor.shape[1:] == (1, 1):
+        return tensor.reshape(-1)
+    if (key, tensor.ndim) in (('cls_token', 1), ('pos_embed', 2)):
+        return tensor.reshape(1, -1, tensor.shape[-1])
+    return tensor
+
+
+def _own_position(tensors: Tensors) -> Tensors:
+    """DINOv2 with registers as its authors have it: the class token's position is added to it."""
+    if 'register_tokens' not in tensors:
+        return tensors
+    rest = dict(tensors)
+    rest['reg_token'] = rest.pop('register_tokens')
+    token, positions = (tensors.get(key) for key in ('cls_token', 'pos_embed'))
+    if token is None or positions is None or (token.ndim, positions.ndim) != (3, 3):
+        return rest
+    if positions.shape[1] and token.shape == positions[:, :1].shape:
+        rest['cls_token'], rest['pos_embed'] = token + positions[:, :1], positions[:, 1:]
+    return rest
 
 
 def _hide_head_behind_layer(tensors: Tensors) -> Tensors:
