@@ -16,6 +16,12 @@ from xmixup_jax.weights.files import save_weights, tensor_key, torch_tensors
 from xmixup_jax.weights.pretrained import Weights
 
 SIZE = 32
+HEADS = {f'{name}.{leaf}' for name in ('head', 'head.fc') for leaf in ('weight', 'bias')}
+
+
+def smallest(name):
+    """A side in px that the network takes: of a vision transformer two patches."""
+    return max(MODELS[name].min_size, 2 * MODELS[name].multiple)
 
 
 def filled(path, name, *, with_head=True):
@@ -146,7 +152,7 @@ def test_the_authors_dinov2_with_registers(tmp_path):
     weights = Weights(tmp_path / 'w', 'dinov2_4')
     assert weights.head is None
     ours = torch_tensors('dinov2_4', weights.fill(params, {})[0], {})
-    same({key: t for key, t in ours.items() if not key.startswith('head.')}, expected)
+    same({key: t for key, t in ours.items() if key not in HEADS}, expected)
     np.testing.assert_array_equal(ours['cls_token'], tensors['cls_token'] + position)
 
 
@@ -215,7 +221,7 @@ def test_openais_clip(prefix, tmp_path):
             == tensors.keys()
         )
     ours = filled(tmp_path / 'w', 'clip4', with_head=False)
-    same({key: t for key, t in ours.items() if not key.startswith('head.')}, tensors)
+    same({key: t for key, t in ours.items() if key not in HEADS}, tensors)
 
 
 @pytest.mark.parametrize('name', SMALL)
@@ -229,7 +235,7 @@ def test_the_head_is_found_by_timms_name(name, tmp_path):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_networks_can_be_exported_for_any_batch_size(name):
-    size = max(MODELS[name].min_size, 2 * MODELS[name].multiple)
+    size = smallest(name)
     network = make(name, size)
 
     def logits(images):
@@ -240,3 +246,92 @@ def test_networks_can_be_exported_for_any_batch_size(name):
     exported = jax.export.export(jax.jit(logits), platforms=('cpu', 'cuda', 'tpu'))(images)
     (shape,) = exported.out_avals
     assert (str(shape.shape[0]), shape.shape[1]) == ('batch', 7)
+
+
+def to_transformers(name, key):
+    """timm's key as in transformers' `models/convnext`, `dinov2_with_registers` and `clip`."""
+    swaps = {
+        'convnext4': {
+            'head.norm.': 'layernorm.',
+            'stem.0.': 'embeddings.patch_embeddings.',
+            'stem.1.': 'embeddings.layernorm.',
+            'stages.': 'encoder.stages.',
+            'downsample.': 'downsampling_layer.',
+            'blocks.': 'layers.',
+            'gamma': 'layer_scale_parameter',
+            'conv_dw.': 'dwconv.',
+            '.norm.': '.layernorm.',
+            'mlp.fc': 'pwconv',
+        },
+        'dinov2_4': {
+            'cls_token': 'embeddings.cls_token',
+            'register_tokens': 'embeddings.register_tokens',
+            'mask_token': 'embeddings.mask_token',
+            'pos_embed': 'embeddings.position_embeddings',
+            'patch_embed.proj.': 'embeddings.patch_embeddings.projection.',
+            'blocks.': 'encoder.layer.',
+            'attn.proj.': 'attention.output.dense.',
+            'attn.': 'attention.attention.',
+            'ls1.gamma': 'layer_scale1.lambda1',
+            'ls2.gamma': 'layer_scale2.lambda1',
+        },
+        'clip4': {
+            'cls_token': 'embeddings.class_embedding',
+            'pos_embed': 'embeddings.position_embedding.weight',
+            'patch_embed.proj.': 'embeddings.patch_embedding.',
+            'norm_pre.': 'pre_layrnorm.',
+            'blocks.': 'encoder.layers.',
+            '.norm': '.layer_norm',
+            'attn.proj.': 'self_attn.out_proj.',
+            'attn.query.': 'self_attn.q_proj.',
+            'attn.key.': 'self_attn.k_proj.',
+            'attn.value.': 'self_attn.v_proj.',
+        },
+    }[name]
+    if key.startswith('norm.'):
+        return key.replace('norm.', 'post_layernorm.' if name == 'clip4' else 'layernorm.')
+    for old, new in swaps.items():
+        key = key.replace(old, new)
+    return key
+
+
+@pytest.mark.parametrize(
+    ('name', 'prefix'),
+    [
+        ('convnext4', 'convnext.'),
+        ('convnext4', ''),
+        ('dinov2_4', 'dinov2_with_registers.'),
+        ('dinov2_4', ''),
+        ('clip4', 'vision_model.'),
+    ],
+)
+def test_transformers_layouts(name, prefix, tmp_path):
+    size = smallest(name)
+    network = peer(name, 7, size)
+    expected = {k: t for k, t in network.state_dict().items() if k not in HEADS}
+    theirs = {}
+    for key, tensor in expected.items():
+        if '.qkv.' in key:
+            for part, each in zip(('query', 'key', 'value'), tensor.chunk(3), strict=True):
+                theirs[key.replace('qkv', part)] = each
+        else:
+            theirs[key] = tensor
+    if name == 'clip4':
+        theirs |= {'cls_token': theirs['cls_token'][0, 0], 'pos_embed': theirs['pos_embed'][0]}
+    if name == 'dinov2_4':
+        position = torch.randn(1, 1, 16)
+        theirs['register_tokens'] = theirs.pop('reg_token')
+        theirs['mask_token'] = torch.zeros(1, 16)
+        theirs['pos_embed'] = torch.cat([position, theirs['pos_embed']], dim=1)
+        expected['cls_token'] = expected['cls_token'] + position
+    theirs = {prefix + to_transformers(name, key): t.clone() for key, t in theirs.items()}
+    if name == 'clip4':
+        theirs |= {
+            'text_model.encoder.layers.0.mlp.fc1.bias': torch.ones(3),
+            'vision_model.embeddings.position_ids': torch.arange(5),
+            'visual_projection.weight': torch.ones(5, 16),
+        }
+    torch.save(theirs, tmp_path / 'w')
+    _, params, _ = make(name, size)
+    ours = torch_tensors(name, Weights(tmp_path / 'w', name).fill(params, {})[0], {})
+    same({key: t for key, t in ours.items() if key not in HEADS}, expected)

@@ -40,8 +40,8 @@ class Architecture(NamedTuple):
     """A key of `NORMALIZATIONS`: the one that timm's weights were trained with."""
     optional: tuple[str, ...] = ()
     """Beginnings of keys that weights files may have and this network has not."""
-    tower: str = ''
-    """The prefix of this network's keys in files that hold another network too."""
+    towers: tuple[str, ...] = ()
+    """Prefixes of this network's keys in files that hold another network too."""
     min_size: int = 1
     """Of images, px."""
     multiple: int = 1
@@ -66,7 +66,8 @@ def _vit(name: str) -> Architecture:
     if name in vit.DINOV2:
         return common._replace(normalization='imagenet', optional=('mask_token',))
     if name in vit.CLIP:
-        return common._replace(normalization='clip', optional=('proj',), tower='visual')
+        optional, towers = ('proj', 'embeddings.position_ids'), ('visual', 'vision_model')
+        return common._replace(normalization='clip', optional=optional, towers=towers)
     return common
 
 
