@@ -19,14 +19,20 @@ from configs import digits
 from xmixup_jax.compute.step import create_task
 from xmixup_jax.data.selection import train_and_test, train_records
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.models import MODELS, resnet
+from xmixup_jax.models import MODELS, convnext, resnet, vit
 from xmixup_jax.run.memory import give_back_memory
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights.files import save_weights
 
 # Two stages of one block: half as many layers to compile as in the smallest of the program's own.
-resnet.DEPTHS['resnet6'] = ((1, 1), False)
+resnet.DEPTHS['resnet6'] = resnet.Variant((1, 1), False)
 MODELS['resnet6'] = MODELS['resnet10']
+# A small one of the other families: the same layers, fewer and narrower.
+convnext.SIZES['convnext4'] = ((1, 2, 1, 1), 8)
+MODELS['convnext4'] = MODELS['convnext_tiny']
+for small, like in {'dinov2_4': 'dinov2_s14_reg4', 'clip4': 'clip_b16_quickgelu'}.items():
+    vit.VARIANTS[small] = vit.VARIANTS[like]._replace(width=16, heads=2, depth=4)
+    MODELS[small] = MODELS[like]
 
 # Of this process alone, whatever a test sets up in it: XLA can crash when it writes the programs
 # of several simulated devices by the hundred, and writing takes longer than the few that are

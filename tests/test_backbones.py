@@ -9,12 +9,12 @@ import optax
 import pytest
 import torch
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
-from torch_networks import peer
+from torch_networks import SMALL, peer
 
 from xmixup_jax.methods.fsp import flow
 from xmixup_jax.models import MODELS, cpu, create_model, forward, vit
@@ -23,16 +23,27 @@ from xmixup_jax.weights.files import torch_tensors
 from xmixup_jax.weights.pretrained import Weights
 
 CLASSES = 7
-SIZES = {'inception_v3': 107, 'vit_s16': 48, 'vit_b16': 48}
-# The modules whose outputs the public code of DELTA compares; of EfficientNet-Lite the like.
+SIZES = {'resnet18d': 72, 'inception_v3': 107}
+# By the side of their patches; a vision transformer's images are three patches wide.
+SIZES |= {name: 3 * each.patch for name, each in vit.VARIANTS.items()}
+# With twice as many blocks, and the same ones: test_network_files.py compares their shapes.
+LARGE = [name for name, each in vit.VARIANTS.items() if each.depth > 12]
+# The modules whose outputs the public code of DELTA compares; of EfficientNet-Lite the like. Of the
+# others the ends of the stages.
 LAST_CONVOLUTIONS = {
     'resnet18': [f'layer{i}.1.conv2' for i in (1, 2, 3, 4)],
     'resnet50': ['layer1.2.conv3', 'layer2.3.conv3', 'layer3.5.conv3', 'layer4.2.conv3'],
     'resnet101': ['layer1.2.conv3', 'layer2.3.conv3', 'layer3.22.conv3', 'layer4.2.conv3'],
+    'resnet18d': [f'layer{i}.1.conv2' for i in (1, 2, 3, 4)],
     'efficientnet_lite0': [
         *('blocks.0.0.conv_pw', 'blocks.1.1.conv_pwl', 'blocks.2.1.conv_pwl'),
         *('blocks.4.2.conv_pwl', 'blocks.6.0.conv_pwl'),
     ],
+    **{name: [f'stages.{i}' for i in range(4)] for name in ('convnext_tiny', 'convnext4')},
+    **{
+        name: [f'blocks.{(i + 1) * each.depth // 4 - 1}' for i in range(4)]
+        for name, each in vit.VARIANTS.items()
+    },
 }
 
 
@@ -93,8 +104,16 @@ def with_the_same_weights(name, tmp_path):
 @pytest.mark.parametrize(
     'name',
     networks(
-        [name for name in MODELS if name not in ('resnet6', 'resnet10')],
-        quick=('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16'),
+        [name for name in MODELS if name not in ('resnet6', 'resnet10', *LARGE)],
+        quick=(
+            'resnet18',
+            'resnet18d',
+            'resnet50',
+            'efficientnet_lite0',
+            'inception_v3',
+            'vit_s16',
+            *SMALL,
+        ),
     ),
 )
 def test_logits_and_features_are_the_peers(name, tmp_path):
@@ -107,7 +126,11 @@ def test_logits_and_features_are_the_peers(name, tmp_path):
     with torch.no_grad():
         close(outputs.logits, network(pixels), 1e-4)
     for ours, theirs in zip(outputs.convs, maps, strict=bool(maps)):
-        close(ours, theirs.permute(0, 2, 3, 1), 1e-4)
+        if theirs.ndim == 3:  # tokens, those of the patches last
+            theirs = theirs[:, -ours.shape[1] * ours.shape[2] :].unflatten(1, ours.shape[1:3])
+        else:
+            theirs = theirs.permute(0, 2, 3, 1)
+        close(ours, theirs, 1e-4)
     head = arguments[0]['fc']
     close(outputs.features @ head['kernel'] + head['bias'], outputs.logits, 1e-4)
 
@@ -115,8 +138,16 @@ def test_logits_and_features_are_the_peers(name, tmp_path):
 @pytest.mark.parametrize(
     'name',
     networks(
-        ('resnet18', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16'),
-        quick=('resnet18',),
+        (
+            'resnet18',
+            'resnet50',
+            'efficientnet_lite0',
+            'inception_v3',
+            'vit_s16',
+            'resnet18d',
+            *SMALL,
+        ),
+        quick=('resnet18', *SMALL),
     ),
 )
 def test_gradient_is_the_peers(name, tmp_path):
@@ -133,18 +164,21 @@ def test_gradient_is_the_peers(name, tmp_path):
         close(ours, network.get_parameter(key).grad, 1e-6)
 
 
-# Side of each stage's map in px and its channels, for images of 96 px (Inception: 107).
+# Side of each stage's map in px and its channels, for images of 96 px (Inception: 107, DINOv2: 84).
 STAGES = {
     'resnet50': [(24, 256), (12, 512), (6, 1024), (3, 2048)],
     'efficientnet_lite0': [(48, 16), (24, 24), (12, 40), (6, 112), (3, 320)],
     'inception_v3': [(51, 64), (23, 192), (11, 288), (5, 768), (2, 2048)],
     'vit_s16': [(6, 384)] * 4,
+    'dinov2_4': [(6, 16)] * 4,
+    'clip4': [(6, 16)] * 4,
+    'convnext4': [(24, 8), (12, 16), (6, 32), (3, 64)],
 }
 
 
 @pytest.mark.parametrize('name', STAGES)
 def test_stages_and_their_hooks(name):
-    size = 107 if name == 'inception_v3' else 96
+    size = {'inception_v3': 107, 'dinov2_4': 84}.get(name, 96)
     graphdef, params, batch_stats = make(name, size)
     images = np.zeros((2, size, size, 3), np.float32)
 
@@ -173,6 +207,7 @@ def test_stages_and_their_hooks(name):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2, 3]))
+@example(9, 4, 7, 1)  # of ConvNeXt, whose gradients are taken another way
 @settings(max_examples=8)
 def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
     rng = np.random.default_rng(0)
@@ -187,8 +222,9 @@ def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
 
 
 def test_a_network_without_batch_norm_trains_and_continues(config, tmp_path, monkeypatch):
-    for name in ('_DEPTH', '_STAGES'):  # two blocks of twelve: they take long to compile
-        monkeypatch.setattr(vit, name, 2)
+    # Two blocks of twelve: they take long to compile.
+    monkeypatch.setattr(vit, '_STAGES', 2)
+    monkeypatch.setitem(vit.VARIANTS, 'vit_s16', vit.VARIANTS['vit_s16']._replace(depth=2))
     config.model.update({'name': 'vit_s16', 'width': 64, 'stem': 'imagenet'})
     config.method = 'finetune'
     config.update({'resize': 36, 'image_size': 32, 'steps': 2, 'checkpoint_every': 1})

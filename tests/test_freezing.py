@@ -234,3 +234,30 @@ def test_checkpoints_without_an_average_are_refused_in_words(config, pretrained,
     config.update({'ema_decay': 0.9, 'allow_changes': True})
     with pytest.raises(ConfigError, match=r'config.ema_decay cannot change'):
         train_and_evaluate(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('name', 'stages', 'first', 'next_one'),
+    [
+        ('convnext4', '1', ('stem', 'stages.0.'), 'stages.1.downsample'),
+        ('dinov2_4', '2', ('cls_token', 'reg_token', 'pos_embed', 'blocks.1.'), 'blocks.2.'),
+        ('clip4', '1', ('norm_pre', 'patch_embed', 'blocks.0.'), 'blocks.1.'),
+        ('efficientnet_lite0', '3', ('conv_stem', 'blocks.0.', 'blocks.2.1'), 'blocks.3.0'),
+        ('inception_v3', '1', ('Conv2d_1a_3x3',), 'Mixed_5b'),
+    ],
+)
+def test_stages_are_those_of_the_network(config, name, stages, first, next_one):
+    """A stage and all before it; nothing behind it, norm and head included."""
+    config.update({'freeze': stages, 'weights': 'source', 'method': 'finetune'})
+    config.image_size = config.resize = 84 if name == 'inception_v3' else 64
+    if name == 'dinov2_4':
+        config.image_size = config.resize = 28
+    config.model.update({'name': name, 'width': 64, 'stem': 'imagenet'})
+    task = step_lib.make_task(config, Sizes(10))
+    frozen = {
+        '.'.join(str(entry.key) for entry in path): leaf
+        for path, leaf in jax.tree.leaves_with_path(task.frozen)
+    }
+    assert all(any(key.startswith(each) for key in frozen) for each in (*first, next_one))
+    assert all(leaf for key, leaf in frozen.items() if key.startswith(first))
+    assert not any(leaf for key, leaf in frozen.items() if key.startswith((next_one, 'fc')))

@@ -30,6 +30,9 @@ def randomize(tree, seed):
         ('resnet34', 21_797_672),
         ('resnet50', 25_557_032),
         ('resnet101', 44_549_160),
+        ('convnext_tiny', 28_589_128),
+        ('convnext_small', 50_223_688),
+        ('convnext_base', 88_591_464),
     ],
 )
 def test_number_of_parameters(name, size):

@@ -102,6 +102,7 @@ def test_decay_of_kernels_alone(config, gradients):
         return torch.optim.AdamW(groups, lr=RATE)
 
     jax.tree.map(close, trained(config, gradients), theirs(gradients, make))
+    assert not is_kernel({'reg_token': np.zeros((1, 4, 2))})['reg_token']
     assert is_kernel({'pos_embed': np.zeros((1, 4, 2)), 'norm': {'scale': np.zeros(2)}}) == {
         'pos_embed': False,
         'norm': {'scale': False},
@@ -118,8 +119,13 @@ def params_of(name, image_size=224):
     [
         ('resnet18', 'resnet18'),
         ('resnet50', 'resnet50'),
+        ('resnet50d', 'resnet50d'),
         ('efficientnet_lite0', 'efficientnet_lite0'),
         ('vit_s16', 'vit_small_patch16_224'),
+        ('vit_l16', 'vit_large_patch16_224'),
+        ('dinov2_s14_reg4', 'vit_small_patch14_reg4_dinov2'),
+        ('clip_b16', 'vit_base_patch16_clip_224'),
+        ('convnext_tiny', 'convnext_tiny'),
     ],
 )
 def test_layers_are_timms(name, peer):

@@ -28,19 +28,46 @@ def import_torchvision():
 torchvision, _library = import_torchvision()
 timm = importlib.import_module('timm')
 
+# timm's names of those that have another one here.
+_SIZES = {'ti': 'tiny', 's': 'small', 'b': 'base', 'l': 'large'}
+NAMES = {
+    **{f'efficientnet_lite{i}': f'tf_efficientnet_lite{i}' for i in range(3)},
+    **{
+        f'vit_{size}{patch}': f'vit_{_SIZES[size]}_patch{patch}_224'
+        for size, patch in (('ti', 16), ('s', 16), ('b', 16), ('l', 16), ('s', 32), ('b', 32))
+    },
+    **{
+        f'dinov2_{size}14{ending}': f'vit_{_SIZES[size]}_patch14{ending}_dinov2'
+        for size in 'sbl'
+        for ending in ('', '_reg4')
+    },
+    **{
+        f'clip_{size}{patch}{ending}': f'vit_{_SIZES[size]}_patch{patch}_clip{ending}_224'
+        for size, patch in (('b', 16), ('b', 32), ('l', 14))
+        for ending in ('', '_quickgelu')
+    },
+}
+# The small networks of conftest.py.
+_FOUR_BLOCKS = {'embed_dim': 16, 'num_heads': 2, 'depth': 4}
+SMALL = {
+    'convnext4': ('convnext_tiny', {'depths': (1, 2, 1, 1), 'dims': (8, 16, 32, 64)}),
+    'dinov2_4': ('vit_small_patch14_reg4_dinov2', _FOUR_BLOCKS),
+    'clip4': ('vit_base_patch16_clip_quickgelu_224', _FOUR_BLOCKS),
+}
+
 
 def peer(name: str, num_classes: int, image_size: int) -> torch.nn.Module:
     """The network of another project that `config.model.name` is to agree with, random weights."""
-    if name.startswith('resnet'):
+    if name.startswith('resnet') and not name.endswith('d'):
         return torchvision.models.get_model(name, num_classes=num_classes)
     if name == 'inception_v3':
         return torchvision.models.inception_v3(
             num_classes=num_classes, aux_logits=False, init_weights=False
         )
-    names = {
-        **{f'efficientnet_lite{i}': f'tf_efficientnet_lite{i}' for i in range(3)},
-        'vit_s16': 'vit_small_patch16_224',
-        'vit_b16': 'vit_base_patch16_224',
-    }
-    size = {'img_size': image_size} if name.startswith('vit') else {}
-    return timm.create_model(names[name], num_classes=num_classes, **size)
+    if name in SMALL:
+        base, options = SMALL[name]
+    else:
+        base, options = NAMES.get(name, name), {}
+    if base.startswith('vit'):
+        options = options | {'img_size': image_size}
+    return timm.create_model(base, num_classes=num_classes, **options)

@@ -78,7 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
             'name': 'resnet50',  # or resnet10 to 101, efficientnet_lite0 to 2, inception_v3, ...
             'width': 64,  # of a ResNet's first stage
             'stem': 'imagenet',  # of a ResNet; 'tiny' for 64 px, 'cifar' for 32 px and less
-            'normalization': '',  # 'imagenet', 'inception'; '': what timm's weights were made with
+            # 'imagenet', 'inception', 'clip'; '': what timm's weights were made with.
+            'normalization': '',
         }
     )
     # A file of weights (FILE#ENTRY chooses among several sets), OWNER/NAME on the Hugging Face Hub,

@@ -12,8 +12,8 @@ PyTree = Any
 HEAD = 'fc'
 OPTIMIZERS = ('sgd', 'adamw', 'lamb')
 DECAYED = ('all', 'kernels')
-_STEM = ('conv1', 'bn1', 'conv_stem', 'patch_embed', 'cls_token', 'pos_embed')
-_EMBEDDINGS = ('cls_token', 'pos_embed')
+_EMBEDDINGS = ('cls_token', 'reg_token', 'pos_embed')
+_STEM = ('conv1', 'bn1', 'conv_stem', 'stem', 'patch_embed', 'norm_pre', *_EMBEDDINGS)
 
 
 def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
@@ -152,8 +152,11 @@ def _layer(path) -> tuple[int, str, tuple[int, ...]]:
     first, *others = [entry.key for entry in path]
     if first in _STEM:
         return 0, '', ()
-    if first == HEAD:
+    if first in (HEAD, 'head'):  # 'head': ConvNeXt's norm before it
         return _TOP
+    if first == 'stages':  # ConvNeXt's; what shrinks the map belongs to the block behind it
+        stage, part, number = others[:3]
+        return 1, first, (stage, number if part == 'blocks' else 0)
     indices = tuple(itertools.takewhile(lambda each: isinstance(each, int), others))
     if indices or first[0].isupper():  # Inception's modules are in order by name
         return 1, first, indices

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from xmixup_jax.models import efficientnet_lite, inception, resnet, vit
+from xmixup_jax.models import convnext, efficientnet_lite, inception, resnet, vit
 from xmixup_jax.models.base import BatchNorm, Outputs, at_least_float32, draw_head
 
 __all__ = ['MODELS', 'Architecture', 'BatchNorm', 'Outputs', 'create_model', 'forward', 'module']
@@ -21,10 +21,11 @@ def _same_key(name: str, key: str) -> str:
 
 
 # Mean and standard deviation of the RGB channels, as torchvision and timm use them: ImageNet's,
-# and the range from -1 to 1 of TensorFlow's Inception and of what came after it.
+# the range from -1 to 1 of TensorFlow's Inception and of what came after it, and CLIP's.
 NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    'clip': ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
 
 
@@ -39,6 +40,8 @@ class Architecture(NamedTuple):
     """A key of `NORMALIZATIONS`: the one that timm's weights were trained with."""
     optional: tuple[str, ...] = ()
     """Beginnings of keys that weights files may have and this network has not."""
+    towers: tuple[str, ...] = ()
+    """Prefixes of this network's keys in files that hold another network too."""
     min_size: int = 1
     """Of images, px."""
     multiple: int = 1
@@ -49,21 +52,39 @@ class Architecture(NamedTuple):
 
 
 _LITE = Architecture('classifier', efficientnet_lite.timm_key, 'inception')
-_VIT = Architecture(
-    'head', vit.timm_key, 'inception', multiple=vit.PATCH, has_batch_norm=False, min_size=vit.PATCH
+_CONVNEXT = Architecture(
+    'head.fc', convnext.timm_key, has_batch_norm=False, min_size=convnext.MIN_SIZE
 )
+
+
+def _vit(name: str) -> Architecture:
+    """ViT, DINOv2 or CLIP's image tower."""
+    side = vit.VARIANTS[name].patch
+    common = Architecture(
+        'head', vit.timm_key, 'inception', min_size=side, multiple=side, has_batch_norm=False
+    )
+    if name in vit.DINOV2:
+        return common._replace(normalization='imagenet', optional=('mask_token',))
+    if name in vit.CLIP:
+        optional, towers = ('proj', 'embeddings.position_ids'), ('visual', 'vision_model')
+        return common._replace(normalization='clip', optional=optional, towers=towers)
+    return common
+
+
 MODELS = {
     **dict.fromkeys(resnet.DEPTHS, Architecture(scalable=True)),
     **dict.fromkeys(efficientnet_lite.SCALES, _LITE),
     'inception_v3': Architecture(
         normalization='inception', optional=('AuxLogits.',), min_size=inception.MIN_SIZE
     ),
-    **dict.fromkeys(vit.SIZES, _VIT),
+    **dict.fromkeys(convnext.SIZES, _CONVNEXT),
+    **{name: _vit(name) for name in vit.VARIANTS},
 }
 
 
 Backbone = (
     vit.VisionTransformer
+    | convnext.ConvNeXt
     | inception.InceptionV3
     | efficientnet_lite.EfficientNetLite
     | resnet.ResNet
@@ -79,8 +100,10 @@ def module(
 ) -> Backbone:
     """The network named by `config`, the `model` part of the configuration."""
     name = config.name
-    if name in vit.SIZES:
+    if name in vit.VARIANTS:
         return vit.VisionTransformer(name, num_logits, image_size, rngs)
+    if name in convnext.SIZES:
+        return convnext.ConvNeXt(name, num_logits, rngs)
     if name == 'inception_v3':
         return inception.InceptionV3(num_logits, norm, rngs)
     if name in efficientnet_lite.SCALES:

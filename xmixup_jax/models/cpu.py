@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 _SMALL = 3  # px, side of the result
+_LARGE = 7  # px, side of a depthwise kernel
 
 
 def convolution(
@@ -51,25 +52,31 @@ def matrix_product(
 
 
 class DepthwiseConv(nnx.Module):
-    """A depthwise convolution without bias, padded as TensorFlow's 'SAME'.
+    """A depthwise convolution, padded as TensorFlow's 'SAME'.
 
     On a CPU it is a sum over the places of the kernel: XLA's grouped convolution takes 3 to 46
     times as long there (`python -m benchmarks.depthwise`).
     """
 
-    def __init__(self, channels: int, kernel: int, stride: int, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, kernel: int, stride: int, rngs: nnx.Rngs, *, use_bias: bool = False
+    ):
         initializer = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
         self.kernel = nnx.Param(initializer(rngs.params(), (kernel, kernel, 1, channels)))
+        if use_bias:
+            self.bias = nnx.Param(jnp.zeros(channels))
+        self.use_bias = use_bias
         self.stride = stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
-        return jax.lax.platform_dependent(
+        y = jax.lax.platform_dependent(
             x,
             self.kernel[...].astype(x.dtype),
             cpu=lambda x, kernel: sum_of_shifts(x, kernel, self.stride),
             default=lambda x, kernel: grouped_conv(x, kernel, self.stride),
         )
+        return y + self.bias[...].astype(y.dtype) if self.use_bias else y
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -104,6 +111,9 @@ def _forward(x, kernel, stride):
 def _backward(stride, saved, grad):
     x, kernel = saved
     side = len(kernel)
+    if side >= _LARGE and side % 2 and stride == 1:
+        grad_x = _sum_of_shifts(grad, kernel[::-1, ::-1], stride)
+        return grad_x, _kernel_gradient_in_a_loop(x, grad, side).reshape(kernel.shape)
     (grad_x,) = jax.linear_transpose(lambda x: _sum_of_shifts(x, kernel, stride), x)(grad)
 
     def of_one_image(image_and_grad):
@@ -117,6 +127,23 @@ def _backward(stride, saved, grad):
 
 
 sum_of_shifts.defvjp(_forward, _backward)
+
+
+def _kernel_gradient_in_a_loop(x, grad, side):
+    """Place by place, at stride 1: as one program, 49 places take seconds to compile."""
+    margin = side // 2
+    x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
+
+    def of_one_image(image_and_grad):
+        image, grad = image_and_grad
+
+        def at(place):
+            seen = jax.lax.dynamic_slice(image, (place // side, place % side, 0), grad.shape)
+            return (seen * grad).sum((0, 1))
+
+        return jax.lax.map(at, jnp.arange(side * side))
+
+    return jax.lax.map(of_one_image, (x, grad)).sum(0)
 
 
 def _shifts(x: jax.Array, side: int, stride: int) -> list[jax.Array]:

@@ -1,33 +1,72 @@
 """ResNet v1.5 (He et al., CVPR 2016; stride in the 3x3 convolution), in torchvision's layout.
 
 Attribute names are torchvision's (`conv1`, `bn1`, `layer1`, ..., `fc`), so that a parameter's
-path is its key in a PyTorch state dict (see `pretrained`).
+path is its key in a PyTorch state dict (see `pretrained`). Those of the ResNet-D networks (He et
+al., "Bag of Tricks for Image Classification with CNNs", CVPR 2019, figure 2c) are timm's.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from flax import nnx
 from jax import numpy as jnp
 
 from xmixup_jax.models.base import Outputs, at_hook, at_least_float32, conv, run_block
 
-# Blocks in each stage, and whether they are bottlenecks.
+
+class Variant(NamedTuple):
+    """What tells one network of the family from another."""
+
+    depths: tuple[int, ...]
+    """Blocks in each stage."""
+    bottleneck: bool
+    deep: bool = False
+    """ResNet-D: a stem of three 3x3 convolutions, and shortcuts that average before they project
+    where the block halves the map."""
+
+
 DEPTHS = {
-    'resnet10': ((1, 1, 1, 1), False),
-    'resnet18': ((2, 2, 2, 2), False),
-    'resnet34': ((3, 4, 6, 3), False),
-    'resnet50': ((3, 4, 6, 3), True),
-    'resnet101': ((3, 4, 23, 3), True),
+    'resnet10': Variant((1, 1, 1, 1), False),
+    'resnet18': Variant((2, 2, 2, 2), False),
+    'resnet34': Variant((3, 4, 6, 3), False),
+    'resnet50': Variant((3, 4, 6, 3), True),
+    'resnet101': Variant((3, 4, 23, 3), True),
 }
-# First convolution's kernel and stride, and whether a max pool of stride 2 follows.
+DEPTHS |= {
+    f'{name}d': DEPTHS[name]._replace(deep=True)
+    for name in ('resnet18', 'resnet34', 'resnet50', 'resnet101')
+}
+# First convolution's kernel (3 in ResNet-D) and stride, and whether a max pool of stride 2 follows.
 STEMS = {'imagenet': (7, 2, True), 'tiny': (3, 2, False), 'cifar': (3, 1, False)}
+
+
+def _halved(x):
+    """The mean over 2x2 pixels; over those that there are at an odd margin."""
+    return nnx.avg_pool(x, (2, 2), strides=(2, 2), padding='SAME', count_include_pad=False)
+
+
+def _same(x):
+    return x
+
+
+def _deep_stem(width, stride, norm, rngs):
+    """Three 3x3 convolutions, the first two half as wide; `bn1` follows the last."""
+    half = (width + 1) // 2
+    return nnx.List(
+        [
+            *(conv(3, half, 3, stride, rngs), norm(half, rngs=rngs), nnx.relu),
+            *(conv(half, half, 3, 1, rngs), norm(half, rngs=rngs), nnx.relu),
+            conv(half, width, 3, 1, rngs),
+        ]
+    )
 
 
 class Block(nnx.Module):
     """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 ones (`expansion` = 4)."""
 
-    def __init__(self, inputs, width, stride, bottleneck, norm, rngs):
+    def __init__(self, inputs, width, stride, variant, norm, rngs):
+        bottleneck = variant.bottleneck
         outputs = width * 4 if bottleneck else width
         if bottleneck:
             self.conv1 = conv(inputs, width, 1, 1, rngs)
@@ -40,9 +79,10 @@ class Block(nnx.Module):
         self.bn1 = norm(width, rngs=rngs)
         self.bn2 = norm(width, rngs=rngs)
         if stride != 1 or inputs != outputs:
-            self.downsample = nnx.List(
-                [conv(inputs, outputs, 1, stride, rngs), norm(outputs, rngs=rngs)]
-            )
+            pool = [_halved if stride == 2 else _same] if variant.deep else []
+            stride = 1 if variant.deep else stride
+            project = conv(inputs, outputs, 1, stride, rngs)
+            self.downsample = nnx.List([*pool, project, norm(outputs, rngs=rngs)])
         self.bottleneck = bottleneck
 
     def __call__(self, x, hook=lambda x: x):
@@ -54,8 +94,8 @@ class Block(nnx.Module):
         last = hook(y)
         y = (self.bn3 if self.bottleneck else self.bn2)(last)
         if hasattr(self, 'downsample'):
-            projection, norm = self.downsample
-            x = norm(projection(x))
+            for layer in self.downsample:
+                x = layer(x)
         return nnx.relu(x + y), last
 
 
@@ -76,19 +116,23 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         norm = partial(norm, epsilon=1e-5)
-        depths, bottleneck = DEPTHS[name]
+        variant = DEPTHS[name]
         kernel, stride, self.pooled = STEMS[stem]
-        self.conv1 = conv(3, width, kernel, stride, rngs)
+        self.deep = variant.deep
+        if variant.deep:
+            self.conv1 = _deep_stem(width, stride, norm, rngs)
+        else:
+            self.conv1 = conv(3, width, kernel, stride, rngs)
         self.bn1 = norm(width, rngs=rngs)
         channels = width
-        self.stages = len(depths)
-        for stage, depth in enumerate(depths):
+        self.stages = len(variant.depths)
+        for stage, depth in enumerate(variant.depths):
             stage_width = width * 2**stage
             blocks = []
             for i in range(depth):
                 stride = 2 if i == 0 and stage > 0 else 1
-                blocks.append(Block(channels, stage_width, stride, bottleneck, norm, rngs))
-                channels = stage_width * 4 if bottleneck else stage_width
+                blocks.append(Block(channels, stage_width, stride, variant, norm, rngs))
+                channels = stage_width * 4 if variant.bottleneck else stage_width
             setattr(self, f'layer{stage + 1}', nnx.List(blocks))
         self.remat = False  # as in all networks, set by `create_model`
         self.fc = nnx.Linear(channels, num_logits, rngs=rngs)
@@ -98,7 +142,9 @@ class ResNet(nnx.Module):
 
         `hook` is as in `models.forward`.
         """
-        x = nnx.relu(self.bn1(self.conv1(x)))
+        for layer in self.conv1 if self.deep else (self.conv1,):
+            x = layer(x)
+        x = nnx.relu(self.bn1(x))
         if self.pooled:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         stages, convs = [], []

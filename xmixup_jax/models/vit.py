@@ -1,28 +1,77 @@
-"""Vision transformers (Dosovitskiy et al., ICLR 2021), ViT-S/16 and ViT-B/16, in timm's layout.
+"""Vision transformers (Dosovitskiy et al., ICLR 2021), in timm's layout.
 
-Attribute names are those of timm's `vit_small_patch16_224`, so that a parameter's path is its key
-there, but for the head (`fc` here). There are no batch statistics.
+ViT itself; DINOv2's (Oquab et al., TMLR 2024, https://arxiv.org/abs/2304.07193), without and with
+registers (Darcet et al., ICLR 2024, https://arxiv.org/abs/2309.16588); and the image towers of CLIP
+(Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020). Attribute names are those of timm's
+`vit_small_patch16_224`, so that a parameter's path is its key there, but for the head (`fc` here).
+There are no batch statistics.
 """
+
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, at_hook, renamed, run_block
+from xmixup_jax.models.base import Mlp, Outputs, at_hook, exact_gelu, renamed, run_block
 
-# Width and heads; both have 12 blocks.
-SIZES = {'vit_s16': (384, 6), 'vit_b16': (768, 12)}
-PATCH = 16
-_DEPTH = 12
-_STAGES = 4  # of three blocks each
+
+class Variant(NamedTuple):
+    """What tells one network of the family from another."""
+
+    width: int
+    heads: int
+    depth: int = 12
+    patch: int = 16
+    """Side, px."""
+    epsilon: float = 1e-6
+    """Of the layer norms."""
+    layer_scale: bool = False
+    """Whether attention and perceptron are scaled by channel before they are added."""
+    registers: int = 0
+    """Tokens beside the class token that stand for nothing. In a network that has them, class token
+    and registers have no positions."""
+    pre_norm: bool = False
+    """A layer norm before the blocks, and no bias in the map of the patches."""
+    quick_gelu: bool = False
+    """x sigmoid(1.702 x) for the GELU, as in the weights of OpenAI."""
+
+
+_TI, _S, _B = Variant(192, 3), Variant(384, 6), Variant(768, 12)
+_L = Variant(1024, 16, depth=24)
+_PLAIN = {
+    'vit_ti16': _TI,
+    'vit_s16': _S,
+    'vit_b16': _B,
+    'vit_l16': _L,
+    'vit_s32': _S._replace(patch=32),
+    'vit_b32': _B._replace(patch=32),
+}
+DINOV2 = {
+    f'dinov2_{size}14{ending}': base._replace(patch=14, layer_scale=True, registers=registers)
+    for ending, registers in (('', 0), ('_reg4', 4))
+    for size, base in (('s', _S), ('b', _B), ('l', _L))
+}
+CLIP = {
+    f'clip_{size}{patch}{ending}': base._replace(
+        patch=patch, epsilon=1e-5, pre_norm=True, quick_gelu=quick
+    )
+    for ending, quick in (('', False), ('_quickgelu', True))
+    for size, patch, base in (('b', 16, _B), ('b', 32, _B), ('l', 14, _L))
+}
+VARIANTS = _PLAIN | DINOV2 | CLIP
+_STAGES = 4  # of equally many blocks
 
 
 class PatchEmbed(nnx.Module):
-    """A linear map of each patch of PATCH x PATCH pixels."""
+    """A linear map of each patch of `side` x `side` pixels."""
 
-    def __init__(self, width, rngs):
-        self.proj = nnx.Conv(3, width, (PATCH, PATCH), strides=PATCH, padding='VALID', rngs=rngs)
+    def __init__(self, width, side, use_bias, rngs):
+        self.proj = nnx.Conv(
+            3, width, (side, side), strides=side, padding='VALID', use_bias=use_bias, rngs=rngs
+        )
 
 
 class Attention(nnx.Module):
@@ -39,64 +88,95 @@ class Attention(nnx.Module):
         return self.proj(y.reshape(x.shape))
 
 
-class Mlp(nnx.Module):
-    """Two layers with a GELU between them, four times as wide."""
+class LayerScale(nnx.Module):
+    """A factor for each channel."""
 
-    def __init__(self, width, rngs):
-        self.fc1 = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.fc2 = nnx.Linear(4 * width, width, rngs=rngs)
+    def __init__(self, width):
+        self.gamma = nnx.Param(jnp.full(width, 1e-5))
 
     def __call__(self, x):
-        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+        return self.gamma[...].astype(x.dtype) * x
+
+
+def _quick_gelu(x):
+    return x * nnx.sigmoid(1.702 * x)
 
 
 class Block(nnx.Module):
     """Attention and perceptron, each behind a layer norm and beside a shortcut."""
 
-    def __init__(self, width, heads, rngs):
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.attn = Attention(width, heads, rngs)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
-        self.mlp = Mlp(width, rngs)
+    def __init__(self, variant: Variant, rngs):
+        width, epsilon = variant.width, variant.epsilon
+        self.norm1 = nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
+        self.attn = Attention(width, variant.heads, rngs)
+        self.norm2 = nnx.LayerNorm(width, epsilon=epsilon, rngs=rngs)
+        self.mlp = Mlp(width, rngs, _quick_gelu if variant.quick_gelu else exact_gelu)
+        self.scaled = variant.layer_scale
+        if self.scaled:
+            self.ls1, self.ls2 = LayerScale(width), LayerScale(width)
 
     def __call__(self, x):
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        y = self.attn(self.norm1(x))
+        x = x + (self.ls1(y) if self.scaled else y)
+        y = self.mlp(self.norm2(x))
+        return x + (self.ls2(y) if self.scaled else y)
 
 
 class VisionTransformer(nnx.Module):
-    """Patches of 16 px and a class token, whose last state is the feature.
+    """Patches and a class token, whose last state, normalised, is the feature.
 
     Positions are learnt, so that the network is made for one `image_size`; see `resize_positions`.
     """
 
     def __init__(self, name: str, num_logits: int, image_size: int, rngs: nnx.Rngs):
-        width, heads = SIZES[name]
-        patches = (image_size // PATCH) ** 2
+        self.variant = variant = VARIANTS[name]
+        width = variant.width
+        patches = (image_size // variant.patch) ** 2
+        placed = patches if variant.registers else 1 + patches
         normal = nnx.initializers.normal(0.02)
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, width)))
-        self.pos_embed = nnx.Param(normal(rngs.params(), (1, 1 + patches, width)))
-        self.patch_embed = PatchEmbed(width, rngs)
-        self.blocks = nnx.List([Block(width, heads, rngs) for _ in range(_DEPTH)])
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
+        self.pos_embed = nnx.Param(normal(rngs.params(), (1, placed, width)))
+        if variant.registers:
+            self.reg_token = nnx.Param(normal(rngs.params(), (1, variant.registers, width)))
+        self.patch_embed = PatchEmbed(width, variant.patch, not variant.pre_norm, rngs)
+        if variant.pre_norm:
+            self.norm_pre = nnx.LayerNorm(width, epsilon=variant.epsilon, rngs=rngs)
+        self.blocks = nnx.List([Block(variant, rngs) for _ in range(variant.depth)])
+        self.norm = nnx.LayerNorm(width, epsilon=variant.epsilon, rngs=rngs)
         self.remat = False
         self.fc = nnx.Linear(width, num_logits, rngs=rngs)
+
+    def embed(self, x):
+        """[B, h, w, width] to the tokens [B, n, width]: class, registers, patches."""
+
+        batch, _, _, width = x.shape
+
+        def of_all(param):
+            return jnp.broadcast_to(param[...].astype(x.dtype), (batch, *param.shape[1:]))
+
+        positions = self.pos_embed[...].astype(x.dtype)
+        token, patches = of_all(self.cls_token), x.reshape(batch, -1, width)
+        if self.variant.registers:
+            tokens = [token, of_all(self.reg_token), patches + positions]
+            return jnp.concatenate(tokens, axis=1)
+        return jnp.concatenate([token, patches], axis=1) + positions
 
     def __call__(self, x, hook=None) -> Outputs:
         """float32 [B, H, W, 3], normalised, to `Outputs` with four stages of patch tokens."""
         x = self.patch_embed.proj(x)
-        batch, height, width, channels = x.shape
-        token, positions = (p[...].astype(x.dtype) for p in (self.cls_token, self.pos_embed))
-        token = jnp.broadcast_to(token, (batch, 1, channels))
-        x = jnp.concatenate([token, x.reshape(batch, -1, channels)], axis=1) + positions
+        _, height, width, channels = x.shape
+        x = self.embed(x)
+        if self.variant.pre_norm:
+            x = self.norm_pre(x).astype(x.dtype)
+        first = 1 + self.variant.registers  # of the patches
         stages: list = []
         convs: list = []
         for i, block in enumerate(self.blocks, 1):
             x = run_block(block, x, self.remat)
-            if i % (_DEPTH // _STAGES) == 0:
+            if i % (len(self.blocks) // _STAGES) == 0:
                 for place, kept in (('conv', convs), ('end', stages)):
                     x = at_hook(x, hook, len(stages), place)
-                    kept.append(x[:, 1:].reshape(-1, height, width, channels))
+                    kept.append(x[:, first:].reshape(-1, height, width, channels))
         features = self.norm(x[:, 0])
         return Outputs(self.fc(features), features, tuple(stages), tuple(convs))
 
@@ -104,17 +184,29 @@ class VisionTransformer(nnx.Module):
 def resize_positions(
     positions: jax.Array | np.ndarray, shape: tuple[int, ...]
 ) -> jax.Array | np.ndarray:
-    """Learnt positions [1, 1 + n, D] for another number of patches, bicubic as in the paper (3.2).
+    """Learnt positions for another number of patches, bicubic as in the ViT's paper (3.2).
+
+    Args:
+      positions: [1, n, D] of the patches, or [1, 1 + n, D] of class token and patches.
+      shape: of the result, with or without the class token likewise.
 
     Returns:
       `positions` itself if the shape is theirs already, or if either is not of a square image.
     """
-    old, new = round((positions.shape[1] - 1) ** 0.5), round((shape[1] - 1) ** 0.5)
-    if old == new or old**2 + 1 != positions.shape[1] or new**2 + 1 != shape[1]:
+    counts = positions.shape[1], shape[1]
+    first = 0 if all(_side(count) for count in counts) else 1  # of the patches
+    old, new = (_side(count - first) for count in counts)
+    if old == new or not (old and new):
         return positions
-    grid = positions[:, 1:].reshape(1, old, old, -1)
+    grid = positions[:, first:].reshape(1, old, old, -1)
     grid = jax.image.resize(grid, (1, new, new, grid.shape[-1]), 'bicubic')
-    return jnp.concatenate([positions[:, :1], grid.reshape(1, new * new, -1)], axis=1)
+    return jnp.concatenate([positions[:, :first], grid.reshape(1, new * new, -1)], axis=1)
+
+
+def _side(count: int) -> int:
+    """The side of a square of so many patches; 0 where there is none."""
+    side = math.isqrt(count)
+    return side if side**2 == count else 0
 
 
 _TORCHVISION = (
@@ -131,7 +223,23 @@ _TORCHVISION = (
 )
 
 
+_OPENAI = (
+    (r'class_embedding', 'cls_token'),
+    (r'positional_embedding', 'pos_embed'),
+    (r'conv1\.(.*)', r'patch_embed.proj.\1'),
+    (r'ln_pre\.(.*)', r'norm_pre.\1'),
+    (r'ln_post\.(.*)', r'norm.\1'),
+    (r'transformer\.resblocks\.(\d+)\.ln_(\d)\.(.*)', r'blocks.\1.norm\2.\3'),
+    (r'transformer\.resblocks\.(\d+)\.attn\.in_proj_(.*)', r'blocks.\1.attn.qkv.\2'),
+    (r'transformer\.resblocks\.(\d+)\.attn\.out_proj\.(.*)', r'blocks.\1.attn.proj.\2'),
+    (r'transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(.*)', r'blocks.\1.mlp.fc1.\2'),
+    (r'transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(.*)', r'blocks.\1.mlp.fc2.\2'),
+)
+
+
 def timm_key(name: str, key: str) -> str:
-    """A key of torchvision's `vit_b_16` in timm's layout; others as they are."""
-    del name
-    return renamed(key, _TORCHVISION) or key
+    """A key in timm's layout; others as they are.
+
+    Those of torchvision's `vit_b_16`, and for CLIP those of OpenAI and OpenCLIP without `visual.`.
+    """
+    return renamed(key, _OPENAI if VARIANTS[name].pre_norm else _TORCHVISION) or key

@@ -29,6 +29,7 @@ from xmixup_jax.matching import ClassMatch, assign, class_similarity
 from xmixup_jax.methods.base import Setup, Sizes
 from xmixup_jax.methods.find import method_name, method_of, options_of, with_traced
 from xmixup_jax.methods.parts import with_linear_head
+from xmixup_jax.models import MODELS
 from xmixup_jax.optimizer import set_peak
 from xmixup_jax.processes import first_process
 from xmixup_jax.run.checkpoint import Checkpoints, Meta
@@ -89,10 +90,11 @@ def begin(
         pretrained=0 if head is None else len(head['bias']),
     )
     if method.needs_head(options) and not sizes.pretrained:
+        name = MODELS[config.model.name].head
         raise ConfigError(
             f'config.method={config.method} continues the head of the pre-trained network, but '
-            f'config.weights={config.weights!r} holds none (fc.weight): give weights with their '
-            'head, or config.weights=source'
+            f'config.weights={config.weights!r} holds none ({name}.weight): give weights with '
+            'their head, or config.weights=source'
         )
     task, initial = step_lib.create_task(config, sizes)
     if backbone is not None:

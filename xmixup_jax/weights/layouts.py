@@ -4,9 +4,7 @@ Wrappers put a prefix before every key: `module.` (DataParallel), `_orig_mod.` (
 `model.` (Lightning and others). Hugging Face's transformers and Google's vision transformers have
 key layouts of their own:
 
-- transformers' ViT and ResNet: `vit.encoder.layer.0.attention.attention.query.weight`,
-  `resnet.embedder.embedder.convolution.weight`
-  (https://github.com/huggingface/transformers, models/vit and models/resnet)
+- transformers': see `transformers_layout`
 - Google's .npz files (https://github.com/google-research/vision_transformer; AugReg: Steiner et
   al., https://arxiv.org/abs/2106.10270):
   `Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel`
@@ -26,10 +24,10 @@ from ml_collections import ConfigDict
 from xmixup_jax.errors import DataError
 from xmixup_jax.models import MODELS, create_model
 from xmixup_jax.models.base import renamed
-from xmixup_jax.models.resnet import DEPTHS
-from xmixup_jax.models.vit import SIZES
+from xmixup_jax.models.vit import VARIANTS
 from xmixup_jax.optimizer import HEAD
 from xmixup_jax.text import some
+from xmixup_jax.weights import transformers_layout
 from xmixup_jax.weights.files import tensor_key
 from xmixup_jax.weights.sets import is_average, say, two_sets
 
@@ -46,35 +44,6 @@ _MAX_KEY = 500  # characters
 _AGAIN = 'download or copy it again'
 _NO_WEIGHTS = ('num_batches_tracked', 'n_averaged')  # last parts of keys
 
-# transformers' layouts: a pattern, and what replaces it (numbers in braces are one more there).
-_HF_VIT = (
-    (r'embeddings\.cls_token', 'cls_token'),
-    (r'embeddings\.position_embeddings', 'pos_embed'),
-    (r'embeddings\.patch_embeddings\.projection\.(.*)', r'patch_embed.proj.\1'),
-    (r'encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(.*)',
-     r'blocks.\1.attn.\2.\3'),
-    (r'encoder\.layer\.(\d+)\.attention\.output\.dense\.(.*)', r'blocks.\1.attn.proj.\2'),
-    (r'encoder\.layer\.(\d+)\.intermediate\.dense\.(.*)', r'blocks.\1.mlp.fc1.\2'),
-    (r'encoder\.layer\.(\d+)\.output\.dense\.(.*)', r'blocks.\1.mlp.fc2.\2'),
-    (r'encoder\.layer\.(\d+)\.layernorm_before\.(.*)', r'blocks.\1.norm1.\2'),
-    (r'encoder\.layer\.(\d+)\.layernorm_after\.(.*)', r'blocks.\1.norm2.\2'),
-    (r'layernorm\.(.*)', r'norm.\1'),
-    (r'classifier\.(.*)', r'head.\1'),
-    (r'pooler\.dense\.(.*)', r'pre_logits.\1'),
-)  # fmt: skip
-_HF_RESNET = (
-    (r'embedder\.embedder\.convolution\.(.*)', r'conv1.\1'),
-    (r'embedder\.embedder\.normalization\.(.*)', r'bn1.\1'),
-    (r'encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.convolution\.(.*)',
-     r'layer{\1}.\2.downsample.0.\3'),
-    (r'encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.normalization\.(.*)',
-     r'layer{\1}.\2.downsample.1.\3'),
-    (r'encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.convolution\.(.*)',
-     r'layer{\1}.\2.conv{\3}.\4'),
-    (r'encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.normalization\.(.*)',
-     r'layer{\1}.\2.bn{\3}.\4'),
-    (r'classifier\.1\.(.*)', r'fc.\1'),
-)  # fmt: skip
 # Google's names within a block; the numbers differ between Flax's old and new modules.
 _GOOGLE_BLOCK = (
     (r'LayerNorm_0', 'norm1'),
@@ -127,30 +96,25 @@ def to_timm(tensors: Tensors, model: str, path: Path, part: str = '') -> tuple[T
     tensors = {
         key: tensor for key, tensor in tensors.items() if key.split('.')[-1] not in _NO_WEIGHTS
     }
-    if model in SIZES:
+    if model in VARIANTS:
         tensors = _from_google(tensors)
+    for tower in () if part else MODELS[model].towers:
+        if any(_begin(tower).match(key) for key in tensors):
+            part = tower
     tensors = _part(tensors, part, path) if part else tensors
     tensors, prefix = _without_prefix(tensors, model, path)
     renamed = {timm_key(model, key): tensor for key, tensor in tensors.items()}
-    if model in SIZES:
-        renamed = _hide_head_behind_layer(_joined_attention(renamed))
+    if model in VARIANTS:
+        renamed = _own_position(_hide_head_behind_layer(_joined_attention(renamed)))
+    renamed = {key: _timm_axes(key, tensor) for key, tensor in renamed.items()}
     optional = MODELS[model].optional
     kept = {key: tensor for key, tensor in renamed.items() if not key.startswith(optional)}
     return kept, prefix
 
 
 def timm_key(model: str, key: str) -> str:
-    """A key of transformers' or torchvision's layout in timm's; others as they are."""
-    patterns: Iterable[tuple[str, str]] = ()
-    base = ''
-    if model in SIZES:
-        patterns, base = _HF_VIT, 'vit.'
-    elif model in DEPTHS:
-        patterns, base = _HF_RESNET, 'resnet.'
-    found = renamed(key.removeprefix(base), patterns)
-    if found is None:
-        return MODELS[model].timm_key(model, key)
-    return re.sub(r'\{(\d+)\}', lambda number: str(int(number[1]) + 1), found)
+    """A key of transformers' or another project's layout in timm's; others as they are."""
+    return transformers_layout.timm_key(model, key) or MODELS[model].timm_key(model, key)
 
 
 @lru_cache(maxsize=16)
@@ -221,9 +185,14 @@ def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, 
     return rest | taken, prefix
 
 
+def _begin(part: str) -> re.Pattern[str]:
+    """Of the keys under a prefix, which may stand behind known ones."""
+    return re.compile(rf'(?:{_PREFIX.pattern})*?{re.escape(part.rstrip("."))}\.')
+
+
 def _part(tensors: Tensors, part: str, path: Path) -> Tensors:
     """The tensors under a prefix, which may stand behind known ones."""
-    begin = re.compile(rf'(?:{_PREFIX.pattern})*?{re.escape(part.rstrip("."))}\.')
+    begin = _begin(part)
     matches = {key: begin.match(key) for key in tensors}
     taken = {key[match.end() :]: tensors[key] for key, match in matches.items() if match}
     if not taken:
@@ -249,6 +218,32 @@ def _joined_attention(tensors: Tensors) -> Tensors:
                 del joined[name]
             joined[f'{match[1]}qkv.{match[2]}'] = np.concatenate(parts)
     return joined
+
+
+def _timm_axes(key: str, tensor: np.ndarray) -> np.ndarray:
+    """The axes that timm's tensors have and other projects' have not, or the other way round.
+
+    torchvision's layer scale is [C, 1, 1], CLIP's class token [D] and its positions [n, D].
+    """
+    if key.endswith('.gamma') and tensor.shape[1:] == (1, 1):
+        return tensor.reshape(-1)
+    if (key, tensor.ndim) in (('cls_token', 1), ('pos_embed', 2)):
+        return tensor.reshape(1, -1, tensor.shape[-1])
+    return tensor
+
+
+def _own_position(tensors: Tensors) -> Tensors:
+    """DINOv2 with registers as its authors have it: the class token's position is added to it."""
+    if 'register_tokens' not in tensors:
+        return tensors
+    rest = dict(tensors)
+    rest['reg_token'] = rest.pop('register_tokens')
+    token, positions = (tensors.get(key) for key in ('cls_token', 'pos_embed'))
+    if token is None or positions is None or (token.ndim, positions.ndim) != (3, 3):
+        return rest
+    if positions.shape[1] and token.shape == positions[:, :1].shape:
+        rest['cls_token'], rest['pos_embed'] = token + positions[:, :1], positions[:, 1:]
+    return rest
 
 
 def _hide_head_behind_layer(tensors: Tensors) -> Tensors:

@@ -176,10 +176,10 @@ class Weights:
 
 
 def _are_positions(array: np.ndarray | None) -> bool:
-    """Whether they can be resized: floating-point numbers [1, 1 + n, D]."""
+    """Whether they can be resized: floating-point numbers [1, n, D]."""
     if array is None or array.ndim != 3 or not jnp.issubdtype(array.dtype, jnp.floating):
         return False
-    return array.shape[0] == 1 and array.shape[1] > 1 and array.shape[2] > 0
+    return array.shape[0] == 1 and min(array.shape) > 0
 
 
 def _faults(ours: dict[str, tuple[int, ...]], theirs: dict[str, np.ndarray]) -> list[list[str]]:
