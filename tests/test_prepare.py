@@ -89,7 +89,7 @@ def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
     rest, count = part(1000)
     np.testing.assert_allclose(rest, whole, rtol=1e-6)
     assert count == 100 - done
-    assert [p.suffix for p in (tmp_path / 'features').iterdir()] == ['.npz']
+    assert sorted(p.suffix for p in (tmp_path / 'features').iterdir()) == ['.lock', '.npz']
 
 
 def test_labels_go_on_where_they_stopped(config, tmp_path, monkeypatch):

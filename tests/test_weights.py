@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
+from onnxruntime import InferenceSession
 from safetensors.numpy import load_file, save_file
 from test_backbones import make
 from torch_networks import peer
@@ -343,6 +344,8 @@ def test_every_export_comes_back_to_the_same_logits(finished_run, tmp_path):
         if form == 'stablehlo':
             exported = jax.export.deserialize(bytearray(output.read_bytes()))
             logits = exported.call(images)
+        elif form == 'onnx':
+            (logits,) = InferenceSession(output).run(['logits'], {'images': images})
         else:
             weights = Weights(find_weights.find_weights(str(output)), config.model.name)
             filled = weights.fill(params, batch_stats, with_head=True)

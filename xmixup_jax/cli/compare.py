@@ -1,7 +1,7 @@
 r"""Runs methods with several seeds and tabulates what they reach and what they cost.
 
     xmixup compare --config=configs/digits.py --methods=all --seeds=0,1,2,3,4 \
-        --workdir=DIR [--sample_rates=0.15,0.3,0.5,1.0] [--config.KEY=VALUE ...]
+        --workdir=DIR [--sample_rates=0.15,0.3,0.5,1.0] [--jobs=N] [--config.KEY=VALUE ...]
 
 Each run has a folder in DIR and is made once: the same command continues a comparison that was
 stopped, or extends it by methods, seeds or sample rates. DIR gets comparison.csv (one row a run),
@@ -13,6 +13,8 @@ own reports.
   --seeds         of the few-shot draw, initialisation, order, pairing and augmentation
   --sample_rates  shares of each class's training images, instead of config.target's
   --workdir       holds a folder for each run
+  --jobs          runs at once (default: 1), which share the GPU or divide the cores; each prints
+                  to log.txt in its folder. Not on TPUs
 
 Exit code 0: done; 1 some runs failed (comparison.csv says which and why) or something is missing;
 2 an impossible configuration; 75 stopped by a signal and saved, run the same command again.
@@ -22,6 +24,8 @@ Exit code 0: done; 1 some runs failed (comparison.csv says which and why) or som
 import itertools
 import json
 import logging
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -40,19 +44,26 @@ from xmixup_jax.report.comparison import write_report
 from xmixup_jax.run.finished import measure
 from xmixup_jax.run.grid import Run, rows_of
 from xmixup_jax.run.inputs import check_inputs
+from xmixup_jax.run.workers import check_jobs, rows_at_once, share_devices
 from xmixup_jax.text import one_line
 
 log = logging.getLogger('xmixup_jax')
 
 
-def parse(argv: list[str]) -> tuple[list[Run], Path]:
-    """The runs that the command line asks for, and the folder of the comparison."""
+def parse(argv: list[str]) -> tuple[list[Run], Path, int]:
+    """The runs that the command line asks for, the folder of the comparison, and the jobs."""
     parser = Parser('compare')
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--methods', default='all')
     parser.add_argument('--seeds', default='0,1,2,3,4', type=_numbers(int))
     parser.add_argument('--sample_rates', default=[None], type=_numbers(float))
+    parser.add_argument('--jobs', default=1, type=int)
     args, config_args = parser.parse_known_args(connect(argv)[1:])
+    if args.jobs < 1:
+        parser.error(f'--jobs={args.jobs}: must be at least 1')
+    if args.jobs > 1:
+        share_devices()
+    check_jobs(args.jobs)
     methods = list(METHODS) if args.methods == 'all' else args.methods.split(',')
     runs = []
     for rate, seed, method in itertools.product(args.sample_rates, args.seeds, methods):
@@ -67,7 +78,7 @@ def parse(argv: list[str]) -> tuple[list[Run], Path]:
             raise ConfigError('compare needs images to test on: give --config.target.test_split')
         labels = {'sample_rate': rate, 'method': name, 'seed': seed}
         runs.append(Run(config, folder / name / f'seed{seed}', labels))
-    return runs, args.workdir
+    return runs, args.workdir, args.jobs
 
 
 def _numbers(kind):
@@ -78,7 +89,7 @@ def _numbers(kind):
     return parse_list
 
 
-def compare(runs: list[Run], workdir: Path) -> list[Run]:
+def compare(runs: list[Run], workdir: Path, jobs: int = 1) -> list[Run]:
     """Makes the runs that are not finished, and writes the tables; the .csv after each run.
 
     Returns:
@@ -89,28 +100,43 @@ def compare(runs: list[Run], workdir: Path) -> list[Run]:
     """
     for run in {run.labels['method']: run for run in runs}.values():
         check_inputs(run.config)
-    rows: list[tables.Row] = []
+    rows: dict[int, tables.Row] = {}
     try:
-        for row in rows_of(runs, 'comparison'):
-            rows.append(row)
+        for number, row in _rows(runs, jobs):
+            rows[number] = row
             if is_first():
-                tables.write_csv(workdir, rows)
+                tables.write_csv(workdir, [rows[each] for each in sorted(rows)])
     finally:
         if rows and is_first():
             write_outcome(runs, workdir, rows, {})
-    failed = [run for run, row in zip(runs, rows, strict=True) if 'error' in row]
+    failed = [run for number, run in enumerate(runs) if 'error' in rows[number]]
     if jax.process_count() == 1:  # steps are timed, and their memory is read, in one process
         write_outcome(runs, workdir, rows, step_costs(runs, failed, workdir))
     return failed
 
 
+def _rows(runs: list[Run], jobs: int) -> Iterator[tuple[int, tables.Row]]:
+    if jobs == 1:
+        return enumerate(rows_of(runs, 'comparison'))
+    return rows_at_once(runs, 'comparison', jobs, partial(setup, runs[0].config.cache_dir))
+
+
 def write_outcome(
-    runs: list[Run], workdir: Path, rows: list[tables.Row], costs: dict[str, cost.StepCost]
+    runs: list[Run], workdir: Path, rows: dict[int, tables.Row], costs: dict[str, cost.StepCost]
 ) -> None:
-    """Writes the tables and the report."""
-    tables.write(workdir, rows, costs)
-    folders = [str(run.workdir.relative_to(workdir)) for run in runs]
-    write_report(workdir, runs[0].config, rows, folders[: len(rows)], costs)
+    """Writes the tables and the report.
+
+    Args:
+      runs: of the comparison.
+      workdir: its folder.
+      rows: by the number of the run; some may be missing.
+      costs: of a step of each method.
+    """
+    numbers = sorted(rows)
+    in_order = [rows[number] for number in numbers]
+    tables.write(workdir, in_order, costs)
+    folders = [str(runs[number].workdir.relative_to(workdir)) for number in numbers]
+    write_report(workdir, runs[0].config, in_order, folders, costs)
 
 
 def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, cost.StepCost]:
@@ -135,9 +161,9 @@ def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, c
 
 
 def run(argv: list[str]) -> None:
-    runs, workdir = parse(argv)
+    runs, workdir, jobs = parse(argv)
     setup(runs[0].config.cache_dir)
-    failed = compare(runs, workdir)
+    failed = compare(runs, workdir, jobs)
     if is_first():
         print((workdir / tables.MARKDOWN).read_text(encoding='utf-8'))
         print(f'->  {one_line(workdir / REPORT)}, {tables.MARKDOWN}, {tables.CSV}, {tables.FIGURE}')

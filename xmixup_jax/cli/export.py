@@ -3,9 +3,9 @@
     xmixup export --workdir=runs/digits-xmixup-seed0 --format=torch
 
   --workdir=DIR   the folder of a finished run
-  --format=NAME   safetensors or torch (timm's keys), orbax (this program's pytrees), or stablehlo
-                  (a serialised jax.export function from uint8 images to logits, for CPU, CUDA and
-                  TPU, any batch size)
+  --format=NAME   weights: safetensors or torch (timm's keys), or orbax (this program's pytrees);
+                  or the network itself, from uint8 images to logits, any batch size: onnx, or
+                  stablehlo (a serialised jax.export function for CPU, CUDA and TPU)
   --output=PATH   where to: a file, or a folder, which gets a file with a name by the format
                   (default: DIR/export/)
   --network=NAME  final (default), the network that the run handed over; best, the one with the
@@ -13,11 +13,12 @@
                   of --config.ema_decay
 
 A JSON file beside it has the classes and how images have to be prepared: for one view, the middle,
-whatever config.test_views says. All but stablehlo can be given to --config.weights. The head is the
-target's alone.
+whatever config.test_views says. An ONNX file has the same in its metadata. Weights can be given to
+--config.weights. The head is the target's alone.
 
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from xmixup_jax.cli.program import Parser
 from xmixup_jax.compute import augment
 from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.files import atomic_write, write_json
+from xmixup_jax.models.onnx_export import to_onnx
 from xmixup_jax.predictor import NETWORKS, TrainedModel, load
 from xmixup_jax.text import one_line
 from xmixup_jax.trees import write_tree
@@ -37,6 +39,7 @@ FILES = {
     'safetensors': 'model.safetensors',
     'torch': 'model.pth',
     'orbax': 'orbax',
+    'onnx': 'model.onnx',
     'stablehlo': 'model.jax_export',
 }
 
@@ -45,7 +48,7 @@ def export(trained: TrainedModel, form: str, output: Path) -> None:
     """Writes the network in one of `FILES`' formats, and `output`.json.
 
     Raises:
-      DataError: `torch` is asked for and PyTorch is not installed.
+      DataError: `torch` or `onnx` is asked for and its package is not installed.
     """
     config, model = trained.config, trained.config.model
     mean, std = augment.normalization(model)
@@ -66,6 +69,8 @@ def export(trained: TrainedModel, form: str, output: Path) -> None:
         _save_torch(output, torch_tensors(model.name, trained.params, trained.batch_stats))
     elif form == 'orbax':
         write_tree(output, {'params': trained.params, 'batch_stats': trained.batch_stats})
+    elif form == 'onnx':
+        _save_onnx(output, trained, {key: json.dumps(value) for key, value in description.items()})
     else:
         (batch,) = jax.export.symbolic_shape('batch')
         shape = (batch, config.image_size, config.image_size, 3)
@@ -86,6 +91,18 @@ def _save_torch(output: Path, tensors: dict[str, np.ndarray]) -> None:
         ) from error
     with atomic_write(output) as partial:
         torch.save({key: torch.from_numpy(array) for key, array in tensors.items()}, partial)
+
+
+def _save_onnx(output: Path, trained: TrainedModel, metadata: dict[str, str]) -> None:
+    try:
+        model = to_onnx(trained.logits, trained.config.image_size, metadata)
+    except ImportError as error:
+        raise DataError(
+            '--format=onnx needs the package onnx: run  pip install onnx , or take '
+            '--format=stablehlo'
+        ) from error
+    with atomic_write(output) as partial:
+        partial.write_bytes(model.SerializeToString())
 
 
 def output_path(output: str | None, workdir: Path, form: str) -> Path:

@@ -24,7 +24,7 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import short_name
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import Resumable, load_arrays
+from xmixup_jax.files import Resumable, file_lock, load_arrays
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import all_gather, is_first
 from xmixup_jax.weights.pretrained import Weights
@@ -200,21 +200,31 @@ def backbone_class_means(
       backbone: its weights, None for random weights (which are not worth keeping).
       records: labelled images.
     """
-    path = None
-    if backbone is not None:
-        path = _cache_path(config, backbone, records)
+
+    def means(resumable: Resumable | None) -> np.ndarray:
+        task, state = plain_network(config, len(records.class_names), backbone)
+        return class_means(task, config, state, records, resumable)
+
+    if backbone is None:
+        return means(None)
+    path = _cache_path(config, backbone, records)
+    found = load_arrays(path, 'means')
+    everywhere = all_gather(np.array(found is not None)).all()
+    if found is not None and everywhere:
+        return found[0]
+    resumable = Resumable(path)
+    if jax.process_count() > 1:  # they would have to agree on where to go on
+        found = [means(None)]
+        if is_first():
+            resumable.finish(means=found[0])
+        return found[0]
+    with file_lock(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
+        # Another run may have written them meanwhile.
         found = load_arrays(path, 'means')
-        everywhere = all_gather(np.array(found is not None)).all()
-        if found is not None and everywhere:
-            return found[0]
-    task, state = plain_network(config, len(records.class_names), backbone)
-    # Several processes would have to agree on where to go on.
-    resumable = None if path is None else Resumable(path)
-    alone = jax.process_count() == 1
-    means = class_means(task, config, state, records, resumable if alone else None)
-    if resumable is not None and is_first():
-        resumable.finish(means=means)
-    return means
+        if found is None:
+            found = [means(resumable)]
+            resumable.finish(means=found[0])
+        return found[0]
 
 
 def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path:
