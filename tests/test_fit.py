@@ -146,6 +146,7 @@ def test_class_means_know_the_fit(wide, config):
     assert len(paths) == 3
 
 
+@pytest.mark.slow
 def test_a_run_fits_all_its_images_alike(config, tmp_path, monkeypatch):
     """Training, matching, test, report, evaluation and prediction."""
     seen = []

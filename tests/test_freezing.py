@@ -29,13 +29,12 @@ from xmixup_jax.weights.pretrained import Weights
 STAYS = ('conv1', 'bn1', 'layer1', 'layer2')
 
 
-@pytest.mark.parametrize('stages', ['', '2'])
-def test_a_step_is_pytorchs_with_frozen_layers(config, tmp_path, stages):
+def test_a_step_is_pytorchs_with_frozen_layers(config, tmp_path):
     """One SGD step of torchvision's ResNet-18, its first two stages without gradient and in
     evaluation mode."""
-    network = randomized(peer('resnet18', 10, 32))
+    network = randomized(peer('resnet18', 10, 64))
     save_file(network.state_dict(), tmp_path / 'w.safetensors')
-    config.update({'method': 'finetune', 'freeze': stages, 'image_size': 32, 'resize': 32})
+    config.update({'method': 'finetune', 'freeze': '2', 'image_size': 64, 'resize': 64})
     config.model.update({'name': 'resnet18', 'width': 64, 'stem': 'imagenet'})
     config.flip, config.optimizer.weight_decay = False, 0.01
     task, state = step_lib.create_task(config, Sizes(10))
@@ -44,11 +43,11 @@ def test_a_step_is_pytorchs_with_frozen_layers(config, tmp_path, stages):
     )
     state = replace(state, params=filled[0], batch_stats=filled[1])
     batch = random_batch(8)
-    batch['image'] = np.random.default_rng(2).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    batch['image'] = np.random.default_rng(2).integers(0, 256, (8, 64, 64, 3), np.uint8)
     ((ours, _),) = one_and_many_devices(task, {}, state, [batch], counts=(1,))
 
     network.train()
-    for name in STAYS if stages else ():
+    for name in STAYS:
         network.get_submodule(name).eval().requires_grad_(False)
     trained = [each for each in network.parameters() if each.requires_grad]
     options = config.optimizer
@@ -71,7 +70,7 @@ def test_a_step_is_pytorchs_with_frozen_layers(config, tmp_path, stages):
             continue
         np.testing.assert_allclose(found[key], expected.numpy(), rtol=1e-3, atol=1e-4, err_msg=key)
     for key, value in before.items():
-        if stages and key.startswith(STAYS) and key in found:
+        if key.startswith(STAYS) and key in found:
             np.testing.assert_array_equal(found[key], value, err_msg=key)
 
 
@@ -90,7 +89,7 @@ def test_frozen_parameters_have_no_state_in_the_optimiser(config):
     assert [leaf.shape for leaf in momentum] == [leaf.shape for leaf in trained]
 
 
-@pytest.mark.parametrize('norm', ['batch', 'mixed'])
+@pytest.mark.parametrize('norm', ['batch', pytest.param('mixed', marks=pytest.mark.slow)])
 def test_a_run_keeps_what_is_frozen(config, pretrained, tmp_path, norm):
     """Parameters and statistics, with statistics estimated anew for the rest."""
     config.update(
@@ -144,7 +143,9 @@ def features_of(config, task, state, data):
     return found
 
 
-@pytest.mark.parametrize('method', ['mixup', 'xmixup', 'rifle'])
+@pytest.mark.parametrize(
+    'method', ['xmixup', *(pytest.param(m, marks=pytest.mark.slow) for m in ('mixup', 'rifle'))]
+)
 def test_other_methods_train_the_head_on_a_frozen_backbone(config, pretrained, tmp_path, method):
     config.update({'method': method, 'weights': str(pretrained), 'freeze': 'backbone'})
     config.optimizer.layer_decay = 0.5
@@ -243,7 +244,9 @@ def test_checkpoints_without_an_average_are_refused_in_words(config, pretrained,
         ('dinov2_4', '2', ('cls_token', 'reg_token', 'pos_embed', 'blocks.1.'), 'blocks.2.'),
         ('clip4', '1', ('norm_pre', 'patch_embed', 'blocks.0.'), 'blocks.1.'),
         ('efficientnet_lite0', '3', ('conv_stem', 'blocks.0.', 'blocks.2.1'), 'blocks.3.0'),
-        ('inception_v3', '1', ('Conv2d_1a_3x3',), 'Mixed_5b'),
+        pytest.param(
+            *('inception_v3', '1', ('Conv2d_1a_3x3',), 'Mixed_5b'), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_stages_are_those_of_the_network(config, name, stages, first, next_one):

@@ -178,6 +178,7 @@ def test_linear_classifier(num_classes):
 
 def test_a_warm_head_needs_an_image_of_each_class():
     setup = SimpleNamespace(
+        config=SimpleNamespace(warm_head=True),
         sizes=Sizes(3),
         state=None,
         target=SimpleNamespace(class_names=['cat', 'dog', 'emu']),

@@ -103,7 +103,7 @@ def test_validation_chooses_and_the_test_is_read_once(validated, tmp_path):
     assert tested.metrics['top1'] == pytest.approx(result['top1'], abs=1e-9)
 
 
-@pytest.mark.parametrize('patience', [1, 2])
+@pytest.mark.parametrize('patience', [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_patience_stops_a_run_and_a_resumed_one_likewise(validated, pretrained, tmp_path, patience):
     # Nothing changes, so that no network is better than the first.
     validated.update({'patience': patience, 'weights': str(pretrained), 'batch_norm': 'frozen'})

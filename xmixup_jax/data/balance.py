@@ -21,8 +21,8 @@ def class_weights(labels: np.ndarray, num_classes: int, law: str, beta: float) -
     Returns:
       float32 [K].
 
-    >>> class_weights(np.array([0, 0, 0, 1]), 2, 'inverse', 0.0).round(3).tolist()
-    [0.667, 2.0]
+    >>> class_weights(np.array([0, 0, 1]), 2, 'inverse', 0.0).tolist()
+    [0.75, 1.5]
     """
     counts = np.maximum(np.bincount(labels, minlength=num_classes), 1)
     weights = 1 / counts if law == 'inverse' else (1 - beta) / (1 - beta**counts)
