@@ -130,8 +130,8 @@ def batch_norm_table(study: Study) -> str:
                 for runs in found.values()
             ]
             present = {task: percent(runs) for task, runs in found.items() if runs}
-            rows.append([f'`{name}`', norm, *cells, _mean(present, names)])
-    return table(['top-1, % (learning rate)', 'batch norm', *names, 'mean'], rows)
+            rows.append([f'`{name}`', norm, _seeds(present), *cells, _mean(present, names)])
+    return table(['top-1, % (learning rate)', 'batch norm', 'seeds', *names, 'mean'], rows)
 
 
 def same_norm_table(study: Study) -> str:
@@ -153,8 +153,14 @@ def same_norm_table(study: Study) -> str:
             if not all(gains.values()):
                 continue
             cells = [cell(*paired_difference(*pair), sign=True) for pair in pairs.values()]
-            rows.append([f'`{name}`', norm, *cells, _mean(gains, names, sign=True)])
-    return table(['to fine-tuning with the same', 'batch norm', *names, 'mean'], rows)
+            rows.append([f'`{name}`', norm, _seeds(gains), *cells, _mean(gains, names, sign=True)])
+    header = ['to fine-tuning with the same', 'batch norm', 'seeds', *names, 'mean']
+    return table(header, rows)
+
+
+def _seeds(by_task: dict[str, Seeds]) -> str:
+    """The number of seeds that all tasks have."""
+    return str(len(set.intersection(*map(set, by_task.values()))))
 
 
 def tuned_table(study: Study) -> str:
