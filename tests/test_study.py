@@ -282,8 +282,8 @@ def test_batch_norm_table_takes_rows_of_main_too():
     found += [row(top1=0.4, part='batch_norm', option='batch_norm=batch')]
     lines = tables.block('batch_norm', found).splitlines()[4:]
     assert lines == [
-        '| `finetune` | batch | 40.00 (0.01) | 40.00 |',
-        '| `finetune` | frozen | 50.00 (0.001) | 50.00 |',
+        '| `finetune` | batch | 1 | 40.00 (0.01) | 40.00 |',
+        '| `finetune` | frozen | 1 | 50.00 (0.001) | 50.00 |',
     ]
 
 
@@ -308,7 +308,7 @@ def test_same_norm_table_compares_runs_with_one_choice_of_batch_norm():
         cells, [('cotuning', 'batch'), ('cotuning', 'frozen'), ('bss', 'frozen')], strict=True
     ):
         gains = 100 * (tops[name, norm] - tops['finetune', norm])
-        assert line == [name, norm, *[f'{gains.mean():+.2f} ± {half(gains):.2f}'] * 2]
+        assert line == [name, norm, '4', *[f'{gains.mean():+.2f} ± {half(gains):.2f}'] * 2]
 
 
 def test_xmixup_table_compares_with_what_is_varied(rows):
