@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -264,3 +265,23 @@ def test_stages_are_those_of_the_network(config, name, stages, first, next_one):
     assert all(any(key.startswith(each) for key in frozen) for each in (*first, next_one))
     assert all(leaf for key, leaf in frozen.items() if key.startswith(first))
     assert not any(leaf for key, leaf in frozen.items() if key.startswith((next_one, 'fc')))
+
+
+def test_the_backward_pass_ends_where_the_frozen_part_begins(config):
+    """XLA counts fewer operations for a step."""
+
+    def flops(freeze):
+        config.update({'method': 'mixup', 'weights': 'source', 'freeze': freeze})
+        task, state = step_lib.create_task(config, Sizes(10))
+        step = jax.vmap(
+            partial(step_lib.train_step, task, {}),
+            axis_name='batch',
+            in_axes=(None, 0),
+            out_axes=None,
+        )
+        batch = jax.tree.map(lambda x: x[None], random_batch(16))
+        return jax.jit(step).lower(state, batch).cost_analysis()['flops']
+
+    none, stage, backbone = (flops(freeze) for freeze in ('', '1', 'backbone'))
+    assert backbone < stage < none
+    assert backbone < 0.5 * none  # about a third: the forward pass
