@@ -78,7 +78,7 @@ def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
             rtol=1e-4,
         )
 
-    # What is left out is said, and a fault of the folder is not taken for a missing split.
+    # Left-out files are named, and a broken folder is not mistaken for a missing split.
     (other / 'cat/notes.txt').write_text('x')
     capsys.readouterr()
     evaluated(workdir, f'folder:{other}', f'--output={tmp_path / "out"}')

@@ -33,6 +33,7 @@ STAYS = ('conv1', 'bn1', 'layer1', 'layer2')
 def test_a_step_is_pytorchs_with_frozen_layers(config, tmp_path):
     """One SGD step of torchvision's ResNet-18, its first two stages without gradient and in
     evaluation mode."""
+    torch.manual_seed(0)
     network = randomized(peer('resnet18', 10, 64))
     save_file(network.state_dict(), tmp_path / 'w.safetensors')
     config.update({'method': 'finetune', 'freeze': '2', 'image_size': 64, 'resize': 64})

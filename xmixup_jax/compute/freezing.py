@@ -64,9 +64,9 @@ def with_frozen_statistics(
     graphdef: Any, params: PyTree, batch_stats: PyTree, frozen: PyTree
 ) -> Any:
     """The network's graph, whose batch norms with frozen parameters keep their statistics."""
-    model = nnx.merge(graphdef, params, batch_stats)
+    model, layers = nnx.merge(graphdef, params, batch_stats), _layers(frozen)
     for path, layer in nnx.iter_modules(model):
-        if isinstance(layer, BatchNorm) and path in _layers(frozen):
+        if isinstance(layer, BatchNorm) and path in layers:
             layer.frozen = True
     return nnx.graphdef(model)
 

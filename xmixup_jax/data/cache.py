@@ -187,9 +187,8 @@ def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | N
     target, source = kept(data.target, used['image']), data.source
     if source is not None and match is not None:
         source = kept(source, used['source_image'])
-    part = 'test' if data.validation is None else 'validation'
     if data.held_out is not None and config.eval_every:
-        data = data._replace(**{part: kept(data.held_out, data.held_out)})
+        data = data._replace(**{data.held_out_part: kept(data.held_out, data.held_out)})
     return data._replace(target=target, source=source)
 
 

@@ -34,9 +34,14 @@ class Data(NamedTuple):
     """The part of the training images by which the best network is chosen."""
 
     @property
+    def held_out_part(self) -> str:
+        """The name of the part that a network is tested on during training."""
+        return 'test' if self.validation is None else 'validation'
+
+    @property
     def held_out(self) -> Records | None:
-        """What a network is tested on during training."""
-        return self.test if self.validation is None else self.validation
+        """That part."""
+        return getattr(self, self.held_out_part)
 
     def parts(self) -> dict[str, Records]:
         """'target', 'test', 'source' and 'validation', as far as they are there."""

@@ -101,7 +101,6 @@ def fit(
     task, state, constants, meta = start
     workdir = checkpoints.workdir
     iterator, held_out = iter(inputs.batches), inputs.data.held_out
-    kind = 'test' if inputs.data.validation is None else 'validation'
     if meta.iterator is not None:
         iterator.set_state(meta.iterator)
     first_step, steps = int(state.step), total_steps(config)
@@ -173,7 +172,8 @@ def fit(
             if held_out is not None and test_now and step < steps:
                 network = tested_state(state)
                 tested = evaluate(task, config, network, held_out).metrics
-                values |= {f'{kind}_{key}': tested[key] for key in ('loss', 'top1')}
+                part = inputs.data.held_out_part
+                values |= {f'{part}_{key}': tested[key] for key in ('loss', 'top1')}
                 best.offer(network, tested)
             rows.write(step, values)
             ended = best.exhausted(step)

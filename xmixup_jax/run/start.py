@@ -1,5 +1,6 @@
 """Before the first step: the network, the class match, and the method's preparatory phase."""
 
+import logging
 import time
 from dataclasses import replace
 from functools import partial
@@ -37,6 +38,8 @@ from xmixup_jax.weights.find import find_weights
 from xmixup_jax.weights.pretrained import Weights
 
 PyTree = Any
+
+log = logging.getLogger('xmixup_jax')
 
 
 class Start(NamedTuple):
@@ -150,6 +153,12 @@ def begin(
         source_test=source_test,
         train=train_on,
     )
+    if is_probe(config):
+        log.info(
+            'Linear probe: the head is fitted to the features of %d images; config.steps, '
+            'config.optimizer and random crops have no part in it',
+            len(data.target),
+        )
     if backbone is not None and (config.warm_head or is_probe(config)):
         setup = setup._replace(state=with_linear_head(setup))
     state, constants = method.prepare(setup)
