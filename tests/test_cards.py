@@ -197,7 +197,7 @@ def made_up(names, **changes):
     config.source.name = 'csv:/home/alice/secret/list.csv'
     config.weights = '/home/alice/secret/weights.pth'
     choose_method(config, 'finetune')
-    config.update(changes)
+    config.update_from_flattened_dict(changes)
     count = len(names)
     rows = [
         {'class': name, 'images': '2', 'precision': '0.5', 'recall': '0.5', 'f1': f'{c / count}'}
@@ -240,6 +240,16 @@ def test_a_long_table_has_the_worst_classes():
     rows = table(made_card(names), 'Scores', columns=7)
     assert [row[0] for row in rows] == [f'`class{c}`' for c in range(ROWS)]
     assert f'all {ROWS + 20} are in the run\'s `per_class.csv`' in made_card(names)  # fmt: skip
+
+
+def test_licences_are_in_the_card():
+    text = made_card(['a', 'b'], weights='timm/resnet50.tv_in1k', **{'model.name': 'resnet50'})
+    read = yaml.safe_load(text.split('---\n')[1])
+    assert (read['license'], read['base_model']) == ('bsd-3-clause', 'timm/resnet50.tv_in1k')
+    assert licence_of('timm/resnet50.tv_in1k').statement in text
+    text = made_card(['a', 'b'])
+    assert yaml.safe_load(text.split('---\n')[1])['license'] == 'unknown'
+    assert 'weights `weights.pth`: Unknown: check it where you got the weights.' in text
 
 
 def test_limits_follow_from_the_facts():
@@ -324,6 +334,16 @@ def test_citation_file():
     assert paper['url'] == 'https://arxiv.org/abs/2007.10252'
     assert [each['family-names'] for each in paper['authors']] == PAPERS['xmixup'][0].split(', ')
     assert paper['title'] == PAPERS['xmixup'][1] and f'{{{paper["title"]}}}' in XMIXUP
+
+
+def test_the_numbers_in_the_documents_are_those_of_the_study():
+    cited = (ROOT / 'docs/explanation/cite.md').read_text()
+    results = ROOT / 'benchmarks/study/RESULTS.md', ROOT / 'README.md'
+    measured = ' '.join(' '.join(path.read_text() for path in results).split())
+    numbers = re.findall(r'[+−][\d.]+ ± [\d.]+\d', cited)
+    assert len(numbers) == 4
+    assert [number for number in numbers if number not in measured] == []
+    assert XMIXUP in cited
 
 
 def test_a_folder_without_a_run(tmp_path):

@@ -16,7 +16,7 @@ A JSON file beside it has the classes and how images have to be prepared: for on
 whatever config.test_views says. An ONNX file has the same in its metadata. Weights can be given to
 --config.weights. The head is the target's alone.
 
-A model card for people, PATH.md, lies there too: data, scores, limits, licences, how to load it.
+A model card beside it, PATH.md, has data, training, scores, limits, licences and how to load it.
 
 """
 

@@ -35,7 +35,7 @@ _STATED = {
         'weights these are. torchvision adds that pre-trained weights may have terms of their own '
         'that derive from their training data.',
     ),
-    r'timm/resnet(18|34|50|101)d?\.(?!tv|fb_|gluon|bamboo)\w+_in1k': (
+    r'timm/resnet(18|34|50|101)d?\.(a1h?|a[23m]|b[12]k|bt|c[12]|d|ra[2m]?|ra4_e3600_r224)_in1k': (
         'apache-2.0',
         'Apache-2.0, as timm states. timm adds that one should assume that the licence of the '
         'training data applies to the weights '
@@ -46,7 +46,7 @@ _STATED = {
         'CC-BY-NC 4.0, **not for commercial use**, by their '
         '[authors](https://github.com/facebookresearch/semi-supervised-ImageNet1K-models).',
     ),
-    r'timm/vit_\w+\.augreg2?_\w+': (
+    r'timm/vit_\w+\.augreg(_in1k|_in21k|2?_in21k_ft_in1k)': (
         'apache-2.0',
         'Apache-2.0, as timm states, and the licence of the '
         '[authors\' repository](https://github.com/google-research/vision_transformer).',
