@@ -97,7 +97,9 @@ def test_numbers_are_those_of_the_run(finished_run, tmp_path):
         for row, expected in zip(rows, csv.DictReader(file), strict=True):
             name, training, *figures, confused = row
             assert name == f'`{expected["class"]}`' and training == str(config.target.shots)
-            assert figures == [expected[key] for key in ('images', 'precision', 'recall', 'f1')]
+            assert figures[0] == expected['images']
+            shares = [float(expected[key]) for key in ('precision', 'recall', 'f1')]
+            assert list(map(float, figures[1:])) == pytest.approx(shares, abs=6e-4)
             assert confused.startswith(f'`{expected["most_confused_with"]}`'.replace('``', ''))
 
     data = json.loads((workdir / 'data.json').read_text())
@@ -109,7 +111,7 @@ def test_numbers_are_those_of_the_run(finished_run, tmp_path):
 
     training = dict(table(text, 'Training'))
     assert training['seed'] == '`0`' and training['steps'] == '`6, of 16 images`'
-    assert training['method'].startswith('`xmixup (alpha=0.2') and XMIXUP in text
+    assert training['method'].startswith('`xmixup xmixup.alpha=0.2') and XMIXUP in text
     assert f'jax {importlib.import_module("jax").__version__}' in training['versions']
 
 
@@ -262,6 +264,9 @@ def test_limits_follow_from_the_facts():
     assert f'Its 95 % interval, {100 * low:.1f} to {100 * high:.1f} %, covers' in text
     assert 'views' not in made_card(['a', 'b'], form='safetensors', test_views=10)
     assert 'this card has no scores' in made_card(['a', 'b'], network='ema')
+    text = made_card(['a', 'b'], freeze='backbone')
+    assert 'linear classifier of the features' in text
+    assert dict(table(text, 'Training'))['method'] == '`linear probe`'
 
 
 @pytest.mark.parametrize('method', METHODS)

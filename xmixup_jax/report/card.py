@@ -28,6 +28,7 @@ MARK = (
     'not overwrite it. -->'
 )
 ROWS = 50  # of the table of the classes
+_SHARES = ('precision', 'recall', 'f1')  # columns of it
 _NAMES = 100  # class names that are listed
 _FEW = 10  # fewer images of a class are worth a warning
 _LIBRARIES = {'onnx': 'onnx', 'stablehlo': 'jax'}  # that load the file; else this program
@@ -72,6 +73,7 @@ def card(
         mark=MARK,
         target=_target(config, run),
         method=method,
+        title='linear probe' if is_probe(config) else method,
         probe=is_probe(config),
         model=config.model.name,
         names=names[:_NAMES],
@@ -120,7 +122,7 @@ def _template() -> jinja2.Template:
         keep_trailing_newline=True,
     )
     environment.filters |= {'code': _code, 'cell': _cell, 'literal': repr}
-    return environment.get_template('card.md')
+    return environment.get_template('card.md.jinja')
 
 
 def _target(config: ConfigDict, run: RunFacts | None) -> str:
@@ -232,7 +234,7 @@ def _training(
     """What was done to train the network, a row each."""
     method, o = method_name(config.method), config.optimizer
     options = [
-        f'{key}={value}'
+        f'{method}.{key}={value}'
         for key, value in options_of(config).items()
         if '/' not in str(value)  # a path in an option of somebody's own method
     ]
@@ -243,7 +245,7 @@ def _training(
     else:
         began = 'random'
     rows = [
-        ('method', method + (f' ({", ".join(options)})' if options else '')),
+        ('method', 'linear probe' if is_probe(config) else ' '.join([method, *options])),
         ('network', config.model.name),
         ('weights at the start', began),
         ('seed', str(config.seed)),
@@ -291,8 +293,11 @@ def _class_rows(run: RunFacts | None, names: Sequence[str]) -> list[dict[str, st
     if run is None or len(run.rows) != len(names):
         return []
     trained = run.counts.get('target', [''] * len(names))
-    rows = [row | {'trained': str(n)} for row, n in zip(run.rows, trained, strict=True)]
-    worst = sorted(range(len(rows)), key=lambda c: float(rows[c]['f1']))[:ROWS]
+    rows = [
+        row | {'trained': str(n)} | {key: f'{float(row[key]):.3f}' for key in _SHARES}
+        for row, n in zip(run.rows, trained, strict=True)
+    ]
+    worst = sorted(range(len(rows)), key=lambda c: float(run.rows[c]['f1']))[:ROWS]
     return [rows[c] for c in sorted(worst)]
 
 
