@@ -99,6 +99,7 @@ def test_few_images_where_the_flags_are_set_or_impossible():
     for changes in (
         {'batch_norm': 'frozen'},
         {'batch_norm': 'mixed'},
+        {'method': 'finetune', 'freeze': 'backbone'},  # a frozen backbone has them
         {'weights': ''},  # without pre-trained weights there are no statistics to keep
         {'method': 'stochnorm'},  # has a batch norm of its own
     ):
@@ -120,6 +121,7 @@ def test_few_images_where_the_flags_are_set_or_impossible():
         ({'loss': [1.0] * 10 + [1 - rules.FALLING - EPS] * 2}, 'xmixup', True),
         ({'loss': [1.0] * 10 + [1 - rules.FALLING + EPS] * 2}, 'xmixup', False),
         ({'loss': [1.0] * 9 + [0.5] * 2}, 'xmixup', False),  # too few rows
+        ({'loss': [-1.0] * 10 + [-0.95] * 2}, 'xmixup', False),  # of a method of one's own
         ({'loss': [1.0] * 10 + [0.5] * 2, 'top1': [rules.FITTED] * 12}, 'xmixup', False),
         ({'loss': [1.0] * 10 + [0.5] * 2, 'top1': [rules.FITTED - EPS] * 12}, 'xmixup', True),
     ],

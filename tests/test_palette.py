@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xmixup_jax.report import figures, palette
 from xmixup_jax.report.scores import reliability
@@ -99,13 +101,22 @@ def test_plots_take_their_colours_from_the_palette(name, document):
         assert words.count('<b>') == words.count('$x$') == words.count('&amp;') == 2
 
 
-def test_every_class_of_a_large_confusion_matrix_counts():
-    """A matrix with more classes than pixels is averaged, so that a single column is not lost."""
-    names = [str(c) for c in range(600)]
-    matrix = np.eye(600, dtype=int)
-    plain = figures.confusion(matrix, names)
-    assert len(plain) < 200_000
-    for c in (300, 301, 302):  # less than two of them to a pixel
-        changed = matrix.copy()
-        changed[:, c] = 1
-        assert figures.confusion(changed, names) != plain
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_a_large_confusion_matrix_loses_no_class(side, count, seed):
+    """The largest value of each block, against a loop over its cells."""
+    values = np.random.default_rng(seed).random((count, count))
+    found = figures.block_maximum(values, side)
+    assert found.shape == (-(-count // side),) * 2
+    for i, j in np.ndindex(found.shape):
+        cells = [
+            values[a, b]
+            for a in range(i * side, min(count, (i + 1) * side))
+            for b in range(j * side, min(count, (j + 1) * side))
+        ]
+        assert found[i, j] == max(cells)
+
+
+def test_size_of_a_large_confusion_matrix():
+    document = figures.confusion(np.eye(1000, dtype=int), [str(c) for c in range(1000)])
+    assert len(document) < 200_000
+    assert 'the largest of 7 × 7 classes' in document

@@ -148,8 +148,11 @@ def _line(values: dict[str, Any]) -> str:
 
 
 def _frozen(config: ConfigDict) -> dict[str, Any]:
-    """The values for pre-trained statistics of batch norm; none where a choice has been made."""
-    if config.batch_norm != 'batch':
+    """The values for pre-trained statistics of batch norm; none where a choice has been made.
+
+    A frozen backbone uses them anyway.
+    """
+    if config.batch_norm != 'batch' or config.freeze == 'backbone':
         return {}
     rate: dict[str, Any] = {}
     if config.optimizer.name == 'sgd' and config.optimizer.learning_rate > FROZEN_RATE:
@@ -166,15 +169,15 @@ def _sixths(values: Sequence[float]) -> tuple[float, float]:
 
 def _few_images(numbers: Numbers, config: ConfigDict) -> _Finding | None:
     median = float(np.median(numbers.class_images))
-    if median > FEW_IMAGES or config.batch_norm != 'batch':
+    if median > FEW_IMAGES or not _frozen(config):
         return None
     return _Finding(
         'Few images for batch statistics',
         f'Half of the classes have {median:g} training images or fewer, and batch norm uses the '
-        'statistics of each batch. In this project’s study (one network, three data sets, 6 images '
-        'a class; docs/explanation/results.md), pre-trained statistics with a head from a linear '
-        'classifier and a lower learning rate were 8.2 ± 2.1 points above that. Your data may '
-        'behave differently.',
+        'statistics of each batch. In this project’s study (one network, three sets of '
+        'photographs, 6 images a class; docs/explanation/results.md), pre-trained statistics with '
+        'a head from a linear classifier and a lower learning rate were 8.2 ± 2.1 points above '
+        'that. Your data may behave differently.',
         {'Keep the pre-trained statistics': _frozen(config) | {'warm_head': True}},
     )
 
@@ -207,7 +210,7 @@ def _falling(numbers: Numbers, config: ConfigDict) -> bool:
     if len(numbers.loss) < _ROWS or dropped_late:
         return False
     last, before = _sixths(numbers.loss)
-    return last < (1 - FALLING) * before
+    return before - last > FALLING * abs(before)
 
 
 def _overfitted(numbers: Numbers, config: ConfigDict) -> _Finding | None:

@@ -28,6 +28,8 @@ _CSS = (
     f'@media (prefers-color-scheme: dark) {{ svg {{ {properties(DARK)} }} }}'
 )
 _NAMED = 20  # classes whose names and numbers a confusion matrix has room for
+# Squares along a side of a larger matrix. With more, some would fall between the pixels.
+_SQUARES = 150
 # Text stays text: it is small, can be searched, and has the reader's own font.
 _STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',
@@ -130,14 +132,43 @@ def confusion(matrix: np.ndarray, class_names: Sequence[str]) -> str:
 
 
 def _draw_shares(figure: Figure, shares: np.ndarray) -> None:
-    axes = figure.subplots()
+    axes, count = figure.subplots(), len(shares)
     colours = LinearSegmentedColormap.from_list(
         'share', [(*to_rgb(MATRIX), 0.0), (*to_rgb(MATRIX), 1.0)]
     )
-    # With more classes than pixels neighbours are averaged; none is left out.
-    image = axes.imshow(shares, cmap=colours, vmin=0, vmax=1, interpolation='antialiased')
+    side = -(-count // _SQUARES)
+    squares = block_maximum(shares, side)
+    edge = side * len(squares) - 0.5
+    image = axes.imshow(
+        squares,
+        cmap=colours,
+        vmin=0,
+        vmax=1,
+        interpolation='nearest',
+        extent=(-0.5, edge, edge, -0.5),
+    )
     axes.set(xlabel='predicted class', ylabel='true class')
-    figure.colorbar(image, label="share of the class's images", shrink=0.7)
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
+    label = "share of the class's images"
+    if side > 1:
+        label += f'\n(a square: the largest of {side} × {side} classes)'
+    figure.colorbar(image, label=label, shrink=0.7)
+
+
+def block_maximum(values: np.ndarray, side: int) -> np.ndarray:
+    """The largest value of each square block; blocks at the end may be smaller.
+
+    Args:
+      values: [K, K], not negative.
+      side: of a block.
+
+    Returns:
+      [ceil(K / side), ceil(K / side)].
+    """
+    count = -(-len(values) // side)
+    padded = np.zeros((count * side,) * 2)
+    padded[: len(values), : len(values)] = values
+    return padded.reshape(count, side, count, side).max(axis=(1, 3))
 
 
 def reliability(bins: Reliability) -> str:
@@ -186,8 +217,8 @@ def trade_off(points: dict[str, tuple[float, float, float]], baseline: str) -> s
             axes.errorbar(time, top1, yerr=spread, color=colour, lw=1, alpha=0.35)
             axes.plot(time, top1, marker, ms=size, color=colour, label=f'{top1:.2f}  {name}')
         if baseline in points:
-            axes.axhline(points[baseline][1], color=_AXIS, lw=1, zorder=0)
-            axes.axvline(1.0, color=_AXIS, lw=1, zorder=0)
+            axes.axhline(points[baseline][1], color=_AXIS, lw=1, alpha=0.6, zorder=0)
+            axes.axvline(1.0, color=_AXIS, lw=1, alpha=0.6, zorder=0)
         axes.set(
             xlabel=f'training time, multiple of {baseline}',
             ylabel='top-1, % (mean ± standard deviation)',
