@@ -18,7 +18,7 @@ from tests.test_step import one_and_many_devices, random_batch
 from xmixup_jax.checks import validate
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.augment import normalize
-from xmixup_jax.compute.state import follow, with_average
+from xmixup_jax.compute.state import update_average, with_average
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Sizes
@@ -178,7 +178,7 @@ def test_impossible_choices_are_refused(config, changes, message):
 
 def test_more_stages_than_there_are_is_one_clear_line(config):
     config.update({'freeze': '3', 'weights': 'source'})
-    with pytest.raises(ConfigError, match=r'config.freeze=3: the network has 2 stages'):
+    with pytest.raises(ConfigError, match=r'config.freeze=3: the network has only 2 stages'):
         step_lib.create_task(config, Sizes(10))
 
 
@@ -210,7 +210,8 @@ def test_the_average_follows_as_in_its_definition():
             network.weight += torch.randn(2, 3)
         average.update_parameters(network)
         params = {'w': network.weight.detach().numpy().copy()}
-        state = follow(replace(state, step=np.asarray(step, np.int32), params=params), 0.8)
+        state = replace(state, step=np.asarray(step, np.int32), params=params)
+        state = update_average(state, 0.8)
         expected = average.module.weight.detach().numpy()
         np.testing.assert_allclose(state.average['params']['w'], expected, rtol=1e-5, atol=1e-5)
 

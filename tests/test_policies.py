@@ -153,10 +153,10 @@ def test_draws_are_those_of_torchvision(values, theirs):
 
 
 def test_operations_follow_one_another():
-    """`augmented` does what `draw` has drawn, in its order, on each image by its own key."""
+    """Each image gets the operations that `draw` draws from its own key, in that order."""
     chosen = options(policy='randaugment', num_ops=3)
     keys = jax.random.split(jax.random.key(5), 4)
-    result = jax.jit(partial(policies.augmented, chosen))(keys, IMAGES)
+    result = jax.jit(partial(policies.augment, chosen))(keys, IMAGES)
     for i, key in enumerate(keys):
         image = IMAGES[i : i + 1]
         drawn = policies.draw(jax.random.split(key)[0], chosen, SIDE)
@@ -237,7 +237,7 @@ def test_erased_boxes_are_those_of_torchvision(side):
 def test_the_share_of_images_that_lose_a_box():
     keys = jax.random.split(jax.random.key(4), 2000)
     images = np.ones((2000, 12, 12, 3), np.float32)
-    erased = np.asarray(policies.erased(keys, images, 0.3))
+    erased = np.asarray(policies.erase(keys, images, 0.3))
     lost = (erased == 0).all(-1)
     assert ((erased == 0).any(-1) == lost).all()  # of all channels
     assert scipy.stats.binomtest(int(lost.any((1, 2)).sum()), 2000, 0.3).pvalue > 1e-3

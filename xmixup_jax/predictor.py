@@ -18,7 +18,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from xmixup_jax.compute import augment
-from xmixup_jax.compute.evaluation import Tested, collected
+from xmixup_jax.compute.evaluation import Tested, collect
 from xmixup_jax.compute.views import VIEWS, over_views
 from xmixup_jax.config import from_stored
 from xmixup_jax.data.decode import MAX_BYTES, decode, rgb, square
@@ -159,7 +159,7 @@ class TrainedModel:
                 outputs = {key: batch[key] for key in ('label', 'index', 'mask')}
                 batches.append(outputs | {'logits': np.asarray(self._jitted(batch['image']))})
                 bar.update(min(batch_size, len(records) - bar.n))
-        return collected(batches)
+        return collect(batches)
 
     def _prepare(self, picture: Picture) -> np.ndarray | DataError:
         """uint8 [R, R, 3], as in the tests of the run, whatever it is given as."""
