@@ -128,7 +128,7 @@ def test_operations(function):
 
 
 def test_an_unknown_operation_is_named():
-    with pytest.raises(DataError, match=r'not written to ONNX \(sort\): take --format=stablehlo'):
+    with pytest.raises(DataError, match=r'exported to ONNX \(sort\): use --format=stablehlo'):
         to_onnx(lambda images: jnp.sort(images.reshape(-1, 48).astype(jnp.float32)), 4, {})
 
 

@@ -82,7 +82,7 @@ def test_what_has_no_column_is_one_clear_error(config, tmp_path):
         unnamed.head_columns(['cat'])
     tensors = load_file(tmp_path / 'w.safetensors')
     save_file({k: v for k, v in tensors.items() if 'fc' not in k}, tmp_path / 'no.safetensors')
-    with pytest.raises(DataError, match='hold no head'):
+    with pytest.raises(DataError, match='have no head'):
         Weights(tmp_path / 'no.safetensors', config.model.name).head_columns(['cat'])
 
 

@@ -89,7 +89,7 @@ def test_faults_are_all_listed(small_file):
     for words in ('missing bn1.weight', 'unexpected extra.weight', 'has shape (3, 3, 1, 4)'):
         assert words in str(info.value)
     path.write_text('not tensors')
-    with pytest.raises(DataError, match="it is a text that begins with 'not tensors'"):
+    with pytest.raises(DataError, match="it is a text file that begins with 'not tensors'"):
         fill(path)
 
 
@@ -104,7 +104,7 @@ def test_a_long_list_of_faults_is_cut(small_file):
     assert f'({2 * len(missing) + 2} tensors differ)' in line
     assert line.count('missing') + line.count('unexpected') == 5
     assert f'missing {missing[0]}; unexpected odd.{missing[0]}; ' in line
-    assert f'; and {2 * len(missing) + 2 - 5} more: to take the keys under' in line
+    assert f'; and {2 * len(missing) + 2 - 5} more: to use only the keys under' in line
     assert line.endswith("'odd.', give w.safetensors#odd")
     assert '\n' not in line and len(line) < 600
 
@@ -154,11 +154,11 @@ def test_pickled_code_is_not_run(tmp_path, zipped):
     for saved in ({'a': torch.zeros(2), 'b.weight': Evil(target)}, {'b': Evil(target)}):
         torch.save(saved, path, _use_new_zipfile_serialization=zipped)
         target.unlink(missing_ok=True)
-        with pytest.raises(TorchFileError, match=r"is a _?io\.open, which|entries \('b'\) hold no"):
+        with pytest.raises(TorchFileError, match=r"is a _?io\.open, which|\('b'\) contain no"):
             read_torch_file(path)
     torch.save(Evil(target), path, _use_new_zipfile_serialization=zipped)
     target.unlink(missing_ok=True)
-    with pytest.raises(DataError, match=r'cannot be read: it holds a _?io\.open, which is not'):
+    with pytest.raises(DataError, match=r'cannot be read: it contains a _?io\.open, not'):
         Weights(path, 'resnet10')
     assert not target.exists()
 
@@ -176,7 +176,7 @@ def test_damaged_pytorch_files(tmp_path):
     with pytest.raises(TorchFileError, match='not a dictionary of tensors'):
         read_torch_file(path)
     torch.save({'epoch': 3, 'args': 'x'}, path)
-    with pytest.raises(TorchFileError, match="entries \\('epoch' and 'args'\\) hold no tensors"):
+    with pytest.raises(TorchFileError, match="entries \\('epoch' and 'args'\\) contain no tensors"):
         read_torch_file(path)
 
 
@@ -288,7 +288,7 @@ def test_weights_from_the_hub(small_file, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', in_cache)
     find = find_weights.find_weights
     assert_equal(fill(find('timm/small.test'), with_head=True), (params, batch_stats))
-    with pytest.raises(DataError, match=r'timm/none cannot be had from the Hugging Face Hub'):
+    with pytest.raises(DataError, match=r'timm/none cannot be downloaded from the Hugging Face'):
         find('timm/none')
     server.shutdown()
     server.server_close()
@@ -314,7 +314,7 @@ def test_weights_from_a_package(small_file, tmp_path, monkeypatch):
         find_weights.find_weights('no-such-model')
     with pytest.raises(DataError, match=r'some\.pth does not exist: give a \.safetensors'):
         find_weights.find_weights(str(tmp_path / 'some.pth'))
-    with pytest.raises(DataError, match=r'holds no weights'):
+    with pytest.raises(DataError, match=r'contains no weights'):
         find_weights.find_weights(str(tmp_path / 'site'))
 
 
