@@ -234,7 +234,7 @@ def test_who_gets_new_statistics(config, method, kind, expected):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'batch_norm': 'frozen'}, r"config.weights='' has none"),
+        ({'batch_norm': 'frozen'}, r"config.weights='' is a random network"),
         ({'batch_norm': 'mixed', 'weights': 'source', 'reestimate': 0}, 'reestimate > 0'),
         ({'batch_norm': 'frozen', 'weights': 'source', 'method': 'stochnorm'}, 'of its own'),
         ({'batch_norm': 'no'}, 'must be one of batch, frozen, mixed'),

@@ -62,5 +62,5 @@ def test_methods_of_batch_norm_are_refused(config, name):
     set_network(config, name)
     config.method = 'stochnorm'
     assert METHODS['stochnorm'].norm
-    with pytest.raises(ConfigError, match=f'but {name} has none'):
+    with pytest.raises(ConfigError, match=f'but {name} has no batch norm'):
         validate(config, 1)

@@ -163,9 +163,9 @@ def test_other_methods_train_the_head_on_a_frozen_backbone(config, pretrained, t
     [
         ({'freeze': 'no'}, 'or the number of stages'),
         ({'freeze': '0'}, 'or the number of stages'),
-        ({'freeze': '1', 'weights': ''}, "config.weights='' has none"),
+        ({'freeze': '1', 'weights': ''}, "config.weights='' is a random network"),
         ({'freeze': 'backbone', 'ema_decay': 0.9}, 'config.ema_decay=0.9 has no part'),
-        ({'freeze': 'backbone', 'balance.weights': 'inverse'}, 'has no part in a linear probe'),
+        ({'freeze': 'backbone', 'balance.weights': 'inverse'}, 'has no effect in a linear probe'),
         ({'ema_decay': 1.0}, 'from 0 to below 1'),
     ],
 )
@@ -188,7 +188,7 @@ def test_methods_that_act_on_the_backbone_refuse_a_frozen_one(config, method):
     if method in ('finetune', 'xmixup', 'mixup', 'cutmix', 'rifle', 'bituning'):
         validate(config, 1)
         return
-    with pytest.raises(ConfigError, match='acts on the backbone'):
+    with pytest.raises(ConfigError, match='changes the backbone'):
         validate(config, 1)
 
 

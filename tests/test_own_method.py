@@ -208,8 +208,8 @@ def test_broken_files_end_in_one_line(file, content, words):
     [
         ('xmixup.py', 'xmixup is a built-in method: rename the file'),
         ('finetune.py', 'finetune is a built-in method: rename the file'),
-        ('match.py', 'another method or value has the name config.match: rename'),
-        ('steps.py', 'another method or value has the name config.steps: rename'),
+        ('match.py', 'the name config.match is taken by another method or key'),
+        ('steps.py', 'the name config.steps is taken by another method or key'),
         ('update.py', "'update' cannot be a part of config.METHOD.KEY"),
         ('my-method.py', "'my-method' cannot be a part of config.METHOD.KEY"),
         ('lambda.py', "'lambda' cannot be a part of config.METHOD.KEY"),

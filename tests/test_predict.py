@@ -215,7 +215,7 @@ def test_faults_of_the_command(workdir, picture, tmp_path, capsys, monkeypatch):
     assert [each['image'] for each in json.loads(said.out)] == [str(good)]
     assert 'holds no images' in outcome(f'--workdir={workdir}', tmp_path / 'empty')[1]
     assert 'does not exist' in outcome(f'--workdir={workdir}', tmp_path / 'none.png')[1]
-    assert 'holds no finished run' in outcome(f'--workdir={tmp_path}', good)[1]
+    assert 'contains no finished run' in outcome(f'--workdir={tmp_path}', good)[1]
     assert sys.modules['PIL.Image'].MAX_IMAGE_PIXELS  # Pillow's own limit stands
 
 
@@ -235,7 +235,7 @@ def test_the_network_can_be_chosen(tested, picture, tmp_path, capsys, monkeypatc
     Image.fromarray(picture).save(tmp_path / 'image.png')
     outputs = {}
     for network, words in {
-        'final': r'model\.safetensors, the final one of the run \(there is a best one, too\)',
+        'final': r'model\.safetensors, the final one of the run \(which also has a best one\)',
         'best': r'best_model\.safetensors, the best of the run \(step 4, 62\.50 % top-1 in',
     }.items():
         arguments = [f'--workdir={tested}', f'--network={network}', str(tmp_path / 'image.png')]
@@ -248,11 +248,11 @@ def test_the_network_can_be_chosen(tested, picture, tmp_path, capsys, monkeypatc
     assert outputs['final'] != outputs['best']
     (tested / 'best_model.safetensors').unlink()
     assert xmixup_jax.load(tested).path.name == 'model.safetensors'
-    with pytest.raises(ConfigError, match=r'holds no best_model.*config\.eval_every'):
+    with pytest.raises(ConfigError, match=r'has no best_model.*config\.eval_every'):
         xmixup_jax.load(tested, network='best')
     with pytest.raises(ConfigError, match=r"network='last': must be one of final, best"):
         xmixup_jax.load(tested, network='last')
-    with pytest.raises(ConfigError, match='is one network: to choose one, name the folder'):
+    with pytest.raises(ConfigError, match='single network: to choose network=best, name'):
         xmixup_jax.load(tested / 'model.safetensors', network='best')
 
 
@@ -282,7 +282,7 @@ def test_what_a_folder_holds_besides_is_counted(workdir, picture, tmp_path, caps
         predict.run(['predict', f'--workdir={workdir}', str(root / 'nowhere.jpg')])
     with pytest.raises(UserError, match='1 of 1 images could not be decoded'):
         predict.run(['predict', f'--workdir={workdir}', str(root / 'pipe.jpg')])
-    assert 'pipe.jpg is no regular file' in capsys.readouterr().err
+    assert 'pipe.jpg is not a regular file' in capsys.readouterr().err
 
 
 NAMES = [b'caf\xe9.png', b'two\nlines.png', b'-dash.png', b'it\'s "quoted" $x.png']

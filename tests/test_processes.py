@@ -111,7 +111,7 @@ def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_p
     two[1].kill()
     _, stderr = two[0].communicate(timeout=HANGS)
     assert two[0].returncode == 75
-    assert stderr.splitlines()[-1].startswith('xmixup: process 1 of the run has ended')
+    assert stderr.splitlines()[-1].startswith('xmixup: process 1 of the run has died')
     two[1].communicate()
     assert max(rows(moved)) < STEPS
 
@@ -191,9 +191,9 @@ def test_launchers_are_recognised(environ, several):
     [
         (['--num_processes=2'], 'give all of --coordinator'),
         (['--coordinator=a:1', '--process_id=0'], 'give all of --coordinator'),
-        (['--coordinator=a:1', '--num_processes=two', '--process_id=0'], 'are numbers'),
-        (['--coordinator=a:1', '--num_processes=2', '--process_id=x'], 'are numbers'),
-        (['--coordinator=a:1', '--num_processes=2', '--process_id=2'], 'must be from 0'),
+        (['--coordinator=a:1', '--num_processes=two', '--process_id=0'], 'must be numbers'),
+        (['--coordinator=a:1', '--num_processes=2', '--process_id=x'], 'must be numbers'),
+        (['--coordinator=a:1', '--num_processes=2', '--process_id=2'], 'must be at least 0'),
     ],
 )
 def test_impossible_flags(flags, words):

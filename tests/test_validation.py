@@ -98,7 +98,7 @@ def test_validation_chooses_and_the_test_is_read_once(validated, tmp_path):
     for key in final:
         np.testing.assert_array_equal(final[key], kept[key])
     model = load(tmp_path)
-    assert 'by its validation images' in model.describe()
+    assert 'on its validation images' in model.describe()
     tested = model.test(data.test)
     assert tested.metrics['top1'] == pytest.approx(result['top1'], abs=1e-9)
 
@@ -196,7 +196,7 @@ def test_all_images_of_a_folder_can_be_trained_on(config, tmp_path):
     assert 'top1' not in result and (tmp_path / 'run' / 'report.html').exists()
     assert load(tmp_path / 'run').class_names == ('ant', 'bee')
     config.eval_every = 1
-    with pytest.raises(ConfigError, match='there is nothing to test on'):
+    with pytest.raises(ConfigError, match='there are no images to test on'):
         validate(config, 1)
     flags = [f'--config.target.{key}=' for key in ('split', 'test_split')]
     with pytest.raises(ConfigError, match='compare needs images to test on'):

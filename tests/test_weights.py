@@ -371,7 +371,7 @@ def test_export_faults(tmp_path):
     command = [sys.executable, '-m', 'xmixup_jax', 'export', f'--workdir={tmp_path}']
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert 'holds no finished run (model.safetensors is missing)' in done.stderr
+    assert 'contains no finished run (model.safetensors is missing)' in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
