@@ -29,7 +29,7 @@ def test_every_experiment_is_valid_and_says_how_to_run_it(file):
 
 
 def pretrain_config_complete(config):
-    """The derived run with the sections that it does not need put back, for `validate`."""
+    """The derived configuration with the sections that only `validate` needs."""
     derived = pretrain_config(config).unlock()
     for key in ('pretrain', 'match', 'warm_head', 'reestimate', *METHODS):
         if key in config:
@@ -100,13 +100,13 @@ def test_impossible_values_end_in_one_line(flag, words):
     assert '\n' not in str(info.value)
 
 
-# What each key of a method must be, said here a second time.
+# The bounds of the methods' options, independent of those in the methods.
 POSITIVE = {'alpha', 'temperature', 'distance', 'head_distance'}
 FROM_ZERO = {'weight', 'beta', 'eta', 'target_weight', 'feature_weight', 'source_weight'}
 FRACTIONS = {'prob', 'p', 'momentum'}
 COUNTS = {'k', 'queue', 'dim', 'images', 'periods', 'every'}
 COUNTS_FROM_ZERO = {'num_classes', 'steps', 'mix_at'}
-# Weights by this name, and a temperature whose 0 stands for a fitted one.
+# `alpha` is a weight in these methods, and a temperature of 0 means to fit it.
 EXCEPTIONS = {'l2sp.alpha', 'dtnh.alpha', 'delta.alpha', 'cotuning.temperature'}
 OPTIONS = [(name, key) for name, method in METHODS.items() for key in method.options]
 

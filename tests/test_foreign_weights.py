@@ -1,4 +1,4 @@
-"""Weights that other programs have written: their wrappers, names and key layouts."""
+"""Weights of other programs, with their wrappers, names and key layouts."""
 
 import argparse
 import collections
@@ -36,7 +36,7 @@ SMALL = ConfigDict({'name': 'resnet10', **FORM})
 
 
 def state_dict(seed=0):
-    """Of a small ResNet, with PyTorch's tensors; each seed gives other values."""
+    """The state dict of a small ResNet as PyTorch tensors; each seed gives other values."""
     _, params, batch_stats = create_model(SMALL, 3, 8, seed)
     rng = np.random.default_rng(seed)
     tensors = torch_tensors('resnet10', params, batch_stats)
@@ -52,7 +52,7 @@ def prefixed(state, prefix):
 
 
 def assert_read(name, state):
-    """The whole network is read from the file, with these values."""
+    """Asserts that the whole network is read from the file, with these values."""
     network = load_weights(str(name), 'resnet10', **FORM)
     read = torch_tensors('resnet10', network.params, network.batch_stats)
     assert read.keys() == {key for key in state if not key.endswith('tracked')}
@@ -61,7 +61,7 @@ def assert_read(name, state):
 
 
 def refused(path, *words):
-    """The error that the file ends in, in one line."""
+    """Asserts that the file is refused with one line that has these words; returns the line."""
     with pytest.raises(DataError) as info:
         load_weights(str(path), 'resnet10', **FORM)
     line = str(info.value)
@@ -85,14 +85,14 @@ class Options:
 
 
 class AttributeDict(dict):
-    """As Lightning's, a dictionary with attributes."""
+    """A dictionary with attributes, as in Lightning."""
 
 
 Pair = collections.namedtuple('Pair', 'a b')
 
 
 class Harm:
-    """Would end the process when it is unpickled."""
+    """Would exit the process if it were unpickled."""
 
     def __reduce__(self):
         return eval, ('exit(77)',)
@@ -208,7 +208,7 @@ def test_an_object_in_place_of_a_tensor(tmp_path):
     refused(
         tmp_path / 'w.pth', "its entry 'conv1.weight' is a __builtin__.eval, which is not a plain"
     )
-    with warnings.catch_warnings(action='ignore'):  # the type is about to go
+    with warnings.catch_warnings(action='ignore'):  # the type is deprecated
         state['fc.weight'] = torch.quantize_per_tensor(state['fc.weight'], 0.1, 0, torch.qint8)
     torch.save(state, tmp_path / 'w.pth')
     refused(tmp_path / 'w.pth', "'fc.weight' is a torch._utils._rebuild_qtensor, which is not")
@@ -380,7 +380,7 @@ def test_known_prefixes(tmp_path, prefix, caplog):
     for _ in range(2):
         assert_read(tmp_path / 'w.pth', state)
     lines = [record.getMessage() for record in caplog.records if 'prefix' in record.getMessage()]
-    assert len(lines) == 1  # said once
+    assert len(lines) == 1  # logged only once
     assert f'w.pth: stripping the prefix {prefix} from ' in lines[0]
 
 
@@ -414,7 +414,7 @@ def test_prefixes_that_are_not_known(tmp_path):
 
 
 def averaged(state):
-    """As torch.optim.swa_utils.AveragedModel has it."""
+    """The state dict of torch.optim.swa_utils.AveragedModel."""
     return {'n_averaged': torch.tensor(5), **prefixed(state, 'module.')}
 
 
@@ -603,7 +603,7 @@ def test_layouts_of_vision_transformers(tmp_path, vit, compiled, form):
 
 
 def test_names_that_look_like_prefixes(tmp_path, vit):
-    # transformers' bare networks have keys that begin with `encoder.`, as torchvision's have.
+    # Keys of transformers' bare networks begin with `encoder.`, as do torchvision's.
     for prefix in ('', 'module.encoder.'):
         torch.save(prefixed(to_transformers_vit(vit[0], base=''), prefix), tmp_path / 'w')
         _, params, _ = make('vit_s16', 32)
@@ -611,7 +611,7 @@ def test_names_that_look_like_prefixes(tmp_path, vit):
 
 
 def test_a_layer_before_the_head(tmp_path, vit):
-    # Of Google's first networks on ImageNet-21k: their head does not take the features.
+    # Google's first networks on ImageNet-21k have a layer between features and head.
     arrays = to_google(vit[0], 6)
     arrays |= {'pre_logits/kernel': np.zeros((384, 384)), 'pre_logits/bias': np.zeros(384)}
     np.savez(tmp_path / 'w.npz', **arrays)

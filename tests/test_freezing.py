@@ -93,7 +93,7 @@ def test_frozen_parameters_have_no_state_in_the_optimiser(config):
 
 @pytest.mark.parametrize('norm', ['batch', pytest.param('mixed', marks=pytest.mark.slow)])
 def test_a_run_keeps_what_is_frozen(config, pretrained, tmp_path, norm):
-    """Parameters and statistics, with statistics estimated anew for the rest."""
+    """Parameters and statistics; the statistics of other layers are re-estimated."""
     config.update(
         {'method': 'xmixup', 'weights': str(pretrained), 'freeze': '1', 'batch_norm': norm}
     )
@@ -253,7 +253,7 @@ def test_checkpoints_without_an_average_are_refused_in_words(config, pretrained,
     ],
 )
 def test_stages_are_those_of_the_network(config, name, stages, first, next_one):
-    """A stage and all before it; nothing behind it, norm and head included."""
+    """A stage and everything before it are frozen; nothing behind it is, not even norms."""
     config.update({'freeze': stages, 'weights': 'source', 'method': 'finetune'})
     config.image_size = config.resize = 84 if name == 'inception_v3' else 64
     if name == 'dinov2_4':

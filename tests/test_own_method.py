@@ -31,7 +31,7 @@ NAME = 'poly'
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded():
-    """Each test has entry points of its own."""
+    """Clears the cached entry points, since each test has its own."""
     find._load_installed.cache_clear()
     yield
     find._load_installed.cache_clear()
@@ -39,7 +39,7 @@ def _nothing_loaded():
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """The documented example, alone in the current folder."""
+    """The example of the documentation, alone in the current folder."""
     folder = tmp_path / 'mine'
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -118,7 +118,7 @@ def test_a_run_knows_its_file_by_content(config, file, tmp_path):
     assert train_and_evaluate(config, run) == result  # the finished run
 
     elsewhere.write_text(EXAMPLE.replace('return cross', 'return 2 * cross'))
-    assert train_and_evaluate(config, run) == result  # what is chosen already stays
+    assert train_and_evaluate(config, run) == result  # the loaded method stays
     choose_method(config, str(elsewhere))
     view = make_view(NAME, outputs=outputs(jnp.zeros((B, K))), options=config[NAME])
     assert np.isclose(find.method_of(config).loss(view), 2 * np.log(K) + 1 - 1 / K)
@@ -149,7 +149,7 @@ def test_a_comparison_takes_files_and_names(config, file, tmp_path, capsys):
         for name in ('finetune', NAME)
     }
     assert stored[NAME][NAME] == {'epsilon': 0.3}
-    # Fine-tuning is the run that it would be without the other method.
+    # Fine-tuning has the same configuration as without the other method.
     plain, _ = parse_flags(small(config, '--config.method=finetune'))
     assert stored['finetune'] == plain.to_dict()
 

@@ -25,7 +25,7 @@ from xmixup_jax.errors import ConfigError, DataError, UserError
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.weights.files import save_weights
 
-SIZES = Sizes(10, 10)  # with the columns of ten source classes, which predictions leave out
+SIZES = Sizes(10, 10)  # with ten source classes, which predictions leave out
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_every_form_of_an_image_gives_the_same(workdir, picture, tmp_path):
     model = xmixup_jax.load(str(workdir))
     image = Image.fromarray(picture)
     files = {}
-    # OpenCV knows the first three, Pillow alone the others.
+    # OpenCV reads the first three, only Pillow the others.
     for suffix in ('png', 'bmp', 'tiff', 'tga', 'ico', 'pcx', 'icns'):
         files[suffix] = tmp_path / f'image.{suffix}'
         sizes = {'sizes': [picture.shape[1::-1]]} if suffix == 'ico' else {}
@@ -151,7 +151,7 @@ def test_a_bomb_that_pillow_would_decode(workdir):
 
 @pytest.mark.parametrize('form', ['TGA', 'ICO', 'PCX', 'SGI', 'DDS', 'AVIF', 'IM', 'GIF'])
 def test_mutated_images_are_read_or_refused(picture, form):
-    """Whatever Pillow's decoders make of them; tests/faults has OpenCV's."""
+    """Fuzzes Pillow's decoders; tests/faults fuzzes OpenCV's."""
     rng, file = np.random.default_rng(), io.BytesIO()
     Image.fromarray(picture).save(file, form)
     for _ in range(60):
@@ -221,7 +221,7 @@ def test_faults_of_the_command(workdir, picture, tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def tested(workdir, config, state):
-    """The folder of a run with another network that was the best on the way."""
+    """The folder of a run with another network, the best one during training."""
     best = jax.tree.map(lambda leaf: leaf + 0.5, state.params)
     content = {'class_names': tuple('abcdefghij'), 'config': config.to_dict()}
     content['score'] = {'best_step': 4, 'best_top1': 0.625, 'best_loss': 1.0}
@@ -296,7 +296,7 @@ def test_names_of_every_kind(workdir, picture, tmp_path, form, monkeypatch):
     content = cv2.imencode('.png', picture)[1].tobytes()
     for name in NAMES:
         Path(os.fsdecode(folder + b'/' + name)).write_bytes(content)
-    written = io.TextIOWrapper(io.BytesIO(), 'utf-8')  # as strict as a pipe
+    written = io.TextIOWrapper(io.BytesIO(), 'utf-8')  # as strict as that of a pipe
     monkeypatch.setattr(sys, 'stdout', written)
     predict.run(['predict', f'--workdir={workdir}', f'--format={form}', os.fsdecode(folder)])
     written.flush()
@@ -321,7 +321,7 @@ def test_where_an_export_goes(workdir, tmp_path, monkeypatch, capsys):
     assert exported('safetensors', folder) == folder / 'model.safetensors'
     assert exported('safetensors', f'{tmp_path}/new/') == tmp_path / 'new/model.safetensors'
     assert exported('safetensors', tmp_path / 'mine.safetensors').is_file()
-    # An orbax checkpoint is a folder: one that is there already is written anew.
+    # An orbax checkpoint is a folder, and replaces one that is already there.
     for _ in range(2):
         assert exported('orbax', folder) == folder / 'orbax'
         assert exported('orbax', tmp_path / 'checkpoint') == tmp_path / 'checkpoint'

@@ -1,4 +1,4 @@
-"""Weights in, from everywhere they may be, and out, in every format."""
+"""Reading weights from everywhere, and exporting them in every format."""
 
 import http.server
 import json
@@ -133,7 +133,7 @@ def test_pytorch_files(tmp_path, zipped, wrap):
 
 
 class Evil:
-    """Would write a file when it is unpickled."""
+    """Would write a file if it were unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -149,7 +149,7 @@ def test_pickled_code_is_not_run(tmp_path, zipped):
     tensors = {'a': torch.zeros(2), 'b': Evil(target)}
     torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
     target.unlink(missing_ok=True)
-    assert list(read_torch_file(path).tensors) == ['a']  # what is beside tensors is not built
+    assert list(read_torch_file(path).tensors) == ['a']  # other objects are not built
     assert not target.exists()
     for saved in ({'a': torch.zeros(2), 'b.weight': Evil(target)}, {'b': Evil(target)}):
         torch.save(saved, path, _use_new_zipfile_serialization=zipped)
@@ -292,10 +292,10 @@ def test_weights_from_the_hub(small_file, tmp_path, monkeypatch):
         find('timm/none')
     server.shutdown()
     server.server_close()
-    # What has been downloaded needs no connection; what has not says so.
+    # Downloaded weights need no connection; for others, the error says so.
     find_weights._from_hub.cache_clear()
     assert_equal(fill(find('timm/small.test'), with_head=True), (params, batch_stats))
-    monkeypatch.setattr(time, 'sleep', lambda seconds: None)  # between five more tries
+    monkeypatch.setattr(time, 'sleep', lambda seconds: None)  # between five retries
     with pytest.raises(DataError, match=r'Hub cannot be reached'):
         find('timm/other')
 
@@ -319,8 +319,8 @@ def test_weights_from_a_package(small_file, tmp_path, monkeypatch):
 
 
 def test_every_export_comes_back_to_the_same_logits(finished_run, tmp_path):
-    # Its head has the source classes' columns, too; and its checkpoints have the statistics of
-    # training, which nothing has estimated anew for the tests.
+    # The head of the run also has columns for source classes. Its checkpoints have the batch
+    # statistics of training, which are not re-estimated for tests here.
     config, workdir, _ = finished_run
     assert (config.method, config.reestimate) == ('xmixup', 0)
     trained = load(workdir)
@@ -356,7 +356,7 @@ def test_every_export_comes_back_to_the_same_logits(finished_run, tmp_path):
     state_dict = torch.load(tmp_path / 'torch' / 'model.pth', weights_only=True)
     assert state_dict['fc.weight'].shape[0] == 10
 
-    # A checkpoint of a run that is not finished, and a finished run's folder, are weights, too.
+    # Checkpoints of an unfinished run, and the folder of a finished run, are weights, too.
     checkpoints = sorted((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
     (tmp_path / 'part').mkdir()
     shutil.copytree(workdir / 'checkpoints', tmp_path / 'part' / 'checkpoints')

@@ -126,7 +126,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 9000  # training steps
     config.batch_size = 48  # over all devices and processes
     config.eval_batch_size = 256  # in tests, over all devices and processes
-    config.test_views = 1  # views to average: 1, the centre; 2, and mirrored; 10, and the corners too
+    config.test_views = 1  # views to average; 1: the centre; 2: and mirrored; 10: and the corners
     config.optimizer = optimizer(0.01)
     config.label_smoothing = 0.0  # share of the label spread over all classes
     config.ema_decay = 0.0  # decay of a moving average of the weights, usually 0.999; 0: no average
