@@ -51,6 +51,7 @@ def dataset(name: str, split: str, test_split: str) -> ml_collections.ConfigDict
 
 
 def get_config() -> ml_collections.ConfigDict:
+    """Returns a configuration with all keys and their defaults."""
     config = ml_collections.ConfigDict()
     # A built-in method, a method of an installed package, or the path of a file of your own.
     config.method = 'xmixup'

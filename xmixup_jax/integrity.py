@@ -47,5 +47,5 @@ def tree_digest(tree: PyTree) -> str:
 
 
 def network_digest(params: PyTree, batch_stats: PyTree) -> str:
-    """`tree_digest` of a network; checkpoints store it for readers of the network alone."""
+    """`tree_digest` of a network. Checkpoints store it for readers that only need the network."""
     return tree_digest({'params': params, 'batch_stats': batch_stats})

@@ -67,7 +67,7 @@ def class_similarity(target_means: np.ndarray, source_means: np.ndarray, kind: s
 
     Args:
       target_means: [K_t, D], mean penultimate features.
-      source_means: [K_s, D], likewise.
+      source_means: [K_s, D], mean penultimate features.
       kind: 'cosine' of the means; 'euclidean', minus their distance d; or 'emd', exp(-0.01 d).
         The last is from Cui et al., CVPR 2018, https://arxiv.org/abs/1806.06193: the earth mover's
         distance of two domains with one class each is the distance of their means.

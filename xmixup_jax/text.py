@@ -22,7 +22,7 @@ def valid_text(name: str) -> str:
 
 
 def one_line(name: object) -> str:
-    r"""Escapes line ends and other control characters too, unlike `valid_text`.
+    r"""Like `valid_text`, but also escapes line ends and other control characters.
 
     >>> print(one_line('two\nlines'))
     two\nlines

@@ -38,7 +38,7 @@ class StepCost(NamedTuple):
 
 
 class StepInputs(Protocol):
-    """Everything a step needs beside its batches, such as `run.start.Start`."""
+    """Everything a step needs except its batches, such as `run.start.Start`."""
 
     @property
     def task(self) -> step_lib.Task: ...

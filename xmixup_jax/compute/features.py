@@ -100,8 +100,8 @@ def class_means(
 
     Args:
       task: of the backbone.
-      config: gives the batch size, and config.match.images_per_class: only so many images of each
-        class are used, the first ones (0: all).
+      config: gives the batch size, and config.match.images_per_class: the number of images used of
+        each class, the first ones (0: all).
       state: of the backbone, replicated.
       records: labelled images.
       resumable: saves the sums from time to time, so that an interrupted call can resume.

@@ -92,7 +92,7 @@ def _keys(path) -> tuple:
 
 
 def stop_gradients(params: PyTree, frozen: PyTree) -> PyTree:
-    """Stops the gradient at frozen parameters, so that XLA does not compute it."""
+    """Stops the gradient at frozen parameters, so that it is not computed."""
     return jax.tree.map(
         lambda leaf, stays: jax.lax.stop_gradient(leaf) if stays else leaf, params, frozen
     )

@@ -100,7 +100,7 @@ def with_peak(state: TrainState, config: ConfigDict) -> TrainState:
 
 
 def make_task(config: ConfigDict, sizes: Sizes) -> Task:
-    """Builds the `Task` alone.
+    """Builds only the `Task`.
 
     Runs in one process that differ only in seed, learning rate or `Option.traced` values share
     their Task, and with it the compiled steps.
@@ -385,8 +385,8 @@ def input_step(task: Task, batch: PyTree) -> PyTree:
       batch: one device's share of `pairing.train_batches`, with the images themselves.
 
     Returns:
-      {'image' uint8 [B, H, W, 3], 'label' [B]}, gathered from all devices, with those of 'lam',
-      'source_label' and 'other_label' that the method has, [B] each.
+      {'image' uint8 [B, H, W, 3], 'label' [B]}, gathered from all devices; and 'lam',
+      'source_label' and 'other_label', [B] each, if the method has them.
     """
     config, method = task.config, method_of(task.config)
     prepared = _prepare_batch(config, method, batch, step=0)

@@ -41,7 +41,7 @@ class Architecture(NamedTuple):
     optional: tuple[str, ...] = ()
     """Prefixes of keys that weights files may have, but this network does not."""
     towers: tuple[str, ...] = ()
-    """Prefixes of this network's keys in files that hold a second network."""
+    """Prefixes of this network's keys in files that contain a second network."""
     min_size: int = 1
     """Smallest side of the images, px."""
     multiple: int = 1

@@ -139,8 +139,8 @@ def conv(inputs, outputs, kernel, stride, rngs, *, padding=None) -> nnx.Conv:
       kernel: side, or (height, width).
       stride: of both axes.
       rngs: for the parameters.
-      padding: likewise a number, or one for each axis; or 'SAME'. By default it keeps the size of
-        the map at stride 1. PyTorch's networks pad both sides explicitly, whereas 'SAME' may pad a
+      padding: a number, one number for each axis, or 'SAME'. By default it keeps the size of the
+        map at stride 1. PyTorch's networks pad both sides explicitly, whereas 'SAME' may pad a
         strided convolution on one side only.
     """
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel

@@ -160,7 +160,7 @@ def set_item(made: Any, key: Any, value: Any) -> None:
         made.items = {}
     items = made.items if isinstance(made, Foreign) else made
     if not isinstance(items, dict):
-        raise TorchFileError('its dictionaries are not those of a state dict')
+        raise TorchFileError('it is corrupted: it sets items of something other than a dictionary')
     # Hashing a deeply nested key overflows the stack; hashing a huge integer takes very long.
     if isinstance(key, str) or (isinstance(key, int) and -(2**63) < key < 2**63):
         items[key] = value
