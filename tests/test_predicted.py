@@ -78,7 +78,7 @@ def test_what_has_no_column_is_one_clear_error(config, tmp_path):
     with pytest.raises(DataError, match='1 of 1 source classes'):  # two classes have this word
         imagenet.head_columns(['crane'])
     unnamed = weights_of(config, tmp_path / 'unnamed.safetensors', 7)
-    with pytest.raises(DataError, match='do not name the 7 columns'):
+    with pytest.raises(DataError, match='do not name the 7 classes'):
         unnamed.head_columns(['cat'])
     tensors = load_file(tmp_path / 'w.safetensors')
     save_file({k: v for k, v in tensors.items() if 'fc' not in k}, tmp_path / 'no.safetensors')
