@@ -164,7 +164,7 @@ def test_other_methods_train_the_head_on_a_frozen_backbone(config, pretrained, t
         ({'freeze': 'no'}, 'or the number of stages'),
         ({'freeze': '0'}, 'or the number of stages'),
         ({'freeze': '1', 'weights': ''}, "config.weights='' is a random network"),
-        ({'freeze': 'backbone', 'ema_decay': 0.9}, 'config.ema_decay=0.9 has no part'),
+        ({'freeze': 'backbone', 'ema_decay': 0.9}, 'config.ema_decay=0.9 has no effect'),
         ({'freeze': 'backbone', 'balance.weights': 'inverse'}, 'has no effect in a linear probe'),
         ({'ema_decay': 1.0}, 'from 0 to below 1'),
     ],

@@ -88,7 +88,7 @@ def save_weights(
         try:
             save_file(tensors, partial, {_HEADER: json.dumps(header)})
         except SafetensorError as error:
-            raise UserError(f'{path} cannot be written ({error}): free some space') from error
+            raise UserError(f'{path} cannot be written ({error}): make room') from error
 
 
 def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> str:
