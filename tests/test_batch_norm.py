@@ -236,7 +236,7 @@ def test_who_gets_new_statistics(config, method, kind, expected):
     [
         ({'batch_norm': 'frozen'}, r"config.weights='' is a random network"),
         ({'batch_norm': 'mixed', 'weights': 'source', 'reestimate': 0}, 'reestimate > 0'),
-        ({'batch_norm': 'frozen', 'weights': 'source', 'method': 'stochnorm'}, 'its own batch norm'),
+        ({'batch_norm': 'frozen', 'weights': 'source', 'method': 'stochnorm'}, 'own batch norm'),
         ({'batch_norm': 'no'}, 'must be one of batch, frozen, mixed'),
         ({'head_init': 'no'}, 'must be one of uniform, normal, zero'),
     ],
