@@ -159,24 +159,24 @@ def _watch_others(listener: Listener) -> None:
         wait(staying.values())
         for index, connection in list(staying.items()):
             if connection.poll():
-                message = _received(connection)
+                message = _receive(connection)
                 if message != _LEAVING:
-                    _end(index)
+                    _abort(index)
                 del staying[index]
 
 
 def _watch_first() -> None:
-    if _received(_connections[0]) != _LEAVING:
-        _end(0)
+    if _receive(_connections[0]) != _LEAVING:
+        _abort(0)
 
 
-def _received(connection: Connection) -> bytes | None:
+def _receive(connection: Connection) -> bytes | None:
     with contextlib.suppress(EOFError, OSError):
         return connection.recv_bytes()
     return None
 
 
-def _end(index: int) -> None:
+def _abort(index: int) -> None:
     message = (
         f'process {index} of the run has died: its last lines say why; start all processes again, '
         'and the run resumes from the newest checkpoint'
@@ -211,7 +211,7 @@ def every_process(function: Callable[P, T]) -> Callable[P, T]:
     """
 
     @wraps(function)
-    def agreed(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if jax.process_count() == 1:
             return function(*args, **kwargs)
         error = None
@@ -228,7 +228,7 @@ def every_process(function: Callable[P, T]) -> Callable[P, T]:
             )
         return result
 
-    return agreed
+    return wrapper
 
 
 def first_process(function: Callable[P, T]) -> Callable[P, T | None]:
@@ -239,7 +239,7 @@ def first_process(function: Callable[P, T]) -> Callable[P, T | None]:
 
     @every_process
     @wraps(function)
-    def by_first(*args: P.args, **kwargs: P.kwargs) -> T | None:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T | None:
         return function(*args, **kwargs) if is_first() else None
 
-    return by_first
+    return wrapper

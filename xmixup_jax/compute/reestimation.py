@@ -95,7 +95,7 @@ def population(moments: list[PyTree]) -> PyTree:
     ([1.0], [2.0])
     """
 
-    def of_layer(*layers):
+    def combine(*layers):
         means, variances = (
             np.stack([np.asarray(layer[key], np.float64) for layer in layers])
             for key in ('mean', 'var')
@@ -104,4 +104,4 @@ def population(moments: list[PyTree]) -> PyTree:
         var = np.maximum((variances + means**2).mean(0) - mean**2, 0)
         return {'mean': mean.astype(np.float32), 'var': var.astype(np.float32)}
 
-    return jax.tree.map(of_layer, *moments, is_leaf=lambda node: 'var' in node)
+    return jax.tree.map(combine, *moments, is_leaf=lambda node: 'var' in node)

@@ -121,7 +121,7 @@ def _refuse(path: Path, head: bytes) -> str:
     elif path.suffix == '.msgpack':
         problem = f'it is a msgpack file of Flax, which is not supported: {_SAVE}'
     elif _is_text(head):
-        problem = f'it is a text file that begins with {_shown(text)}: {_AGAIN}'
+        problem = f'it is a text file that begins with {_quote(text)}: {_AGAIN}'
     else:
         problem = 'its format is unknown: give a file of safetensors, PyTorch or NumPy (.npz)'
     raise DataError(f'weights {path} cannot be read: {problem}')
@@ -131,5 +131,5 @@ def _is_text(head: bytes) -> bool:
     return all(byte >= 32 or byte in b'\t\r\n' for byte in head[:200])
 
 
-def _shown(text: bytes) -> str:
+def _quote(text: bytes) -> str:
     return repr(' '.join(text[:60].decode('utf-8', 'replace').split()))

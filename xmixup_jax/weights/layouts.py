@@ -102,7 +102,7 @@ def to_timm(tensors: Tensors, model: str, path: Path, part: str = '') -> tuple[T
     if model in VARIANTS:
         tensors = _from_google(tensors)
     for tower in () if part else MODELS[model].towers:
-        if any(_begin(tower).match(key) for key in tensors):
+        if any(_prefix_pattern(tower).match(key) for key in tensors):
             part = tower
     tensors = _part(tensors, part, path) if part else tensors
     tensors, prefix = _without_prefix(tensors, model, path)
@@ -153,7 +153,7 @@ def _fits(tensors: Tensors, model: str, prefixes: Iterable[str]) -> dict[str, in
     return fits
 
 
-def _chains(tensors: Tensors) -> list[str]:
+def _known_prefixes(tensors: Tensors) -> list[str]:
     """The known prefixes of the keys, single and nested, the most frequent first."""
     counts: Counter = Counter()
     for key in tensors:
@@ -170,7 +170,7 @@ def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, 
     Returns:
       (tensors, prefix): '' if nothing was stripped.
     """
-    chains = _chains(tensors)
+    chains = _known_prefixes(tensors)
     if not chains:
         return tensors, ''
     fits = _fits(tensors, model, ['', *chains])
@@ -193,14 +193,14 @@ def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, 
     return rest | taken, prefix
 
 
-def _begin(part: str) -> re.Pattern[str]:
+def _prefix_pattern(part: str) -> re.Pattern[str]:
     """Matches the start of keys under a prefix, even behind known prefixes."""
     return re.compile(rf'(?:{_PREFIX.pattern})*?{re.escape(part.rstrip("."))}\.')
 
 
 def _part(tensors: Tensors, part: str, path: Path) -> Tensors:
     """Selects the tensors under a prefix, even behind known prefixes, and strips it."""
-    begin = _begin(part)
+    begin = _prefix_pattern(part)
     matches = {key: begin.match(key) for key in tensors}
     taken = {key[match.end() :]: tensors[key] for key, match in matches.items() if match}
     if not taken:

@@ -62,7 +62,7 @@ def choose_set(value: Any, entry: str, path: Path) -> tuple[dict[str, Any], str,
     sets = find_sets(value)
     if not sets:
         raise TorchFileError(_no_tensors(value))
-    name = _choice(sets)
+    name = _choose_name(sets)
     if name is None:
         raise TorchFileError(
             f'it contains {len(sets)} sets of tensors, {_listed(sets)}: choose one by its '
@@ -142,7 +142,7 @@ def _known(sets: Mapping[str, Any]) -> list[str]:
     return sorted(known, key=lambda name: [_NAMES.index(part) for part in name.split('/')])
 
 
-def _choice(sets: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _choose_name(sets: Mapping[str, Mapping[str, Any]]) -> str | None:
     """The name of the set to use; None if that is not clear."""
     known = _known(sets)
     if known:
