@@ -142,7 +142,7 @@ def is_kernel(params: PyTree) -> PyTree:
 def depths(params: PyTree) -> PyTree:
     """Counts how many layers each leaf is away from the head; the head itself is 0.
 
-    Layers are the stem, each residual block (or Inception module) and the head. Parameters behind
+    Layers are the stem, each residual block (or Inception module) and the head. Parameters after
     the blocks belong to the last block, as in timm's `layer_decay`.
 
     >>> leaf = jnp.zeros(())
@@ -170,7 +170,7 @@ def _layer(path) -> tuple[int, str, tuple[int, ...]]:
         return 0, '', ()
     if first in (HEAD, 'head'):  # 'head' is ConvNeXt's norm before the head
         return _TOP
-    if first == 'stages':  # ConvNeXt; downsampling belongs to the block behind it
+    if first == 'stages':  # ConvNeXt; downsampling belongs to the block after it
         stage, part, number = others[:3]
         return 1, first, (stage, number if part == 'blocks' else 0)
     indices = tuple(itertools.takewhile(lambda each: isinstance(each, int), others))

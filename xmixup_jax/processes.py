@@ -34,8 +34,8 @@ _CONNECT_SECONDS = 120
 def connect(argv: list[str], environ: Mapping[str, str] = os.environ) -> list[str]:
     """Joins the other processes of the run, if there are any. Call it before using JAX.
 
-    The flags --coordinator=HOST:PORT, --num_processes=N and --process_id=I name the processes. JAX
-    finds them by itself if the environment variables of SLURM, Open MPI or a TPU slice tell of
+    The flags --coordinator=HOST:PORT, --num_processes=N and --process_id=I describe the processes.
+    JAX finds them by itself if SLURM, Open MPI or the environment of a TPU slice say that there are
     several, or with --num_processes=auto.
 
     Args:

@@ -141,7 +141,7 @@ class ResNet(nnx.Module):
         self.fc = nnx.Linear(channels, num_logits, rngs=rngs)
 
     def __call__(self, x, hook=None) -> Outputs:
-        """Maps normalised images, float32 [B, H, W, 3], to `Outputs` with four stages.
+        """Maps normalised images, float32 [B, H, W, 3], to `Outputs`.
 
         `hook` is as in `models.forward`.
         """

@@ -63,7 +63,7 @@ def _find(name: str) -> Path:
 
 
 def _in_folder(folder: Path) -> Path:
-    """The weights in a folder: of a finished run, the newest checkpoint, or `folder` itself."""
+    """The weights in a folder: a finished run's, the newest checkpoint, or the folder itself."""
     if (folder / WEIGHTS_FILE).is_file():
         return folder / WEIGHTS_FILE
     steps = [path for path in (folder / 'checkpoints').glob('*') if path.name.isdigit()]

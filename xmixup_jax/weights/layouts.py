@@ -132,7 +132,7 @@ def network_keys(model: str) -> frozenset[str]:
 
 
 def best_prefix(tensors: Tensors, model: str) -> str:
-    """Finds the prefix, known or not, behind which the network's keys stand; '' if none."""
+    """Finds the prefix, known or not, after which the network's keys follow; '' if none."""
     counts = Counter(
         key[: match.end()] for key in tensors for match in list(re.finditer(r'\.', key))[:5]
     )
@@ -143,7 +143,7 @@ def best_prefix(tensors: Tensors, model: str) -> str:
 
 
 def _fits(tensors: Tensors, model: str, prefixes: Iterable[str]) -> dict[str, int]:
-    """Counts the keys of the network that the tensors have behind each prefix."""
+    """Counts how many of the network's keys follow each prefix."""
     wanted = network_keys(model)
     fits = {}
     for prefix in prefixes:
@@ -165,7 +165,7 @@ def _known_prefixes(tensors: Tensors) -> list[str]:
 
 
 def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, str]:
-    """Strips the known prefix behind which most of the network's keys stand.
+    """Strips the known prefix that most of the network's keys follow.
 
     Returns:
       (tensors, prefix): '' if nothing was stripped.
@@ -194,12 +194,12 @@ def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, 
 
 
 def _prefix_pattern(part: str) -> re.Pattern[str]:
-    """Matches the start of keys under a prefix, even behind known prefixes."""
+    """Matches the start of keys under a prefix, which may follow known prefixes."""
     return re.compile(rf'(?:{_PREFIX.pattern})*?{re.escape(part.rstrip("."))}\.')
 
 
 def _part(tensors: Tensors, part: str, path: Path) -> Tensors:
-    """Selects the tensors under a prefix, even behind known prefixes, and strips it."""
+    """Selects the tensors under a prefix, which may follow known prefixes, and strips it."""
     begin = _prefix_pattern(part)
     matches = {key: begin.match(key) for key in tensors}
     taken = {key[match.end() :]: tensors[key] for key, match in matches.items() if match}
@@ -241,7 +241,7 @@ def _timm_axes(key: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def _own_position(tensors: Tensors) -> Tensors:
-    """Adds the class token's position to it, in the authors' weights of DINOv2 with registers."""
+    """Adds its position to the class token, in the authors' weights of DINOv2 with registers."""
     if 'register_tokens' not in tensors:
         return tensors
     rest = dict(tensors)
@@ -255,7 +255,7 @@ def _own_position(tensors: Tensors) -> Tensors:
 
 
 def _hide_head_behind_layer(tensors: Tensors) -> Tensors:
-    """Hides a head that follows a further layer: this package's heads follow the features."""
+    """Hides a head whose input is not the features but a further layer's output."""
     layer = {key for key in tensors if key.startswith('pre_logits.')}
     if not layer:
         return tensors

@@ -43,7 +43,7 @@ class FoundSet(NamedTuple):
     tensors: dict[str, np.ndarray]
     """By the keys of the file."""
     part: str
-    """The part of the requested entry behind the set's name; perhaps a prefix of keys."""
+    """The part of the requested entry after the set's name; perhaps a prefix of keys."""
     name: str = ''
     """Name of the set, if the file has several."""
 
