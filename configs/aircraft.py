@@ -3,8 +3,8 @@
     xmixup prepare --config=configs/aircraft.py
     python -m xmixup_jax.main --config=configs/aircraft.py
 
-Plain fine-tuning of this network reaches 80.2 % top-1 on all training images and 41.6 % on 15 % of
-them (TLlib's figures). The archive (2.6 GB) is fetched from its authors' site.
+Plain fine-tuning of this network reaches 80.2 % top-1 with all training images and 41.6 % with 15 %
+of them (figures of TLlib). The archive (2.6 GB) is downloaded from its authors' site.
 """
 
 from xmixup_jax import defaults

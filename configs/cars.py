@@ -3,8 +3,8 @@
     xmixup prepare --config=configs/cars.py
     python -m xmixup_jax.main --config=configs/cars.py
 
-Plain fine-tuning of this network reaches 87.8 % top-1 on all training images and 41.1 % on 15 % of
-them (TLlib's figures). The original download is gone: `prepare` says which files to put where.
+Plain fine-tuning of this network reaches 87.8 % top-1 with all training images and 41.1 % with 15 %
+of them (figures of TLlib). The original download is gone; `prepare` says which files to put where.
 """
 
 from xmixup_jax import defaults

@@ -3,8 +3,8 @@
     xmixup prepare --config=configs/cub.py
     python -m xmixup_jax.main --config=configs/cub.py
 
-Plain fine-tuning of this network reaches 81.8 % top-1 on all training images and 51.2 % on 15 % of
-them (TLlib's figures). tfds's builder needs TensorFlow to convert the images, once.
+Plain fine-tuning of this network reaches 81.8 % top-1 with all training images and 51.2 % with 15 %
+of them (figures of TLlib). The builder of tfds needs TensorFlow once, to convert the images.
 """
 
 from xmixup_jax import defaults

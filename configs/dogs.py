@@ -3,9 +3,9 @@
     xmixup prepare --config=configs/dogs.py
     python -m xmixup_jax.main --config=configs/dogs.py
 
-The images are a part of ImageNet's, so that the network has seen them. The authors of L2-SP give
-nearly 80 % top-1 for plain fine-tuning of ResNet-101 and about 85 % for L2-SP (their repository).
-tfds's builder needs TensorFlow to convert the images, once.
+The images are part of ImageNet, so the network has already seen them. In their repository, the
+authors of L2-SP give nearly 80 % top-1 for plain fine-tuning of ResNet-101 and about 85 % for
+L2-SP. The builder of tfds needs TensorFlow once, to convert the images.
 """
 
 from xmixup_jax import defaults

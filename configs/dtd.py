@@ -3,8 +3,8 @@
     xmixup prepare --config=configs/dtd.py
     python -m xmixup_jax.main --config=configs/dtd.py
 
-Fine-tuning ResNet-50 reaches 74.6 % top-1 (SimCLR paper, table of transfer results, supervised).
-tfds's builder needs TensorFlow to convert the images, once.
+Fine-tuning ResNet-50 reaches 74.6 % top-1 (supervised baseline in the SimCLR paper's table of
+transfer results). The builder of tfds needs TensorFlow once, to convert the images.
 """
 
 from xmixup_jax import defaults

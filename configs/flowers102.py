@@ -3,8 +3,8 @@
     xmixup prepare --config=configs/flowers102.py
     python -m xmixup_jax.main --config=configs/flowers102.py
 
-Fine-tuning ResNet-50 reaches 97.6 % (mean over classes; SimCLR paper, table of transfer results,
-supervised). tfds's builder needs TensorFlow to convert the images, once.
+Fine-tuning ResNet-50 reaches 97.6 % (mean over classes; supervised baseline in the SimCLR paper's
+table of transfer results). The builder of tfds needs TensorFlow once, to convert the images.
 """
 
 from xmixup_jax import defaults

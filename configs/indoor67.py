@@ -3,8 +3,8 @@
     xmixup prepare --config=configs/indoor67.py
     python -m xmixup_jax.main --config=configs/indoor67.py
 
-We know of no public figure for this network that we could check. The archive (2.4 GB) is fetched
-from its authors' site.
+We know of no published result for this network that we could verify. The archive (2.4 GB) is
+downloaded from its authors' site.
 """
 
 from xmixup_jax import defaults

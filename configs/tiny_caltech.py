@@ -1,12 +1,11 @@
-r"""Tiny-ImageNet to Caltech-101 at 64 px, a small ResNet that trains on a CPU.
+r"""Tiny-ImageNet to Caltech-101 at 64 px, with a small ResNet that trains on a CPU.
 
     python -m xmixup_jax.main --config=configs/tiny_caltech.py \
         --config.source.name=folder:PATH/tiny_imagenet \
         --config.target.name=folder:PATH/caltech101_64
 
-Both are image folders, SPLIT/CLASS/FILE: Tiny-ImageNet with `train` and `validation` (200
-classes), Caltech-101 with `train` and `test` (101 classes). `target.shots` images a class are
-trained on.
+Both are image folders, SPLIT/CLASS/FILE: Tiny-ImageNet with `train` and `validation` (200 classes),
+Caltech-101 with `train` and `test` (101 classes). Training uses `target.shots` images per class.
 """
 
 from xmixup_jax import defaults

@@ -6,7 +6,7 @@ import shutil
 from environment import DEVICES, simulated
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-# Most of a test's time is compilation, for a few steps of a very small network.
+# Tests spend most of their time compiling, for a few steps of a tiny network.
 os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['XLA_FLAGS'] = simulated(DEVICES)
 
@@ -24,19 +24,19 @@ from xmixup_jax.run.memory import give_back_memory
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights.files import save_weights
 
-# Two stages of one block: half as many layers to compile as in the smallest of the program's own.
+# Two stages with one block each: half as many layers to compile as in resnet10.
 resnet.DEPTHS['resnet6'] = resnet.Variant((1, 1), False)
 MODELS['resnet6'] = MODELS['resnet10']
-# A small one of the other families: the same layers, fewer and narrower.
+# Small networks of the other families, with fewer and narrower layers of the same kind.
 convnext.SIZES['convnext4'] = ((1, 2, 1, 1), 8)
 MODELS['convnext4'] = MODELS['convnext_tiny']
 for small, like in {'dinov2_4': 'dinov2_s14_reg4', 'clip4': 'clip_b16_quickgelu'}.items():
     vit.VARIANTS[small] = vit.VARIANTS[like]._replace(width=16, heads=2, depth=4)
     MODELS[small] = MODELS[like]
 
-# Of this process alone, whatever a test sets up in it: XLA can crash when it writes the programs
-# of several simulated devices by the hundred, and writing takes longer than the few that are
-# compiled twice.
+# Disabled in this process, whatever a test sets up: XLA can crash when it writes hundreds of
+# programs for several simulated devices, and writing takes longer than compiling the few programs
+# that are compiled twice.
 jax.config.update('jax_enable_compilation_cache', False)
 
 settings.register_profile('xmixup', deadline=None, max_examples=50)
@@ -44,11 +44,11 @@ settings.load_profile('xmixup')
 
 
 def pytest_addoption(parser):
-    parser.addoption('--faults', type=int, default=1, help='so many times as many of tests/faults')
+    parser.addoption('--faults', type=int, default=1, help='multiplies the faults in tests/faults')
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What the tests in tests/faults have counted."""
+    """Prints what the tests in tests/faults have counted."""
     for report in terminalreporter.getreports('passed'):
         for name, value in report.user_properties:
             terminalreporter.write_line(f'{name}: {value}')
@@ -56,7 +56,7 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope='module', autouse=True)
 def little_memory():
-    """Forgets compiled programs between two files once they fill the memory."""
+    """Clears the compiled programs between two test files if they fill the memory."""
     yield
     if psutil.Process().memory_info().rss > 2e9:
         jax.clear_caches()
@@ -65,7 +65,7 @@ def little_memory():
 
 @pytest.fixture
 def faults(request):
-    """Multiple of the usual number of faults."""
+    """The factor for the usual number of faults, see --faults."""
     return request.config.getoption('faults')
 
 
@@ -87,19 +87,19 @@ def small_experiment(folders):
     config.eval_batch_size = 1024
     config.log_every = 2
     config.checkpoint_every = 4
-    config.report = False  # tests/test_report.py has it
+    config.report = False  # tested in tests/test_report.py
     return config
 
 
 @pytest.fixture
 def config(folders):
-    """The digits experiment, a few steps of a very small network without pre-training."""
+    """The digits experiment: a few steps of a tiny network without pre-training."""
     return small_experiment(folders)
 
 
 @pytest.fixture(scope='session')
 def one_finished_run(folders, tmp_path_factory):
-    """(configuration, folder, result) of a run with tests on the way and three checkpoints."""
+    """(configuration, folder, result) of a run with tests during training and three checkpoints."""
     config = small_experiment(folders)
     config.update({'method': 'xmixup', 'eval_every': 2, 'checkpoint_every': 2})
     config.update({'keep_checkpoints': 3, 'reestimate': 0})
@@ -109,7 +109,7 @@ def one_finished_run(folders, tmp_path_factory):
 
 @pytest.fixture
 def finished_run(one_finished_run, tmp_path):
-    """The same, copies that a test may change."""
+    """Copies of `one_finished_run` that a test may change."""
     config, workdir, result = one_finished_run
     copy = shutil.copytree(workdir, tmp_path / 'finished')
     return config.copy_and_resolve_references(), copy, dict(result)
@@ -117,7 +117,7 @@ def finished_run(one_finished_run, tmp_path):
 
 @pytest.fixture
 def pretrained(config, tmp_path_factory):
-    """The file of a network with a head of ten classes, as pre-training would leave it."""
+    """The weights file of a network with ten classes, as pre-training would write it."""
     path = tmp_path_factory.getbasetemp() / 'pretrained.safetensors'
     if not path.exists():
         config.method = 'finetune'

@@ -1,18 +1,18 @@
-"""The environments of the processes that tests start."""
+"""Environment variables for the processes that tests start."""
 
 import os
 from importlib.metadata import version
 
-# A process that takes longer hangs, also on a busy machine.
+# A process that takes longer than this is considered to hang, even on a busy machine.
 HANGS = 900  # seconds
 
-# The XLA of jaxlib 0.10 compiles in a third of the time without its emitters for fusions, and with
-# one part of a program at a time. Later ones stop at the first flag, which they do not know.
+# With these flags, XLA in jaxlib 0.10 compiles in a third of the time. Later versions do not know
+# the first flag, and fail.
 COMPILE_FAST = ''
 if version('jaxlib').startswith('0.10.'):
     COMPILE_FAST = '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
 
-# Two show what depends on there being several; tests/test_many_devices.py asks for eight.
+# Two devices are enough for most tests; tests/test_many_devices.py uses eight.
 DEVICES = int(os.environ.get('XMIXUP_TEST_DEVICES', '2'))
 
 
@@ -22,5 +22,5 @@ def simulated(devices: int) -> str:
 
 
 def one_device() -> dict[str, str]:
-    """One device, as a user's process has it."""
+    """The environment of a user's process, which has one device."""
     return os.environ | {'XLA_FLAGS': COMPILE_FAST}

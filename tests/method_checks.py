@@ -1,4 +1,4 @@
-"""Comparing a method's mathematics, values and gradients, with PyTorch's."""
+"""Compares values and gradients of a method with PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def outputs(logits=None, features=None, stages=(), convs=()):
 
 
 def on_batch_axis(function):
-    """Calls `function` as the step does on one device, under the mapped axis 'batch'."""
+    """Calls `function` like the step on one device, under a mapped axis 'batch'."""
 
     def call(*args):
         one = jax.tree.map(lambda x: jnp.asarray(x)[None], args)

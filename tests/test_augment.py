@@ -71,7 +71,7 @@ def test_normalize_as_torchvision_and_timm_do(name, chosen, mean, std):
 
 
 def test_random_parts_are_those_of_torchvision():
-    """The same distribution of area, aspect and place, within the error of 4,000 draws."""
+    """Area, aspect and position have the same distributions, within the error of 4,000 draws."""
     side, n = 96, 4000
     keys = jax.random.split(jax.random.key(1), n)
     corner, sizes = jax.jit(jax.vmap(lambda key: random_part(key, side, 0.08)))(keys)

@@ -24,12 +24,12 @@ from xmixup_jax.weights.pretrained import Weights
 
 CLASSES = 7
 SIZES = {'resnet18d': 72, 'inception_v3': 107}
-# By the side of their patches; a vision transformer's images are three patches wide.
+# A vision transformer's images are three patches wide here.
 SIZES |= {name: 3 * each.patch for name, each in vit.VARIANTS.items()}
-# With twice as many blocks, and the same ones: test_network_files.py compares their shapes.
+# These have more of the same blocks; test_network_files.py compares only their shapes.
 LARGE = [name for name, each in vit.VARIANTS.items() if each.depth > 12]
-# The modules whose outputs the public code of DELTA compares; of EfficientNet-Lite the like. Of the
-# others the ends of the stages.
+# The modules whose outputs DELTA's public code compares, and similar ones in EfficientNet-Lite. For
+# other networks, the ends of the stages.
 LAST_CONVOLUTIONS = {
     'resnet18': [f'layer{i}.1.conv2' for i in (1, 2, 3, 4)],
     'resnet50': ['layer1.2.conv3', 'layer2.3.conv3', 'layer3.5.conv3', 'layer4.2.conv3'],
@@ -48,14 +48,14 @@ LAST_CONVOLUTIONS = {
 
 
 def make(name, image_size=64, num_logits=CLASSES):
-    """(graphdef, params, batch_stats), all zero: initialising the large ones takes long."""
+    """(graphdef, params, batch_stats), all zero, since initialising large networks takes long."""
     config = ConfigDict({'name': name, 'width': 64, 'stem': 'imagenet'})
     graphdef, *shapes = nnx.eval_shape(lambda: create_model(config, num_logits, image_size, 0))
     return graphdef, *jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def randomized(network, seed=0):
-    """Statistics and affine parameters away from 0 and 1, so that each one matters."""
+    """Moves statistics and affine parameters away from 0 and 1, so that each of them matters."""
     generator = torch.Generator().manual_seed(seed)
     for key, tensor in network.state_dict().items():
         if tensor.ndim == 1 and tensor.is_floating_point():
@@ -67,7 +67,7 @@ def randomized(network, seed=0):
 
 
 def close(ours, expected, rtol):
-    """Relative to the largest value."""
+    """Compares arrays with a tolerance relative to the largest value."""
     expected = np.asarray(expected)
     assert ours.shape == expected.shape
     difference = np.abs(np.asarray(ours) - expected).max()
@@ -75,12 +75,12 @@ def close(ours, expected, rtol):
 
 
 def networks(names, quick):
-    """For parametrize; all but the quick ones, which have the same layers, are slow."""
+    """Marks all networks as slow except the `quick` ones, which have the same layers."""
     return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
 
 
 def with_the_same_weights(name, tmp_path):
-    """(the peer, loss function, its arguments, the peer's pixels, labels), for two images."""
+    """(peer network, loss function, its arguments, the peer's pixels, labels), for two images."""
     size = SIZES.get(name, 64)
     network = randomized(peer(name, CLASSES, size))
     path = tmp_path / 'w.safetensors'
@@ -151,7 +151,7 @@ def test_logits_and_features_are_the_peers(name, tmp_path):
     ),
 )
 def test_gradient_is_the_peers(name, tmp_path):
-    """In float64: rounding alone moves some float32 gradients of deep networks by 1 %."""
+    """In float64, since rounding changes some float32 gradients of deep networks by 1 %."""
     network, loss, arguments, pixels, labels = with_the_same_weights(name, tmp_path)
     network.double()
     with jax.enable_x64(True):
@@ -187,14 +187,14 @@ def test_stages_and_their_hooks(name):
 
     shapes = jax.eval_shape(outputs)
     maps = shapes.stages
-    # The last convolution of each stage has the stage's own shape in these networks.
+    # In these networks, the last convolution of a stage has the same shape as the stage.
     assert [m.shape for m in shapes.convs] == [m.shape for m in maps]
     assert [(m.shape[1], m.shape[3]) for m in maps] == STAGES[name]
     assert all(m.shape[1] == m.shape[2] for m in maps)
-    # The flow between any two of them can be computed (FSP).
+    # FSP can compute the flow between any two consecutive maps.
     pairs = itertools.pairwise(maps)
     assert all(jax.eval_shape(flow, *pair).shape[0] == 2 for pair in pairs)
-    # A hook is called at the last convolution and at the end of each, where it may halve the batch.
+    # Hooks are called at the last convolution and the end of each stage, and may halve the batch.
     called = []
 
     def hook(x, stage, place):
@@ -207,7 +207,7 @@ def test_stages_and_their_hooks(name):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2, 3]))
-@example(9, 4, 7, 1)  # of ConvNeXt, whose gradients are taken another way
+@example(9, 4, 7, 1)  # ConvNeXt's kernels, whose gradients are computed differently
 @settings(max_examples=8)
 def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
     rng = np.random.default_rng(0)
@@ -222,7 +222,7 @@ def test_depthwise_convolution_on_a_cpu_is_xlas(height, width, side, stride):
 
 
 def test_a_network_without_batch_norm_trains_and_continues(config, tmp_path, monkeypatch):
-    # Two blocks of twelve: they take long to compile.
+    # Two blocks in place of twelve, which take long to compile.
     monkeypatch.setattr(vit, '_STAGES', 2)
     monkeypatch.setitem(vit.VARIANTS, 'vit_s16', vit.VARIANTS['vit_s16']._replace(depth=2))
     config.model.update({'name': 'vit_s16', 'width': 64, 'stem': 'imagenet'})

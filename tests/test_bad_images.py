@@ -1,4 +1,4 @@
-"""Images as they come: every usual format decoded as Pillow does, everything else skipped."""
+"""Every usual image format is decoded as in Pillow, and everything else is skipped."""
 
 import io
 import json
@@ -106,7 +106,7 @@ def test_decoded_as_pillow_does(name):
 @pytest.mark.parametrize('side', [24, 36, 48, 60, 90, 200, 230, 300])
 @pytest.mark.parametrize('form', ['plain', 'progressive', 'grey', 'exif', 'cmyk'])
 def test_jpegs_at_every_scale_are_pillows_reduced(side, form):
-    """Whatever scale libjpeg decodes at: as a whole decode and Pillow's antialiased resize."""
+    """Whatever scale libjpeg decodes at, the result is that of Pillow's antialiased resize."""
     low = Image.fromarray(np.random.default_rng(1).integers(256, size=(12, 16, 3), dtype=np.uint8))
     image = low.resize((320, 240), Image.Resampling.BICUBIC)
     image = image.convert({'grey': 'L', 'cmyk': 'CMYK'}.get(form, 'RGB'))
@@ -142,7 +142,7 @@ def test_damage_gives_an_image_or_an_error(name, damage):
 
 
 def with_damage(root, split, damaged):
-    """An image folder of two classes with four images each; some are none."""
+    """An image folder of two classes with four files each, some of which are not images."""
     files = [f'{part}/{c}/{i}.png' for part in ('train', 'test') for c in 'ab' for i in range(4)]
     dataset = make_folder(root, files)
     for name, encoded in damaged.items():
@@ -159,7 +159,7 @@ def test_training_takes_the_next_of_the_class(tmp_path, config, caplog):
     np.testing.assert_array_equal(images[7], images[4])
     assert train.skipped == 2
     assert train.select(np.arange(4)).skipped == 1
-    # Each is reported once, by its name.
+    # Each skipped file is reported once, by its name.
     assert sum('Skipped: ' in message for message in caplog.messages) == 2
     assert f'{tmp_path}/train/a/1.png' in caplog.text
 
@@ -208,4 +208,4 @@ def test_xmixup_goes_on_with_bad_source_images(tmp_path, config):
     config.source, config.target = dataset, dataset
     config.match.assignment = 'nearest'
     result = train_and_evaluate(config, tmp_path / 'run')
-    assert result['skipped_images'] == 4  # two as the target's, the same two as the source's
+    assert result['skipped_images'] == 4  # two in the target, and the same two in the source

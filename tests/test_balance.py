@@ -42,7 +42,7 @@ def test_cross_entropy_is_pytorchs(smoothing, weights):
 @pytest.mark.parametrize('smoothing', [0.0, 0.2])
 @pytest.mark.parametrize('weights', [None, WEIGHTS])
 def test_mixed_labels_are_pytorchs_soft_labels(smoothing, weights):
-    """Over target and source classes; the source's weigh 1."""
+    """The soft labels cover target and source classes; source classes have weight 1."""
     sources, lam = 3, np.linspace(0.5, 1, B, dtype=np.float32)
     source_labels = np.array([0, 1, 2, 0, 1, 2], np.int32)
     soft = np.zeros((B, K + sources), np.float32)
@@ -64,7 +64,7 @@ def test_mixed_labels_are_pytorchs_soft_labels(smoothing, weights):
 def test_inverse_weights_are_scikit_learns_balanced_ones(labels):
     present = np.unique(labels)
     expected = compute_class_weight('balanced', classes=present, y=labels)
-    # scikit-learn's mean over the images is 1 as well.
+    # In scikit-learn, too, the mean weight of the images is 1.
     found = class_weights(labels, 4, 'inverse', 0.0)[present]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
@@ -102,7 +102,7 @@ def test_balanced_sampling_draws_classes_and_images_alike():
 
 @pytest.mark.parametrize('method', ['finetune', 'mixup', 'cutmix', 'xmixup'])
 def test_losses_follow_the_configuration(method):
-    """finetune's is part of the loss of all other methods."""
+    """The cross-entropy of finetune is part of the loss of all other methods."""
     batch = {
         'label': jnp.asarray(LABELS),
         'other_label': jnp.asarray(LABELS[::-1]),
@@ -130,7 +130,7 @@ def test_losses_follow_the_configuration(method):
 
 
 def test_a_run_weighs_its_own_training_images(config, tmp_path):
-    """The weights are constants of the run, so that a resumed one has them too."""
+    """The class weights are constants of the run, so a resumed run has them too."""
     config.method, config.balance.weights = 'finetune', 'inverse'
     config.target.shots, config.target.sample_rate = 0, 0.02
     train_and_evaluate(config, tmp_path)

@@ -1,4 +1,4 @@
-"""The choices of batch norm, and statistics that are estimated anew before a test."""
+"""The kinds of batch norm, and batch statistics that are re-estimated before a test."""
 
 import shutil
 from functools import partial
@@ -109,7 +109,7 @@ def test_population_statistics_are_those_of_all_values(batches, size, seed):
 
 @pytest.fixture
 def weights(config, tmp_path):
-    """A network with statistics of its own."""
+    """A network whose statistics differ from the initial ones."""
     config.method = 'finetune'
     _, state = step_lib.create_task(config, Sizes(10))
     moved = jax.tree.map(lambda x: x + 0.5, state.batch_stats)
@@ -138,7 +138,7 @@ def clean_first_layer(config, records, kernel):
         train_batches(
             Data(records, None, None),
             None,
-            seed=config.seed + 1,  # other crops than those of the run
+            seed=config.seed + 1,  # not the crops of the run
             batch_size=config.batch_size,
             resize=config.resize,
             num_threads=1,
@@ -234,9 +234,9 @@ def test_who_gets_new_statistics(config, method, kind, expected):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'batch_norm': 'frozen'}, r"config.weights='' has none"),
+        ({'batch_norm': 'frozen'}, r"config.weights='' is a random network"),
         ({'batch_norm': 'mixed', 'weights': 'source', 'reestimate': 0}, 'reestimate > 0'),
-        ({'batch_norm': 'frozen', 'weights': 'source', 'method': 'stochnorm'}, 'of its own'),
+        ({'batch_norm': 'frozen', 'weights': 'source', 'method': 'stochnorm'}, 'own batch norm'),
         ({'batch_norm': 'no'}, 'must be one of batch, frozen, mixed'),
         ({'head_init': 'no'}, 'must be one of uniform, normal, zero'),
     ],

@@ -48,7 +48,7 @@ def archive(path, files, mode='w:gz'):
 
 @pytest.fixture
 def site(tmp_path):
-    """(folder, its address): a web server of this test's own."""
+    """(folder, URL) of a web server for this test."""
     root = tmp_path / 'site'
     root.mkdir()
 
@@ -70,7 +70,7 @@ def with_folders(config, tmp_path):
 
 
 def labels_by_brightness(records):
-    """What each image shows, by the brightness that the test gave it."""
+    """The class of each image, by the brightness that the test gave it."""
     return {
         brightness(records, i): records.class_names[label] for i, label in enumerate(records.labels)
     }

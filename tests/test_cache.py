@@ -1,4 +1,4 @@
-"""Where decoded images are kept: the same batches from each place, and nothing decoded twice."""
+"""Caches of decoded images: all give the same batches, and no image is decoded twice."""
 
 import csv
 import logging
@@ -51,12 +51,12 @@ def test_each_image_is_decoded_once_and_is_the_same(config, records, kind, tmp_p
     for batch, plain in zip(some_batches(config, cached, FEW, 200), expected, strict=True):
         for key in plain:
             np.testing.assert_array_equal(batch[key], plain[key])
-    # Two threads may decode one image at the same moment.
+    # Two threads may decode the same image at the same time.
     assert len(reads['target']) < 1.3 * len(set(reads['target'])) and len(target) == 50
     assert len(reads['source']) < 1.3 * len(set(reads['source']))
     of_class = source.index[source.labels == 3]
     assert set(reads['source']) <= set(of_class) and len(set(reads['source'])) > 400
-    if kind == 'disk':  # the room for the matched class alone, and a second process reads it
+    if kind == 'disk':  # only the matched class takes space, and a second process can read it
         assert sum(path.stat().st_size for path in (tmp_path / 'decoded').iterdir()) == (
             (50 + len(of_class)) * (3 * config.resize**2 + 4)
         )
@@ -163,7 +163,7 @@ def test_devices_look_up_the_images_of_the_batch(config, records):
 
 
 def test_a_run_from_device_memory_in_longer_programs_is_the_same(config, tmp_path):
-    """The last program has the one step that is left."""
+    """The last program runs only the one step that is left."""
     losses = []
     for kind, count in (('none', 1), ('device', 2)):
         config.data.cache, config.steps_per_dispatch = kind, count

@@ -1,4 +1,4 @@
-"""The console command `xmixup`: help for newcomers, progress for people, silence for files."""
+"""The console command `xmixup`: help, progress in a terminal, and no progress in files."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_a_command_that_there_is_not():
 
 
 def test_whoever_reads_the_output_may_stop(tmp_path):
-    """`| head` is no error to be told of."""
+    """`| head` is not reported as an error."""
     code = (
         'from xmixup_jax.cli.program import run_and_exit; '
         'run_and_exit(lambda argv: print("x" * 10**6), ["x"])'
@@ -73,7 +73,7 @@ def test_whoever_reads_the_output_may_stop(tmp_path):
 
 
 def test_in_a_terminal(config, records, tmp_path):
-    """Bars while it works, a summary of what was written at the end."""
+    """It shows progress bars, and a summary of the files at the end."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
     process = subprocess.Popen(
@@ -87,7 +87,7 @@ def test_in_a_terminal(config, records, tmp_path):
     while True:
         try:
             part = os.read(ours, 4096)
-        except OSError:  # as Linux says that the other end is closed
+        except OSError:  # Linux's signal that the other end is closed
             break
         if not part:
             break
@@ -109,13 +109,13 @@ def test_without_a_terminal(config, records, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert '\r' not in done.stderr
-    # Beside the training's, of which there is one in half a minute.
+    # Not counting lines about training, one every half minute.
     assert len([line for line in done.stderr.splitlines() if '  step ' not in line]) <= 3
     assert len(done.stdout.splitlines()) == 5  # result, weights, rows, and two commands
 
 
 def test_match_without_training(config, records, tmp_path, capsys, monkeypatch):
-    # Its settings are the whole process's.
+    # `setup` would change settings of the whole process.
     monkeypatch.setattr('xmixup_jax.cli.flags.setup', lambda cache_dir: None)
     match.run(['match', *flags(config, tmp_path, '--config.eval_batch_size=1024')])
     lines = capsys.readouterr().out.splitlines()

@@ -14,7 +14,7 @@ from xmixup_jax.report import tables
 
 @pytest.fixture(autouse=True)
 def few_rounds(monkeypatch):
-    """Of the measurement of steps."""
+    """Measures steps in only two rounds."""
     monkeypatch.setattr(cost, 'ROUNDS', (2, 2))
 
 
@@ -66,7 +66,7 @@ def test_sample_rates_are_shares_of_every_class(config, tmp_path):
     compare.run(arguments(config, tmp_path, *flags))
     rows = read(tmp_path)
     assert [row['sample_rate'] for row in rows] == ['0.02', '0.1']
-    # The UCI digits: 174 to 183 of each class.
+    # The UCI digits have 174 to 183 images in each class.
     assert [int(row['train_images']) for row in rows] == [39, 179]
     assert [int(row['test_images']) for row in rows] == [1758, 1618]
     assert '10 % of the training set' in (tmp_path / tables.MARKDOWN).read_text()
@@ -103,7 +103,7 @@ def test_paired_difference_against_scipy():
     mean, half = tables.paired_difference(dict(enumerate(ours)), dict(enumerate(base)))
     interval = scipy.stats.ttest_rel(ours, base).confidence_interval(0.95)
     np.testing.assert_allclose((mean - half, mean + half), interval, rtol=1e-9)
-    # Only seeds that both have are paired.
+    # Only seeds that both methods have are paired.
     mean, half = tables.paired_difference({0: 3.0, 7: 1.0}, {0: 1.0, 8: 5.0})
     assert mean == 2.0 and np.isnan(half)
 

@@ -48,10 +48,10 @@ def test_operations_are_counted_as_pytorch_counts_them(name, side):
     images = jax.ShapeDtypeStruct((1, 2, side, side, 3), jnp.float32)
     ours = gflop(mapped, *shapes, images)
     network = peer(name, 7, side).train()
-    # Only as plain products are those of attention counted.
+    # PyTorch counts the products of attention only if they are plain matrix products.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(torch.zeros(2, 3, side, side)).sum().backward()
-    # XLA counts additions and the like too, and of convolutions no products with the margin's 0.
+    # XLA also counts additions and the like, but not products with zero padding.
     assert ours == pytest.approx(counter.get_total_flops() / 1e9, rel=0.08)
 
 
@@ -70,7 +70,7 @@ def test_kernels_are_told_by_what_they_were_made_of(tmp_path):
     made_of = kernels.origins(compiled.as_text())
     seen = {made_of[name] for name, ms in kernels.kernels_of(profile) if name in made_of and ms > 0}
     assert {('forward', 'dot_general'), ('forward', 'tanh')} <= seen
-    # The product of the gradient may carry the name of the transposition that it was fused with.
+    # XLA may fuse the product of the gradient with a transposition, and name it after that.
     assert {('backward', 'dot_general'), ('backward', 'transpose')} & seen
 
 
@@ -107,8 +107,8 @@ def test_all_products_but_the_heads_are_bfloat16(name, side):
     )
     wide = [types for types in products if 'bf16' not in types]
     assert len(products) > 40
-    # The head's, and its gradients by features and by weights. (Softmax attention is float32
-    # inside, so that its gradient has products of both types.)
+    # Those of the head: forward, and the gradients by features and weights. (Attention computes its
+    # softmax in float32, so its gradient has products of both types.)
     assert len(wide) <= 3 and all('x7xf32' in types for types in wide)
 
 
@@ -125,7 +125,7 @@ def test_bfloat16_steps_in_nearly_the_same_direction(config):
 
 
 def test_rematerialisation_changes_nothing(config):
-    config.method = 'stochnorm'  # the norm layers are random: the same choice both times
+    config.method = 'stochnorm'  # its norm layers draw at random, the same both times
     batch = random_batch(16)
     before, kept, _ = updated(config, batch)
     config.remat = True
@@ -136,7 +136,7 @@ def test_rematerialisation_changes_nothing(config):
 
 @pytest.mark.parametrize('method', ['bituning', 'dtnh'])
 def test_accumulating_equal_parts_is_the_step_on_one_part(config, method):
-    """The mean of two equal gradients; the statistics move twice."""
+    """The gradient is the mean of two equal ones; the statistics are updated twice."""
     config.method = method
     half = random_batch(8)
     task, state = step_lib.create_task(config, SIZES)
@@ -155,7 +155,7 @@ def test_accumulating_equal_parts_is_the_step_on_one_part(config, method):
     doubled = jax.tree.map(lambda x: np.concatenate([x, x]), half)
     task, _ = step_lib.create_task(config, SIZES)
     two, _ = one_and_many_devices(task, constants, state, [doubled], counts=(1,))[0]
-    # The learning rate and the rest see one update.
+    # The optimiser sees a single update.
     assert int(two.step) == 1
     np.testing.assert_allclose(update(state, two), update(state, one), rtol=1e-3, atol=1e-6)
 

@@ -29,7 +29,7 @@ def test_every_experiment_is_valid_and_says_how_to_run_it(file):
 
 
 def pretrain_config_complete(config):
-    """The derived run with the sections that it does not need put back, for `validate`."""
+    """The derived configuration with the sections that only `validate` needs."""
     derived = pretrain_config(config).unlock()
     for key in ('pretrain', 'match', 'warm_head', 'reestimate', *METHODS):
         if key in config:
@@ -71,12 +71,12 @@ def test_overrides_reach_the_config():
         ('steps=3', "unexpected argument 'steps=3'"),
         ('--config.steps=0', 'config.steps=0: must be positive'),
         ('--config.steps=-5', 'config.steps=-5: must be positive'),
-        ('--config.batch_size=20', 'config.batch_size=20: must be a multiple of the 8 devices'),
-        ('--config.accumulate_steps=3', 'multiple of the 8 devices times config.accumulate_steps'),
+        ('--config.batch_size=20', 'config.batch_size=20: must be a multiple of 8, '),
+        ('--config.accumulate_steps=3', 'number of devices times config.accumulate_steps=3'),
         ('--config.steps_per_dispatch=7', 'must be a multiple of config.steps_per_dispatch=7'),
         ('--config.precision=half', 'must be one of float32, bfloat16'),
         ('--config.crop_min_area=2', 'config.crop_min_area=2.0: must be from 0 to 1'),
-        ('--config.pretrain.batch_size=12', 'must be a multiple of the 8 devices'),
+        ('--config.pretrain.batch_size=12', 'must be a multiple of 8, the number of devices'),
         ('--config.seed=-1', 'config.seed=-1: must be from 0'),
         ('--config.xmixup.alpha=0', 'config.xmixup.alpha=0.0: must be positive'),
         ('--config.xmixup.alpha=nan', 'config.xmixup.alpha=nan: must be positive'),
@@ -88,7 +88,7 @@ def test_overrides_reach_the_config():
             '--config.target.shots=0',
             "config.target.test_split='rest' needs config.target.shots > 0",
         ),
-        ('--config.optimizer.warmup_steps=599', 'the rate drops before'),
+        ('--config.optimizer.warmup_steps=599', 'the learning rate would drop before'),
         ('--config.target.name=', 'config.target.name'),
     ],
 )
@@ -100,13 +100,13 @@ def test_impossible_values_end_in_one_line(flag, words):
     assert '\n' not in str(info.value)
 
 
-# What each key of a method must be, said here a second time.
+# The bounds of the methods' options, independent of those in the methods.
 POSITIVE = {'alpha', 'temperature', 'distance', 'head_distance'}
 FROM_ZERO = {'weight', 'beta', 'eta', 'target_weight', 'feature_weight', 'source_weight'}
 FRACTIONS = {'prob', 'p', 'momentum'}
 COUNTS = {'k', 'queue', 'dim', 'images', 'periods', 'every'}
 COUNTS_FROM_ZERO = {'num_classes', 'steps', 'mix_at'}
-# Weights by this name, and a temperature whose 0 stands for a fitted one.
+# `alpha` is a weight in these methods, and a temperature of 0 means to fit it.
 EXCEPTIONS = {'l2sp.alpha', 'dtnh.alpha', 'delta.alpha', 'cotuning.temperature'}
 OPTIONS = [(name, key) for name, method in METHODS.items() for key in method.options]
 
@@ -234,18 +234,18 @@ def test_flatten_has_dotted_keys():
 @pytest.mark.parametrize(
     ('flags', 'words'),
     [
-        (['model.name=vit_s16', 'image_size=100'], 'at least 16 px, a multiple of 16'),
+        (['model.name=vit_s16', 'image_size=100'], 'at least 16 px, and a multiple of 16'),
         (['model.name=inception_v3', 'image_size=64'], 'at least 75 px'),
         (['model.name=efficientnet_lite0', 'model.stem=cifar'], 'only ResNets have these'),
-        (['model.name=vit_b16', 'method=stochnorm'], 'but vit_b16 has none'),
-        (['model.name=vit_b16', 'batch_norm=frozen'], 'but vit_b16 has none'),
+        (['model.name=vit_b16', 'method=stochnorm'], 'but vit_b16 has no batch norm'),
+        (['model.name=vit_b16', 'batch_norm=frozen'], 'but vit_b16 has no batch norm'),
         (
             ['model.name=dinov2_s14', 'image_size=224', 'resize=224', 'batch_norm=frozen'],
-            'has none',
+            'has no batch norm',
         ),
-        (['model.name=dinov2_b14_reg4', 'image_size=100'], 'at least 14 px, a multiple of 14'),
-        (['model.name=clip_b32', 'image_size=48'], 'at least 32 px, a multiple of 32'),
-        (['model.name=convnext_tiny', 'batch_norm=frozen'], 'but convnext_tiny has none'),
+        (['model.name=dinov2_b14_reg4', 'image_size=100'], 'at least 14 px, and a multiple of 14'),
+        (['model.name=clip_b32', 'image_size=48'], 'at least 32 px, and a multiple of 32'),
+        (['model.name=convnext_tiny', 'batch_norm=frozen'], 'but convnext_tiny has no batch norm'),
         (['model.name=convnext_tiny', 'resize=31', 'image_size=31'], 'at least 32 px'),
         (['model.normalization=none'], 'must be one of '),
         (['target.test_share=1.5'], 'config.target.test_share=1.5: must be from 0 to 1'),

@@ -56,7 +56,7 @@ def test_builders_hold_every_digit_of_the_packages(config):
     mnist = open_split(config.source, 'train', config)
     np.testing.assert_array_equal(np.bincount(mnist.labels), np.full(10, 500))
     assert decode(encoded(mnist, 0), 28, '').shape == (28, 28, 3)
-    # Labels come from an index the second time; it must say the same.
+    # The second time, the labels come from an index, which must agree.
     np.testing.assert_array_equal(open_split(config.source, 'train', config).labels, mnist.labels)
 
 
@@ -218,11 +218,11 @@ def test_folder_without_splits(tmp_path, config):
     dataset.test_share = 0.3
     train, test = train_and_test(dataset, config)
     assert train.class_names == test.class_names == ('a', 'b', 'c')
-    assert np.bincount(test.labels).tolist() == [3, 1]  # the only image of c is trained on
+    assert np.bincount(test.labels).tolist() == [3, 1]  # the only image of c is used for training
     assert np.bincount(train.labels).tolist() == [7, 2, 1]
     paths = [part.describe(i) for part in (train, test) for i in range(len(part))]
     assert sorted(paths) == sorted(str(tmp_path / name) for name in files)
-    config.seed = 7  # the test is the same whatever the seed
+    config.seed = 7  # the test split does not depend on the seed
     np.testing.assert_array_equal(
         [test.describe(i) for i in range(4)],
         [train_and_test(dataset, config)[1].describe(i) for i in range(4)],

@@ -1,6 +1,6 @@
 """The first seconds of a command: signals while libraries are imported, devices that are not there.
 
-A finder of modules sends the signal at the import of a given one, so that nothing depends on time.
+An import hook sends the signal when a given module is imported, so nothing depends on timing.
 """
 
 import signal
@@ -29,7 +29,7 @@ sys.meta_path.insert(0, Finder)
 from xmixup_jax.cli.program import main
 main({arguments!r})
 """
-# In the order in which they are imported, the last within a command, long after the start.
+# In the order of their import; the last one is imported inside a command, long after the start.
 MODULES = (
     'xmixup_jax.cli.train',
     'absl',
@@ -82,7 +82,7 @@ def test_a_device_that_is_not_there(command, variable, config, tmp_path):
 
 
 def untrained(config, folder):
-    """A run folder with random weights of a network that every process knows."""
+    """Makes a run folder with random weights of a network that is not only defined in tests."""
     config.model.name = 'resnet10'
     _, state = step_lib.create_task(config, Sizes(10, 10))
     content = {'class_names': tuple('abcdefghij'), 'config': config.to_dict()}

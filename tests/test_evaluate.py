@@ -43,7 +43,7 @@ def read(folder):
 
 def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
     workdir, of_run = trained
-    # Its own test again.
+    # The test images of the run itself.
     evaluated(workdir, f'folder:{photos}')
     found, rows = read(workdir / 'evaluation-photos')
     for key in ('top1', 'loss', 'macro_top1', 'macro_f1'):
@@ -57,7 +57,7 @@ def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
     assert f'{100 * found["top1"]:.2f} % top-1' in page and 'on 9 images of photos' in page
     assert page.count('<meter') == len(CLASSES)
 
-    # A part of the classes, in a folder without splits: all images, with the network's labels.
+    # Some of the classes, in a folder without splits: all images count, with the network's labels.
     other = tmp_path / 'other'
     shutil.copytree(photos / 'train/cat', other / 'cat')
     shutil.copytree(photos / 'test/ant', other / 'ant')
@@ -78,7 +78,7 @@ def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
             rtol=1e-4,
         )
 
-    # Left-out files are named, and a broken folder is not mistaken for a missing split.
+    # Ignored files are named, and a broken folder is not mistaken for a missing split.
     (other / 'cat/notes.txt').write_text('x')
     capsys.readouterr()
     evaluated(workdir, f'folder:{other}', f'--output={tmp_path / "out"}')
@@ -92,13 +92,13 @@ def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
         evaluated(workdir, f'folder:{above}')
     (other / 'cat/notes.txt').unlink()
 
-    # A list, and a split by its name.
+    # A CSV file, and a split chosen by name.
     rows = [(f'{photos}/test/{c}/0.png', c, 'holdout') for c in CLASSES]
     listed = write_list(tmp_path / 'list.csv', rows, ('path', 'label', 'split'))
     evaluated(workdir, listed.name, '--split=holdout', f'--output={tmp_path / "out"}')
     assert read(tmp_path / 'out')[0]['test_images'] == 3
 
-    # What cannot be: unknown classes, an unknown split, nothing that can be decoded.
+    # Errors: unknown classes, an unknown split, no image that can be decoded.
     (other / 'ant').rename(other / 'gnu')
     with pytest.raises(DataError, match=r"1 of 2 classes of .* \(for example 'gnu'; it has"):
         evaluated(workdir, f'folder:{other}')

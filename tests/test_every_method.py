@@ -33,8 +33,8 @@ from xmixup_jax.run.train import train_and_evaluate
 PAGE = Path(__file__).parents[1] / 'docs' / 'methods.md'
 
 
-# A training step of each of these is run by a quick test, other methods have a state of the same
-# kind, and a slow test runs them with all options.
+# Whole runs of these are slow tests: quick tests run a training step of each, and other methods
+# have the same kind of state.
 ALIKE = ('l2sp', 'dtnh', 'bss', 'mars', 'mixup', 'cutmix', 'mmd')
 
 
@@ -77,7 +77,7 @@ EVERYTHING = {
     'name', [pytest.param(n, marks=() if n == 'smile' else pytest.mark.slow) for n in METHODS]
 )
 def test_every_method_works_with_all_options(config, pretrained, tmp_path, name):
-    """At once; a run that lost its result and its last checkpoint comes to the same end."""
+    """All options at once; a run that lost its result and last checkpoint ends the same."""
     config.method, config.weights = name, str(pretrained)
     config.update_from_flattened_dict(EVERYTHING)
     whole = train_and_evaluate(config, tmp_path / 'whole')
@@ -111,7 +111,7 @@ def test_cotuning_translates_by_the_pretrained_head(config, records, pretrained,
     table = checkpoints.restore_constants(checkpoints.restore_meta())['relationship']
     checkpoints.close()
 
-    config.method = 'finetune'  # whose head is the one in the weights file
+    config.method = 'finetune'  # to compute the outputs of the head in the weights file
     task, state = step_lib.create_task(config, Sizes(10))
     images, labels = images_of(config, records[0])
     outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
@@ -132,7 +132,7 @@ def test_a_warm_head_begins_as_logistic_regression(config, records, pretrained, 
     images, labels = images_of(config, records[0])
     outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
     fitted = LogisticRegression(max_iter=1000).fit(np.asarray(outputs.features), labels)
-    # Where the solver stops depends on rounding: 0.0033 of 5.77 apart on one kind of processor.
+    # Rounding affects where the solver stops: by 0.0033 of 5.77 on one kind of processor.
     close = {'atol': 2e-3, 'rtol': 1e-3}
     np.testing.assert_allclose(head['fc.weight'][:10], fitted.coef_, **close)
     np.testing.assert_allclose(head['fc.bias'][:10], fitted.intercept_, **close)
@@ -151,12 +151,12 @@ def test_methods_that_continue_a_head_need_one(config, tmp_path, name):
 @pytest.mark.devices
 @pytest.mark.parametrize(
     'name',
-    # Of each kind: of the whole batch's features, drawn once, with a memory, after the step.
+    # One of each kind: uses all features, draws once for all, has a memory, changes the new state.
     ['bss', 'mixup', 'cutmix', 'bituning', 'mars', 'mmd']
     + [pytest.param(name, marks=pytest.mark.slow) for name in ('dtnh', 'stochnorm', 'smile')],
 )
 def test_one_and_many_devices_give_the_same_update(config, name):
-    """The methods that look at the whole batch at once, or draw once for all of it."""
+    """For the methods that use the whole batch at once, or draw once for all of it."""
     config.method = name
     sizes = Sizes(10, 10, 10)
     task, state = step_lib.create_task(config, sizes)
@@ -185,7 +185,7 @@ def test_one_and_many_devices_give_the_same_update(config, name):
 
 
 def rows_of(header):
-    """The names in the first column of a table of the page about methods."""
+    """The names in the first column of a table on the page about methods."""
     lines = PAGE.read_text().splitlines()
     rows = itertools.takewhile(lambda line: line.startswith('|'), lines[lines.index(header) + 2 :])
     return [re.match(r'\| `(\w+)` \|', row)[1] for row in rows]
@@ -235,7 +235,7 @@ def test_every_method_has_values_to_tune():
         assert section == name
         described = METHODS[name].options[option]
         assert all(described.holds(value) for value in values)
-        if name != 'seqtrain':  # whose default stands for the steps on the target
+        if name != 'seqtrain':  # its default means as many steps as on the target
             assert values[0] == described.default
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of methods that look into the network, on a small one of each family."""
+"""Whole runs of methods that use feature maps, on a small network of each family."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from xmixup_jax.models import MODELS
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights.files import save_weights
 
-# Those that use feature maps or change them, and their options.
+# The methods that read or change feature maps, with options.
 LOOKING: dict[str, dict] = {'delta': {}, 'fsp': {}, 'smile': {}, 'xmixup': {'xmixup.mix_at': 2}}
 QUICK = (('dinov2_4', 'xmixup'),)
 
@@ -30,7 +30,7 @@ def set_network(config, name):
 
 
 def weights(config, folder):
-    """A file of the configuration's network, with a head."""
+    """A weights file for the configuration's network, with a head."""
     path = folder / config.model.name
     if not path.exists():
         config.method = 'finetune'
@@ -62,5 +62,5 @@ def test_methods_of_batch_norm_are_refused(config, name):
     set_network(config, name)
     config.method = 'stochnorm'
     assert METHODS['stochnorm'].norm
-    with pytest.raises(ConfigError, match=f'but {name} has none'):
+    with pytest.raises(ConfigError, match=f'but {name} has no batch norm'):
         validate(config, 1)

@@ -1,4 +1,4 @@
-"""The examples in docstrings and documents do what they say."""
+"""The examples in docstrings and in the documentation work."""
 
 import doctest
 import importlib
@@ -28,7 +28,7 @@ PAGES = sorted(
 
 @pytest.fixture
 def example_files(config, tmp_path, monkeypatch):
-    """What the examples read: weights.safetensors, the run runs/example, and image.png."""
+    """Makes the files that the examples read: weights.safetensors, runs/example and image.png."""
     monkeypatch.chdir(tmp_path)
     Path('runs/example').mkdir(parents=True)
     config.method, config.model.name = 'finetune', 'resnet10'

@@ -1,4 +1,4 @@
-"""Files that appear whole, also where several processes write the same one."""
+"""Atomic writes, also when several processes write the same file."""
 
 import subprocess
 import sys

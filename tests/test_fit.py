@@ -1,4 +1,4 @@
-"""config.fit: how images that are not square become squares, beside what Pillow makes of them."""
+"""config.fit: how images that are not square become squares, compared with Pillow."""
 
 import io
 
@@ -148,7 +148,7 @@ def test_class_means_know_the_fit(wide, config):
 
 @pytest.mark.slow
 def test_a_run_fits_all_its_images_alike(config, tmp_path, monkeypatch):
-    """Training, matching, test, report, evaluation and prediction."""
+    """The same fit is used in training, matching, test, report, evaluation and prediction."""
     seen = []
 
     def watched(original, place):

@@ -1,4 +1,4 @@
-"""Flags: whatever is wrong is blamed on the flag that has it."""
+"""Errors in flags name the flag that is wrong."""
 
 import re
 
@@ -23,7 +23,7 @@ def complaint(*arguments):
 
 @pytest.mark.parametrize('section', ['', *SECTIONS, 'optimizer.target', 'nowhere'])
 def test_a_key_of_another_section_is_blamed_on_the_flag_itself(section):
-    """--config.optimizer.name, say, although config.model.name is a key."""
+    """For example --config.optimizer.width, although config.model.width is a key."""
     keys = [f'{section}.{last}'.lstrip('.') for last in LAST]
     unknown = [key for key in keys if key not in KNOWN and key not in SECTIONS]
     for key in unknown[:: max(1, len(unknown) // 4)]:

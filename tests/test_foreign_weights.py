@@ -1,4 +1,4 @@
-"""Weights that other programs have written: their wrappers, names and key layouts."""
+"""Weights of other programs, with their wrappers, names and key layouts."""
 
 import argparse
 import collections
@@ -36,7 +36,7 @@ SMALL = ConfigDict({'name': 'resnet10', **FORM})
 
 
 def state_dict(seed=0):
-    """Of a small ResNet, with PyTorch's tensors; each seed gives other values."""
+    """The state dict of a small ResNet as PyTorch tensors; each seed gives other values."""
     _, params, batch_stats = create_model(SMALL, 3, 8, seed)
     rng = np.random.default_rng(seed)
     tensors = torch_tensors('resnet10', params, batch_stats)
@@ -52,7 +52,7 @@ def prefixed(state, prefix):
 
 
 def assert_read(name, state):
-    """The whole network is read from the file, with these values."""
+    """Asserts that the whole network is read from the file, with these values."""
     network = load_weights(str(name), 'resnet10', **FORM)
     read = torch_tensors('resnet10', network.params, network.batch_stats)
     assert read.keys() == {key for key in state if not key.endswith('tracked')}
@@ -61,7 +61,7 @@ def assert_read(name, state):
 
 
 def refused(path, *words):
-    """The error that the file ends in, in one line."""
+    """Asserts that the file is refused with one line that has these words; returns the line."""
     with pytest.raises(DataError) as info:
         load_weights(str(path), 'resnet10', **FORM)
     line = str(info.value)
@@ -85,14 +85,14 @@ class Options:
 
 
 class AttributeDict(dict):
-    """As Lightning's, a dictionary with attributes."""
+    """A dictionary with attributes, as in Lightning."""
 
 
 Pair = collections.namedtuple('Pair', 'a b')
 
 
 class Harm:
-    """Would end the process when it is unpickled."""
+    """Would exit the process if it were unpickled."""
 
     def __reduce__(self):
         return eval, ('exit(77)',)
@@ -208,7 +208,7 @@ def test_an_object_in_place_of_a_tensor(tmp_path):
     refused(
         tmp_path / 'w.pth', "its entry 'conv1.weight' is a __builtin__.eval, which is not a plain"
     )
-    with warnings.catch_warnings(action='ignore'):  # the type is about to go
+    with warnings.catch_warnings(action='ignore'):  # the type is deprecated
         state['fc.weight'] = torch.quantize_per_tensor(state['fc.weight'], 0.1, 0, torch.qint8)
     torch.save(state, tmp_path / 'w.pth')
     refused(tmp_path / 'w.pth', "'fc.weight' is a torch._utils._rebuild_qtensor, which is not")
@@ -297,17 +297,17 @@ def saved(value):
 
 NOT_WEIGHTS = {
     'empty': (b'', 'it is empty: download or copy it again'),
-    'zeros': (bytes(5000), 'begins with zeros, as an interrupted download does'),
-    'page': (b'\n<!DOCTYPE html><html>', 'it is a web page, not a file of weights: download'),
+    'zeros': (bytes(5000), 'begins with zeros, like an interrupted download'),
+    'page': (b'\n<!DOCTYPE html><html>', 'it is a web page, not a weights file: download'),
     'lfs': (
         b'version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n',
-        'a pointer of Git LFS, not the file itself: run  git lfs pull',
+        'a Git LFS pointer, not the file itself: run  git lfs pull',
     ),
-    'reply': (b'{"error":"Repository not found"}', 'a text that begins with \'{"error":"Repos'),
-    'index': (b'{"metadata": {}, "weight_map": {"a": "model-00001"}}', 'index of weights in sev'),
-    'text': (b'Entry not found', "it is a text that begins with 'Entry not found'"),
-    'keras.h5': (b'\x89HDF\r\n\x1a\n' + bytes(20), 'an HDF5 file (Keras), which is not read'),
-    'net.onnx': (b'\x08\x08\x12\x07pytorch\x1a\x052.1', 'an ONNX file, which is not read'),
+    'reply': (b'{"error":"Repository not found"}', 'a text file that begins with \'{"error"'),
+    'index': (b'{"metadata": {}, "weight_map": {"a": "model-00001"}}', 'index of sharded weights'),
+    'text': (b'Entry not found', "it is a text file that begins with 'Entry not found'"),
+    'keras.h5': (b'\x89HDF\r\n\x1a\n' + bytes(20), 'an HDF5 file (Keras), which is not supported'),
+    'net.onnx': (b'\x08\x08\x12\x07pytorch\x1a\x052.1', 'an ONNX file, which is not supported'),
     'gguf': (b'GGUF\x03\0\0\0', 'a GGUF file'),
     'tflite': (b'\x1c\0\0\0TFL3', 'a TensorFlow Lite file'),
     'gzip': (b'\x1f\x8b\x08\0', 'compressed with gzip: unpack it first'),
@@ -317,15 +317,15 @@ NOT_WEIGHTS = {
     'keras': (zip_of('config.json', 'model.weights.h5'), 'it is a Keras model'),
     'arrays': (
         saved({'model': {'a': np.zeros(3)}}),
-        'it holds NumPy arrays, not tensors: save them',
+        'it contains NumPy arrays, not tensors: save them',
     ),
-    'list': (saved([torch.zeros(3)]), 'it holds a list, not a dictionary of tensors'),
-    'tensor': (saved(torch.zeros(3)), 'it holds one tensor, not a dictionary of tensors'),
-    'optimiser': (saved(OPTIMIZER), "its entries ('state' and 'param_groups') hold no tensors"),
+    'list': (saved([torch.zeros(3)]), 'it contains a list, not a dictionary of tensors'),
+    'tensor': (saved(torch.zeros(3)), 'it contains one tensor, not a dictionary of tensors'),
+    'optimiser': (saved(OPTIMIZER), "its entries ('state' and 'param_groups') contain no tensors"),
     'script': (zip_of('m/data.pkl', 'm/code/a.py'), 'a TorchScript program: in PyTorch, run'),
-    'flax.msgpack': (b'\x81\xa6params\x00', "a file of Flax's msgpack"),
-    'unknown': (b'\xff\xfe\x00\x01', 'its content is none of safetensors, PyTorch, NumPy'),
-    'pickle': (pickle.dumps({'a': 1}), 'it is a pickle, but not of PyTorch'),
+    'flax.msgpack': (b'\x81\xa6params\x00', 'a msgpack file of Flax'),
+    'unknown': (b'\xff\xfe\x00\x01', 'its format is unknown: give a file of safetensors'),
+    'pickle': (pickle.dumps({'a': 1}), 'it is a pickle, but not from PyTorch'),
 }
 
 
@@ -355,7 +355,7 @@ def test_files_that_are_not_there(tmp_path, monkeypatch):
     for name in ('nets/model.ckpt', './weights', 'net.h5', str(tmp_path / 'a' / 'b')):
         refused(name, 'does not exist: give a .safetensors')
     (tmp_path / 'run').mkdir()
-    refused('run', 'holds no weights')
+    refused('run', 'contains no weights')
     (tmp_path / 'run' / 'epoch=3.ckpt').touch()
     refused('run', 'give the path of a file in it, for example run/epoch=3.ckpt')
     (tmp_path / 'run' / '.metadata').touch()
@@ -380,17 +380,17 @@ def test_known_prefixes(tmp_path, prefix, caplog):
     for _ in range(2):
         assert_read(tmp_path / 'w.pth', state)
     lines = [record.getMessage() for record in caplog.records if 'prefix' in record.getMessage()]
-    assert len(lines) == 1  # said once
-    assert f'w.pth: the prefix {prefix} before ' in lines[0]
+    assert len(lines) == 1  # logged only once
+    assert f'w.pth: stripping the prefix {prefix} from ' in lines[0]
 
 
 def test_tensors_beside_the_prefix(tmp_path):
     state = state_dict()
     beside = {'criterion.weight': torch.ones(3), 'queue': torch.ones(4, 5)}
     torch.save({'state_dict': prefixed(state, 'model.') | beside}, tmp_path / 'w.ckpt')
-    words = '2 tensors differ): unexpected criterion.weight; unexpected queue: to leave out what'
+    words = '2 tensors differ): unexpected criterion.weight; unexpected queue: to use only the'
     line = refused(tmp_path / 'w.ckpt', words)
-    assert line.endswith("not under 'model.', give w.ckpt#state_dict/model")
+    assert line.endswith("keys under 'model.', give w.ckpt#state_dict/model")
     for entry in ('state_dict/model', 'model'):
         assert_read(f'{tmp_path}/w.ckpt#{entry}', state)
 
@@ -399,14 +399,14 @@ def test_prefixes_that_are_not_known(tmp_path):
     state = state_dict()
     both = prefixed(state, 'module.encoder_q.') | prefixed(state_dict(1), 'module.encoder_k.')
     torch.save({'state_dict': both}, tmp_path / 'moco.pth')
-    line = refused(tmp_path / 'moco.pth', 'to take the keys under')
+    line = refused(tmp_path / 'moco.pth', 'to use only the keys under')
     assert 'give moco.pth#state_dict/module.encoder_' in line
     assert_read(f'{tmp_path}/moco.pth#encoder_q', state)
     assert_read(f'{tmp_path}/moco.pth#state_dict/module.encoder_k', state_dict(1))
     refused(f'{tmp_path}/moco.pth#encoder_x', "neither an entry nor keys named 'encoder_x'")
     save_file(both, tmp_path / 'moco')
     assert_read(f'{tmp_path}/moco#encoder_q', state)
-    words = "hold nothing named 'encoder_x': their keys begin with 'module'"
+    words = "contain nothing named 'encoder_x': their keys begin with 'module'"
     refused(f'{tmp_path}/moco#encoder_x', words)
 
 
@@ -414,7 +414,7 @@ def test_prefixes_that_are_not_known(tmp_path):
 
 
 def averaged(state):
-    """As torch.optim.swa_utils.AveragedModel has it."""
+    """The state dict of torch.optim.swa_utils.AveragedModel."""
     return {'n_averaged': torch.tensor(5), **prefixed(state, 'module.')}
 
 
@@ -447,14 +447,14 @@ def test_an_average_is_taken_and_the_other_can_be(tmp_path, name, caplog):
     plain, ema = NAMES[name]
     assert_read(tmp_path / 'w.pth', average)
     assert (
-        f"w.pth hold '{ema}' and '{plain}': taking {ema}, a moving average of the weights; "
+        f"w.pth contain '{ema}' and '{plain}': using {ema}, a moving average of the weights; "
         f'give w.pth#{plain} for the other'
     ) in caplog.text
     caplog.clear()
     assert_read(f'{tmp_path}/w.pth#{plain}', state)
     assert_read(f'{tmp_path}/w.pth#{ema}', average)
-    assert 'taking' not in caplog.text
-    refused(f'{tmp_path}/w.pth#emma', "named 'emma': it holds ", f'{tmp_path}/w.pth cannot be read')
+    assert 'for the other' not in caplog.text
+    refused(f'{tmp_path}/w.pth#emma', "named 'emma': it contains ", f'{tmp_path}/w.pth cannot')
 
 
 def test_the_choice_stays_with_the_path(tmp_path):
@@ -603,7 +603,7 @@ def test_layouts_of_vision_transformers(tmp_path, vit, compiled, form):
 
 
 def test_names_that_look_like_prefixes(tmp_path, vit):
-    # transformers' bare networks have keys that begin with `encoder.`, as torchvision's have.
+    # Keys of transformers' bare networks begin with `encoder.`, as do torchvision's.
     for prefix in ('', 'module.encoder.'):
         torch.save(prefixed(to_transformers_vit(vit[0], base=''), prefix), tmp_path / 'w')
         _, params, _ = make('vit_s16', 32)
@@ -611,7 +611,7 @@ def test_names_that_look_like_prefixes(tmp_path, vit):
 
 
 def test_a_layer_before_the_head(tmp_path, vit):
-    # Of Google's first networks on ImageNet-21k: their head does not take the features.
+    # Google's first networks on ImageNet-21k have a layer between features and head.
     arrays = to_google(vit[0], 6)
     arrays |= {'pre_logits/kernel': np.zeros((384, 384)), 'pre_logits/bias': np.zeros(384)}
     np.savez(tmp_path / 'w.npz', **arrays)

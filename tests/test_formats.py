@@ -1,4 +1,4 @@
-"""Image files as phones, cameras and browsers write them, beside what Pillow makes of them."""
+"""Image files as phones, cameras and browsers write them, compared with Pillow."""
 
 import io
 import struct
@@ -37,7 +37,7 @@ PHOTO = encode(IMAGE, 'JPEG', quality=95)
 NOISE = np.random.default_rng(0).integers(256, size=2**18, dtype=np.uint8).tobytes()
 TAILS = {
     'a video': struct.pack('>I', 24) + b'ftypmp42\0\0\0\0isommp42' + NOISE,
-    'scans': b'\xff\xda' * 10**5,  # as many as would make a large image slow, if they were its own
+    'scans': b'\xff\xda' * 10**5,  # would be refused as too slow if they belonged to the image
     'a second image, cut short': encode(IMAGE, 'JPEG', quality=99)[:-700],
     'a second image': encode(IMAGE, 'JPEG', quality=50),
     'zeros': bytes(4096),
@@ -94,7 +94,7 @@ def test_orientation(form, options, orientation):
 
 
 def test_orientation_behind_a_large_colour_profile():
-    """Written by hand: OpenCV and Pillow do not put Exif there, some cameras do."""
+    """Made by hand: some cameras put Exif there, but OpenCV and Pillow do not."""
     profile = b''.join(b'\xff\xe2' + struct.pack('>H', 65535) + bytes(65533) for _ in range(2))
     fields = b'MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0'
     segment = b'\xff\xe1' + struct.pack('>H', 8 + len(fields)) + b'Exif\0\0' + fields
@@ -152,7 +152,7 @@ HEIC = struct.pack('>I', 24) + b'ftypheic\0\0\0\0mif1heic' + NOISE[:999]
 
 @pytest.fixture
 def anew():
-    """Whatever has been found out about installed packages is found out again, and afterwards."""
+    """Clears what is cached about installed packages, before and after the test."""
     cached = (decoding.image_suffixes, decoding._register_heif)
     for function in cached:
         function.cache_clear()
@@ -166,13 +166,13 @@ def test_heic_names_the_package(anew, monkeypatch):
     assert '.heic' not in decoding.image_suffixes()
     assert decoding.missing_package('.HEIC') == 'pillow-heif'
     assert decoding.missing_package('.jpg') is decoding.missing_package('.txt') is None
-    # Whatever it is called.
+    # Whatever the file is called.
     with pytest.raises(DataError, match=r'photo\.jpg .*HEIC\): run  pip install pillow-heif , wh'):
         decode(HEIC, SIDE, 'photo.jpg')
 
 
 def test_heic_with_the_package(anew, monkeypatch):
-    """The package, if it is installed, makes itself known to Pillow; here one that reads PNG."""
+    """The installed package registers itself with Pillow; the one here reads PNG."""
     registered = []
 
     def register():
@@ -267,7 +267,7 @@ def test_the_fault_is_named(content):
 
 
 def test_a_raw_file_is_no_thumbnail():
-    """Its first directory is of a reduced image (TIFF 6.0, NewSubfileType); OpenCV reads that."""
+    """Its first image is a thumbnail (TIFF 6.0, NewSubfileType), which OpenCV would read."""
     raw = bytearray(tiff((255 * GREY).astype(np.uint8), 1))
     place = raw.index(struct.pack('<HHII', 277, 4, 1, 1))
     raw[place : place + 12] = struct.pack('<HHII', 254, 4, 1, 1)

@@ -18,7 +18,7 @@ from tests.test_step import one_and_many_devices, random_batch
 from xmixup_jax.checks import validate
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.augment import normalize
-from xmixup_jax.compute.state import follow, with_average
+from xmixup_jax.compute.state import update_average, with_average
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Sizes
@@ -93,7 +93,7 @@ def test_frozen_parameters_have_no_state_in_the_optimiser(config):
 
 @pytest.mark.parametrize('norm', ['batch', pytest.param('mixed', marks=pytest.mark.slow)])
 def test_a_run_keeps_what_is_frozen(config, pretrained, tmp_path, norm):
-    """Parameters and statistics, with statistics estimated anew for the rest."""
+    """Parameters and statistics; the statistics of other layers are re-estimated."""
     config.update(
         {'method': 'xmixup', 'weights': str(pretrained), 'freeze': '1', 'batch_norm': norm}
     )
@@ -163,9 +163,9 @@ def test_other_methods_train_the_head_on_a_frozen_backbone(config, pretrained, t
     [
         ({'freeze': 'no'}, 'or the number of stages'),
         ({'freeze': '0'}, 'or the number of stages'),
-        ({'freeze': '1', 'weights': ''}, "config.weights='' has none"),
-        ({'freeze': 'backbone', 'ema_decay': 0.9}, 'config.ema_decay=0.9 has no part'),
-        ({'freeze': 'backbone', 'balance.weights': 'inverse'}, 'has no part in a linear probe'),
+        ({'freeze': '1', 'weights': ''}, "config.weights='' is a random network"),
+        ({'freeze': 'backbone', 'ema_decay': 0.9}, 'config.ema_decay=0.9 has no effect'),
+        ({'freeze': 'backbone', 'balance.weights': 'inverse'}, 'has no effect in a linear probe'),
         ({'ema_decay': 1.0}, 'from 0 to below 1'),
     ],
 )
@@ -178,7 +178,7 @@ def test_impossible_choices_are_refused(config, changes, message):
 
 def test_more_stages_than_there_are_is_one_clear_line(config):
     config.update({'freeze': '3', 'weights': 'source'})
-    with pytest.raises(ConfigError, match=r'config.freeze=3: the network has 2 stages'):
+    with pytest.raises(ConfigError, match=r'config.freeze=3: the network has only 2 stages'):
         step_lib.create_task(config, Sizes(10))
 
 
@@ -188,7 +188,7 @@ def test_methods_that_act_on_the_backbone_refuse_a_frozen_one(config, method):
     if method in ('finetune', 'xmixup', 'mixup', 'cutmix', 'rifle', 'bituning'):
         validate(config, 1)
         return
-    with pytest.raises(ConfigError, match='acts on the backbone'):
+    with pytest.raises(ConfigError, match='changes the backbone'):
         validate(config, 1)
 
 
@@ -210,7 +210,8 @@ def test_the_average_follows_as_in_its_definition():
             network.weight += torch.randn(2, 3)
         average.update_parameters(network)
         params = {'w': network.weight.detach().numpy().copy()}
-        state = follow(replace(state, step=np.asarray(step, np.int32), params=params), 0.8)
+        state = replace(state, step=np.asarray(step, np.int32), params=params)
+        state = update_average(state, 0.8)
         expected = average.module.weight.detach().numpy()
         np.testing.assert_allclose(state.average['params']['w'], expected, rtol=1e-5, atol=1e-5)
 
@@ -252,7 +253,7 @@ def test_checkpoints_without_an_average_are_refused_in_words(config, pretrained,
     ],
 )
 def test_stages_are_those_of_the_network(config, name, stages, first, next_one):
-    """A stage and all before it; nothing behind it, norm and head included."""
+    """A stage and everything before it are frozen; nothing behind it is, not even norms."""
     config.update({'freeze': stages, 'weights': 'source', 'method': 'finetune'})
     config.image_size = config.resize = 84 if name == 'inception_v3' else 64
     if name == 'dinov2_4':

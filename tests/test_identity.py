@@ -1,4 +1,4 @@
-"""Data are known by their content: by runs, by caches, and by networks trained on a source."""
+"""Runs, caches and networks pre-trained on a source identify their data by content."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ FILES = [f'{c}/{i}.png' for c in ('cat', 'dog') for i in range(5)]
 
 @pytest.fixture
 def photos(tmp_path):
-    """An undivided folder of two classes with five images each."""
+    """A folder without splits: two classes with five images each."""
     write_images(tmp_path / 'photos', FILES, side=10)
     return tmp_path / 'photos'
 
@@ -47,7 +47,7 @@ def test_it_does_not_depend_on_where_the_folder_is(photos, config, monkeypatch):
     assert opened('./photos/', config).identity == first.identity
     moved = photos.rename(photos.with_name('moved'))
     assert opened(moved, config).identity == first.identity
-    copy = shutil.copytree(moved, photos.with_name('copy'))  # with the files' times
+    copy = shutil.copytree(moved, photos.with_name('copy'))  # keeps the files' times
     assert opened(copy, config).identity == first.identity
 
 
@@ -90,7 +90,7 @@ def test_equal_names_sizes_and_times_are_not_equal_data(tmp_path, config):
             os.utime(path, ns=(0, 12345))
         found.add(opened(tmp_path / str(turn) / 'set', config).identity)
     assert len(found) == 2
-    # Nor are two files of equal size and time that have changed places.
+    # Two files of the same size and time that are exchanged are noticed too.
     a, b = ((tmp_path / f'0/set/{c}/0.bmp') for c in 'ab')
     contents = a.read_bytes(), b.read_bytes()
     for path, content in zip((b, a), contents, strict=True):
@@ -100,7 +100,7 @@ def test_equal_names_sizes_and_times_are_not_equal_data(tmp_path, config):
 
 
 def test_what_cannot_be_compared_by_content(photos, config, monkeypatch):
-    """Of very many files names, sizes and times decide; of large ones both ends."""
+    """For many files, names, sizes and times are compared; for large ones, both ends."""
     monkeypatch.setattr(image_files, '_MOST_FILES', 3)
     first = opened(photos, config)
     touch(photos)
@@ -219,7 +219,7 @@ def words_of(error):
 
 
 def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
-    """One training; what follows reads it again, from data that are the same or not."""
+    """One run is read again from data that is the same, or not."""
     config.method = 'finetune'
     config.target = defaults.dataset(f'folder:{photos}', 'train', 'test')
     workdir, copy = tmp_path / 'run', shutil.copytree(photos, tmp_path / 'copy')
@@ -252,7 +252,7 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
         again()
     (photos / 'emu').rename(photos / 'dog')
 
-    # A copy whose files have other times, in another place, is the same data.
+    # A copy elsewhere, whose files have other times, is the same data.
     moved = tmp_path / 'elsewhere'
     shutil.copytree(photos, moved, copy_function=shutil.copyfile)
     for path in moved.rglob('*.png'):
@@ -263,7 +263,7 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
         json.loads((workdir / 'data.json').read_text())['target']['digest']
         == (stored['target']['digest'])
     )
-    # Another content of the same name and size is not, whatever the flags say.
+    # Other content with the same name and size is not the same, whatever the flags.
     content = (moved / 'cat/1.png').read_bytes()
     (moved / 'cat/1.png').write_bytes(content[:-20] + bytes(20))
     config.allow_changes = True
@@ -272,7 +272,7 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
     config.allow_changes = False
     config.target.name = f'folder:{photos}'
 
-    # Without data.json, or with a damaged one, the checkpoints know.
+    # If data.json is missing or corrupted, the checkpoints identify the data.
     for damage in (Path.unlink, lambda path: path.write_text('{}')):
         damage(workdir / 'data.json')
         write_images(photos, ['dog/9.png'])
@@ -283,7 +283,7 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
         assert json.loads((workdir / 'data.json').read_text()) == stored
         assert damaged_files(workdir) == []
 
-    # A finished result is there when its data cannot be read.
+    # A finished result is available even if its data cannot be read.
     hidden = photos.with_name('hidden')
     photos.rename(hidden)
     photos.mkdir()
@@ -298,7 +298,7 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
         patch.setattr(data_identity, 'open_data', unreadable)
         assert again() == result
 
-    # What is not finished has to have its data; a finished result is there without.
+    # An unfinished run needs its data; a finished result does not.
     shutil.rmtree(photos)
     with caplog.at_level(logging.WARNING):
         assert again() == result
@@ -307,7 +307,7 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
 
 
 def test_a_refused_run_binds_its_folder_to_nothing(photos, config, tmp_path):
-    """Whoever follows the advice of the error uses the same command."""
+    """The advice in the error leads to the same command with another flag."""
     config.method, config.steps = 'finetune', 2
     config.target = defaults.dataset(f'folder:{photos}', 'train', 'test')
     config.target.shots = 7
@@ -321,7 +321,7 @@ def test_a_refused_run_binds_its_folder_to_nothing(photos, config, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_with_its_arrays_alone(config, tmp_path):
-    """In memory: target, test and source, matched, over several epochs, from a cache."""
+    """Arrays in memory as target, test and source, matched, for several epochs, cached."""
     rng = np.random.default_rng(0)
     target, test, source = (
         Records.from_arrays(
@@ -396,8 +396,8 @@ def test_folders_of_one_name_share_no_cache(config, tmp_path, monkeypatch):
     assert len({*found['two'], *caches()}) == 6
     assert len(trained) == 3
 
-    # The caller's own source is what the network is trained on; the configuration's is the same
-    # whoever has opened it.
+    # The network is trained on the caller's own source. The configuration's source is the same,
+    # whoever opens it.
     config.source.name = 'folder:data/source'
     source = open_split(config.source, 'train', config)
     assert backbone_weights(config, source) == backbone_weights(config)

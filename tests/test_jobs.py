@@ -1,4 +1,4 @@
-"""Comparisons whose runs are made several at a time."""
+"""Comparisons with several runs at a time."""
 
 import os
 import re
@@ -23,13 +23,13 @@ MEASURED = ('seconds', 'first_step_seconds', 'images_per_second')
 
 @pytest.fixture
 def start(config, tmp_path):
-    """Starts the command, on one device and some of this process's cores."""
+    """Starts the command on one device and some of this process's cores."""
     started = []
 
     def popen(*flags, workdir=tmp_path, cores=None):
         usable = sorted(os.sched_getaffinity(0))
         command = [sys.executable, '-m', 'xmixup_jax', *arguments(config, workdir)]
-        # The small network of the tests is known in this process alone.
+        # Only this process knows the small network of the tests.
         command += ['--config.model.name=resnet10', *flags]
         started.append(
             subprocess.Popen(
@@ -50,7 +50,7 @@ def start(config, tmp_path):
 
 
 def finish(process, code=0):
-    """Its standard error."""
+    """Waits for the process, and returns its standard error."""
     _, errors = process.communicate(timeout=HANGS)
     assert process.returncode == code, errors
     return errors
@@ -71,17 +71,17 @@ def trains(run):
 
 
 def holder(run):
-    """The process that makes the run."""
+    """The process that trains the run."""
     return psutil.Process(int(re.findall(r'pid (\d+)', (run / '.lock').read_text())[0]))
 
 
 def saved_step(run):
-    """Of the newest checkpoint."""
+    """The step of the newest checkpoint."""
     return max(int(path.name) for path in (run / 'checkpoints').glob('[0-9]*'))
 
 
 def what_counts(workdir):
-    """The rows without what depends on the moment, and the weights."""
+    """(rows, weights): the rows without measured times."""
     rows = [{k: v for k, v in row.items() if k not in MEASURED} for row in read(workdir)]
     weights = {
         str(path.relative_to(workdir)): {k: v.tobytes() for k, v in load_file(path).items()}
@@ -94,7 +94,7 @@ def what_counts(workdir):
 def test_two_at_once_make_the_runs_of_one_after_the_other(start, tmp_path):
     flags = ['--methods=finetune,xmixup', '--seeds=0,1', '--config.match.images_per_class=2']
     alone, both = tmp_path / 'alone', tmp_path / 'both'
-    # XLA's sums depend on the number of cores: one for each run here and there.
+    # XLA's sums depend on the number of cores, so each run gets one core in both cases.
     finish(start(*flags, workdir=alone, cores=1))
     finish(start(*flags, '--jobs=2', workdir=both, cores=2))
     rows, weights = what_counts(both)
@@ -104,7 +104,7 @@ def test_two_at_once_make_the_runs_of_one_after_the_other(start, tmp_path):
         assert 'Decoded images' in (run / workers.LOG).read_text()
     files = [{p.relative_to(d) for g in ('*', '*/*/*') for p in d.glob(g)} for d in (alone, both)]
     assert {path.name for path in files[0] ^ files[1]} == {workers.LOG}
-    # The same command has nothing left to do, and another one extends the comparison.
+    # The same command finds all runs finished, and further seeds extend the comparison.
     stamps = {path: path.stat().st_mtime_ns for path in both.rglob('result.json')}
     finish(start(*flags, '--seeds=0,1,2', '--jobs=9', workdir=both, cores=2))
     assert len(read(both)) == 6
@@ -136,12 +136,12 @@ def test_processes_that_are_killed(start, tmp_path):
     runs = [tmp_path / 'finetune' / f'seed{seed}' for seed in (0, 1, 2)]
     parent = start(*flags)
     wait_until(lambda: trains(runs[0]) and trains(runs[1]), parent)
-    # A worker: its run has failed, and a new process makes the next one.
+    # If a worker is killed, its run counts as failed, and a new process takes the next one.
     holder(runs[0]).kill()
     wait_until(lambda: trains(runs[2]), parent)
     (row,) = read(tmp_path)
     assert 'killed by SIGKILL' in row['error'] and str(runs[0] / 'log.txt') in row['error']
-    # The parent, by a signal that it can handle: all runs are saved.
+    # If the parent gets a signal that it can handle, all runs are saved.
     left = [holder(run) for run in runs[1:]]
     before = [saved_step(run) for run in runs[1:]]
     parent.send_signal(signal.SIGTERM)
@@ -149,7 +149,7 @@ def test_processes_that_are_killed(start, tmp_path):
     assert not any(process.is_running() for process in left)
     after = [saved_step(run) for run in runs[1:]]
     assert all(new > old for new, old in zip(after, before, strict=True))
-    # And by one that it cannot.
+    # The same with a signal that it cannot handle.
     (runs[0] / 'metrics.csv').unlink()
     before = saved_step(runs[0])
     parent = start(*flags)

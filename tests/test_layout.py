@@ -1,4 +1,4 @@
-"""The rooms of the package: imports run down, no file is long, and what is light stays light."""
+"""The layout of the package: no import cycles, no long files, light imports stay light."""
 
 import ast
 import graphlib
@@ -50,7 +50,7 @@ def test_no_module_imports_itself_in_a_circle():
 def test_no_room_imports_itself_in_a_circle():
     rooms = {}
     for module, targets in imports().items():
-        if module != 'xmixup_jax':  # it finds the public names when they are asked for
+        if module != 'xmixup_jax':  # it imports the public names on first use
             rooms.setdefault(room(module), set()).update(map(room, targets))
     for name, targets in rooms.items():
         targets.discard(name)

@@ -1,4 +1,4 @@
-"""What must not depend on the number of devices, once more on eight."""
+"""Tests that must not depend on the number of devices, repeated on eight."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from environment import HANGS
 
 @pytest.mark.slow
 def test_eight_devices():
-    """The tests marked `devices`, in another process: the number is fixed when it starts."""
+    """Runs the tests marked `devices` in a process that starts with eight devices."""
     done = subprocess.run(
         [sys.executable, '-m', 'pytest', '-m', 'devices', '-n', '0', '-p', 'no:cacheprovider'],
         cwd=Path(__file__).parents[1],

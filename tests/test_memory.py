@@ -10,7 +10,7 @@ from xmixup_jax.run.memory import give_back_memory
 def test_free_memory_between_used_memory_is_given_back():
     blocks = [bytes(1000) for _ in range(100_000)]
     blocks.append(bytes(1000))
-    del blocks[:-1]  # the last keeps what lies below it from being given back by itself
+    del blocks[:-1]  # the last block keeps the memory below it from being returned automatically
     before = psutil.Process().memory_info().rss
     give_back_memory()
     assert before - psutil.Process().memory_info().rss > 50e6

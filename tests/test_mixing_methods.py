@@ -1,4 +1,4 @@
-"""Co-Train, mixup, CutMix and SMILE against what their public code computes."""
+"""Co-Train, mixup, CutMix and SMILE compared with their public code."""
 
 import jax
 import jax.numpy as jnp
@@ -212,8 +212,8 @@ def test_neighbour_goes_around_the_whole_batch():
 
 @pytest.mark.parametrize('stage', [1, 2])
 def test_xmixup_of_feature_maps(stage):
-    """The stages before on both images apart (batch statistics are of both together), the later
-    ones on the mixture."""
+    """Earlier stages process both images separately (with joint batch statistics), later stages
+    process the mixture."""
     config = digits.get_config()
     config.model.name = 'resnet6'
     options = config.xmixup
@@ -231,7 +231,7 @@ def test_xmixup_of_feature_maps(stage):
     lam = np.asarray(batch['lam'])[:, None, None, None]
     mixed_maps = lam * mine[stage - 1] + (1 - lam) * other[stage - 1]
 
-    def replace(x, at, place):  # the map is replaced as a whole, whatever came in
+    def replace(x, at, place):  # the map is replaced entirely
         return mixed_maps if (at, place) == (stage - 1, 'end') else x
 
     expected = forward(*made, pair['image'], train=False, hook=replace)[0]

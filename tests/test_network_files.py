@@ -1,4 +1,4 @@
-"""Files of the networks that are not ResNets: other projects' layouts, and what is saved here."""
+"""Weights files of networks other than ResNets, from other projects and from this one."""
 
 import jax
 import numpy as np
@@ -20,12 +20,12 @@ HEADS = {f'{name}.{leaf}' for name in ('head', 'head.fc') for leaf in ('weight',
 
 
 def smallest(name):
-    """A side in px that the network takes: of a vision transformer two patches."""
+    """The smallest image side in px; for a vision transformer, two patches."""
     return max(MODELS[name].min_size, 2 * MODELS[name].multiple)
 
 
 def filled(path, name, *, with_head=True):
-    """timm's keys and arrays of the network here that has read a file."""
+    """Reads a file into a network of this package; returns arrays by timm's keys."""
     _, params, batch_stats = make(name, SIZE)
     return torch_tensors(name, *Weights(path, name).fill(params, batch_stats, with_head=with_head))
 
@@ -38,7 +38,7 @@ def same(ours, theirs):
 
 @pytest.mark.parametrize('name', SMALL)
 def test_timm_loads_what_is_saved_here(name, tmp_path):
-    """... with strict=True, and its file is read here."""
+    """timm loads with strict=True, and its own file is read here."""
     shapes = make(name, SIZE)[1]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
@@ -71,7 +71,7 @@ def test_the_authors_convnext(tmp_path):
 
 
 def test_torchvisions_convnext(tmp_path):
-    """The logits are torchvision's too."""
+    """Files of torchvision's ConvNeXt give the same logits."""
     from torchvision.models.convnext import CNBlockConfig
 
     depths, width = (1, 2, 1, 1), 8
@@ -92,14 +92,14 @@ def test_torchvisions_convnext(tmp_path):
 
 
 def of_timm():
-    """(name here, timm's name) of the networks that timm has under the same or another name."""
+    """(name here, timm's name) of all networks that timm has."""
     named = {name: NAMES.get(name, name) for name in MODELS if name not in SMALL}
     return [pair for pair in named.items() if pair[1] in timm.list_models()]
 
 
 @pytest.mark.parametrize(('name', 'theirs'), of_timm())
 def test_normalization_is_that_of_timms_weights(name, theirs):
-    """Of ViT-L/14 timm takes weights of LAION's by default, which are an exception."""
+    """timm's default weights of ViT-L/14 are LAION's, which are an exception."""
     tag = '.openai' if name == 'clip_l14' else ''
     config = timm.models.get_pretrained_cfg(theirs + tag)
     normalization = NORMALIZATIONS[MODELS[name].normalization]
@@ -108,7 +108,7 @@ def test_normalization_is_that_of_timms_weights(name, theirs):
 
 @pytest.mark.parametrize('name', LARGE)
 def test_keys_and_shapes_are_timms(name):
-    """Of those that are too large for tests of their values."""
+    """For networks that are too large to test their values."""
     size = 2 * MODELS[name].multiple
     with torch.device('meta'):
         network = peer(name, 7, size)
@@ -123,7 +123,7 @@ def test_keys_and_shapes_are_timms(name):
 
 
 def test_recipes_of_one_network():
-    """What docs/howto/networks.md says of them."""
+    """The statements of docs/howto/networks.md about recipes hold."""
     crops = {'a1_in1k': 0.95, 'a2_in1k': 0.95, 'tv_in1k': 0.875}
     for recipe, crop in crops.items():
         config = timm.models.get_pretrained_cfg(f'resnet50.{recipe}')

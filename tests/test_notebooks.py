@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom in their short setting, and are kept without outputs."""
+"""The notebooks run from top to bottom in their short setting, and are stored without outputs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Classes whose folders have names that are no text, from training to predictions."""
+"""Class folders with names that are not valid text, from training to predictions."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from xmixup_jax.errors import ConfigError
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.text import shell_line
 
-# Latin-1, a line of its own, what HTML, Matplotlib and shells have for their own.
+# Latin-1, a line break, and special characters of HTML, Matplotlib and shells.
 NAMES = (b'caf\xe9', b'two\nlines', b'$x^{$ & <b>', b'-dash "quoted"')
 SHOWN = ('caf\\xe9', 'two\nlines', '$x^{$ & <b>', '-dash "quoted"')
 
@@ -37,7 +37,7 @@ def write_images(root):
 
 
 def strict_stdout(monkeypatch):
-    """A standard output that raises for what is no text, as a pipe's does."""
+    """A standard output that raises on invalid text, as that of a pipe does."""
     written = io.TextIOWrapper(io.BytesIO(), 'utf-8', newline='')
     monkeypatch.setattr(sys, 'stdout', written)
     return written
@@ -78,7 +78,7 @@ def test_a_run_on_classes_with_odd_names(config, tmp_path, monkeypatch):
     table = output(predict, '--top=0', image)
     assert len(table.splitlines()) == 12 * 5 and 'two\\nlines' in table
     assert output(report_command) == f'->  {workdir}/report.html\n'
-    # The command that is printed is one that a shell takes apart into the same words.
+    # A shell splits the printed command into the same words.
     monkeypatch.setattr(train, 'read_command', lambda argv: (config, workdir))
     printed = output(train).splitlines()[-1].split('predict  ', 1)[1]
     words = ['xmixup', 'predict', f'--workdir={workdir}', 'IMAGE', '...']

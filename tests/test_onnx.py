@@ -30,7 +30,7 @@ from xmixup_jax.weights.files import save_weights
 
 CLASSES = ('a cat', 'a dog', 'café', 'x')
 SMALL = ('convnext4', 'dinov2_4', 'clip4')  # see conftest.py
-# One of each kind: the others have the same layers.
+# One network of each kind; the others have the same layers.
 NETWORKS = (
     *('resnet18', *SMALL),
     *('resnet18d', 'resnet50', 'efficientnet_lite0', 'inception_v3', 'vit_s16'),
@@ -39,18 +39,18 @@ DOCUMENT = Path(__file__).parents[1] / 'docs' / 'howto' / 'use.md'
 
 
 def logits_of(model, images):
-    """ONNX Runtime's."""
+    """Computes the logits with ONNX Runtime."""
     (logits,) = InferenceSession(model.SerializeToString()).run(['logits'], {'images': images})
     return logits
 
 
 def sizes(values):
-    """Names or numbers, as the file has them."""
+    """The sizes of a tensor in the file: names or numbers."""
     return [size.dim_param or size.dim_value for size in values.type.tensor_type.shape.dim]
 
 
 def randomized(tree):
-    """Arrays through which the signal of an image reaches the logits."""
+    """Random arrays, scaled so that the signal of an image reaches the logits."""
     rng = np.random.default_rng(0)
 
     def one(path, leaf):
@@ -83,7 +83,7 @@ def test_every_network_has_the_same_logits_as_an_onnx_file(name, tmp_path):
     assert metadata == json.loads((tmp_path / 'model.onnx.json').read_text())
     assert tuple(metadata['class_names']) == CLASSES
     assert (metadata['image_size'], metadata['resize']) == (size, size + 4)
-    # The layout changes once in networks of convolutions and batch norm.
+    # Networks of convolutions and batch norm change the layout only once.
     kinds = [node.op_type for node in model.graph.node]
     if MODELS[name].has_batch_norm:
         assert kinds.count('Transpose') == 1
@@ -93,7 +93,7 @@ def test_every_network_has_the_same_logits_as_an_onnx_file(name, tmp_path):
         images = rng.integers(256, size=(batch, size, size, 3), dtype=np.uint8)
         expected = jax.jit(trained.logits)(images)
         close(logits_of(model, images), expected, 1e-4)
-    assert np.ptp(expected, axis=0).max() > 0.01 * np.abs(expected).max()  # they see the images
+    assert np.ptp(expected, axis=0).max() > 0.01 * np.abs(expected).max()  # images matter
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_every_network_has_the_same_logits_as_an_onnx_file(name, tmp_path):
 def test_operations(function):
     def whole(images):
         x = images.astype(jnp.float32) / 255
-        # From here on the graph has the channels first.
+        # From here on, the graph is channels-first.
         kernel = jnp.eye(3)[None, None] + 0.1
         x = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -128,7 +128,7 @@ def test_operations(function):
 
 
 def test_an_unknown_operation_is_named():
-    with pytest.raises(DataError, match=r'not written to ONNX \(sort\): take --format=stablehlo'):
+    with pytest.raises(DataError, match=r'exported to ONNX \(sort\): use --format=stablehlo'):
         to_onnx(lambda images: jnp.sort(images.reshape(-1, 48).astype(jnp.float32)), 4, {})
 
 

@@ -1,4 +1,4 @@
-"""Optimisers against PyTorch's and timm's, layer by layer."""
+"""Optimisers compared with those of PyTorch and timm, layer by layer."""
 
 import importlib
 from functools import partial
@@ -24,7 +24,7 @@ RATE, DECAY = 0.02, 0.1
 
 
 def trained(config, gradients):
-    """Parameters after the updates; all are 0.01, 0.02, ... at first."""
+    """The parameters after the updates; all start at 0.01, 0.02, ..."""
     params = start()
     tx = make_optimizer(config.optimizer, steps=100)
     state = tx.init(params)
@@ -54,7 +54,7 @@ def gradients():
 
 
 def theirs(gradients, make, clip=None):
-    """The same in PyTorch; `make` gets named parameters."""
+    """The same in PyTorch; `make` makes the optimiser from named parameters."""
     tensors = {
         name: torch.nn.Parameter(torch.tensor(leaf['kernel'])) for name, leaf in start().items()
     }

@@ -1,4 +1,4 @@
-"""Fine-tuning and the methods with heads, layers, queues or phases of their own."""
+"""Fine-tuning, and methods that have their own heads, layers, queues or phases."""
 
 from collections import deque
 
@@ -59,7 +59,7 @@ def test_lwf():
         view.options.update(weight=0.6, temperature=3.0)
         return lwf.loss(view)
 
-    # The public loss is a divergence: less by the teacher's entropy, a constant.
+    # The public loss is a divergence, which is smaller by the teacher's entropy, a constant.
     entropy = scipy.stats.entropy(scipy.special.softmax(teacher / 3, axis=1), axis=1).mean()
 
     def theirs(logits):
@@ -143,7 +143,7 @@ def test_cotuning_finds_the_temperature_that_made_the_labels():
 
 
 def test_bituning():
-    """Both contrasts and the queue, which the second contrast sees with this batch's keys."""
+    """Both contrasts, and the queue, to which this batch's keys are added between them."""
     queue, dim = 3, 7
     places = np.array([0, 2, 1, 0], np.int32)
     memory = {'h': normal(K, queue, D + 1), 'z': normal(K, queue, dim)}
@@ -241,7 +241,7 @@ def test_rifle_draws_the_head_at_the_end_of_each_period_but_the_last(law):
             expected = draw_head(view.key, D, K, law)
             jax.tree.map(np.testing.assert_array_equal, after['fc'], expected)
     of_public_code = [s + 1 for s in range(18) if torch_recipes.rifle_reinitializes(s, 18, 3)]
-    assert changed == of_public_code[:-1] == [6, 12]  # there also after the last step
+    assert changed == of_public_code[:-1] == [6, 12]  # not after the last step
 
 
 @pytest.mark.parametrize('law', HEAD_INITS)
@@ -267,7 +267,7 @@ def test_seqtrain_similarity_is_the_earth_movers():
     for i, source in enumerate(s):
         distance = scipy.stats.wasserstein_distance_nd([source], t, [1.0], counts / 100)
         np.testing.assert_allclose(similarity[i], np.exp(-0.01 * distance), rtol=1e-6)
-    # With a single target class it is the similarity of two classes.
+    # With a single target class, it is the similarity of two classes.
     np.testing.assert_allclose(
         domain_similarity(t[:1], counts[:1], s), class_similarity(t[:1], s, 'emd')[0], rtol=1e-6
     )

@@ -31,7 +31,7 @@ NAME = 'poly'
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded():
-    """Each test has entry points of its own."""
+    """Clears the cached entry points, since each test has its own."""
     find._load_installed.cache_clear()
     yield
     find._load_installed.cache_clear()
@@ -39,7 +39,7 @@ def _nothing_loaded():
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    """The documented example, alone in the current folder."""
+    """The example of the documentation, alone in the current folder."""
     folder = tmp_path / 'mine'
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -118,7 +118,7 @@ def test_a_run_knows_its_file_by_content(config, file, tmp_path):
     assert train_and_evaluate(config, run) == result  # the finished run
 
     elsewhere.write_text(EXAMPLE.replace('return cross', 'return 2 * cross'))
-    assert train_and_evaluate(config, run) == result  # what is chosen already stays
+    assert train_and_evaluate(config, run) == result  # the loaded method stays
     choose_method(config, str(elsewhere))
     view = make_view(NAME, outputs=outputs(jnp.zeros((B, K))), options=config[NAME])
     assert np.isclose(find.method_of(config).loss(view), 2 * np.log(K) + 1 - 1 / K)
@@ -149,7 +149,7 @@ def test_a_comparison_takes_files_and_names(config, file, tmp_path, capsys):
         for name in ('finetune', NAME)
     }
     assert stored[NAME][NAME] == {'epsilon': 0.3}
-    # Fine-tuning is the run that it would be without the other method.
+    # Fine-tuning has the same configuration as without the other method.
     plain, _ = parse_flags(small(config, '--config.method=finetune'))
     assert stored['finetune'] == plain.to_dict()
 
@@ -208,8 +208,8 @@ def test_broken_files_end_in_one_line(file, content, words):
     [
         ('xmixup.py', 'xmixup is a built-in method: rename the file'),
         ('finetune.py', 'finetune is a built-in method: rename the file'),
-        ('match.py', 'another method or value has the name config.match: rename'),
-        ('steps.py', 'another method or value has the name config.steps: rename'),
+        ('match.py', 'the name config.match is taken by another method or key'),
+        ('steps.py', 'the name config.steps is taken by another method or key'),
         ('update.py', "'update' cannot be a part of config.METHOD.KEY"),
         ('my-method.py', "'my-method' cannot be a part of config.METHOD.KEY"),
         ('lambda.py', "'lambda' cannot be a part of config.METHOD.KEY"),
@@ -241,7 +241,7 @@ def test_two_files_of_one_name_are_not_compared(config, file, tmp_path):
     other.parent.mkdir()
     other.write_text(EXAMPLE.replace('0.1', '0.2'))
     flags = [f'--methods={file.name},{other}', f'--workdir={tmp_path / "compared"}']
-    with pytest.raises(ConfigError, match=f'another method .* the name config.{NAME}: rename'):
+    with pytest.raises(ConfigError, match=f'the name config.{NAME} is taken by another method'):
         compare.run(small(config, *flags))
 
 
@@ -291,7 +291,7 @@ def test_a_method_of_an_installed_package(config, file, tmp_path, monkeypatch, i
         ('mine', [('mine', 'math:pi')], 'is of type float: it must be a Method'),
         ('mine', [('mine', 'math:pi'), ('mine', 'math:e')], 'is not the only one of this name'),
         ('xmixup', [('xmixup', 'math:pi')], 'has the name of a built-in method'),
-        ('match', [('match', 'xmixup_jax.methods.mixup:METHOD')], 'has the name config.match'),
+        ('match', [('match', 'xmixup_jax.methods.mixup:METHOD')], 'the name config.match is taken'),
         ('mine', [('other', 'math:pi')], 'must be one of finetune'),
     ],
 )

@@ -1,4 +1,4 @@
-"""config.augment: the operations beside torchvision's, and their draws beside its samplers."""
+"""config.augment: operations and random draws compared with torchvision's."""
 
 from functools import partial
 
@@ -52,7 +52,7 @@ apply = jax.jit(jax.vmap(policies.apply))
 
 def ours(operation, magnitude):
     images = jnp.asarray(IMAGES, jnp.float32)
-    # Of each image its own, as on accelerators.
+    # One operation for each image, as on accelerators.
     operations = np.full(len(images), policies.OPERATIONS.index(operation))
     return np.asarray(apply(images, operations, np.full(len(images), magnitude, np.float32)))
 
@@ -60,7 +60,7 @@ def ours(operation, magnitude):
 def torchvisions(operation, magnitude, images=IMAGES):
     images = torch.tensor(images).permute(0, 3, 1, 2)
     nearest = torchvision.transforms.InterpolationMode.NEAREST
-    done = [  # one by one: its contrast is that of a whole batch
+    done = [  # one by one, since its contrast uses the mean of a whole batch
         autoaugment._apply_op(image, NAMES[operation], magnitude, nearest, None) for image in images
     ]
     return torch.stack(done).permute(0, 2, 3, 1).numpy()
@@ -82,7 +82,7 @@ def test_magnitudes(policy, side):
 @pytest.mark.parametrize('policy', POLICIES)
 @pytest.mark.parametrize('operation', policies.OPERATIONS)
 def test_operations(operation, policy):
-    """Every magnitude, in both directions: exact but where the comments say so."""
+    """Every magnitude, in both directions; exact except where the comments say so."""
     row = policies.magnitudes(policy, SIDE)[policies.OPERATIONS.index(operation)]
     signed = operation in policies._SIGNED
     for magnitude in sorted({*row, *(-row if signed else row)}):
@@ -90,10 +90,10 @@ def test_operations(operation, policy):
         assert result.shape == IMAGES.shape
         difference = np.abs(result - expected)
         if operation in ('shear_x', 'shear_y', 'rotate'):
-            # Where a place is half way between two pixels, rounding decides between them.
+            # Where a position is halfway between two pixels, rounding decides.
             assert (difference > 0).mean() < 0.02, magnitude
         elif operation in ('color', 'sharpness'):
-            # Of sums that end on a whole number, torchvision's may be cut off just below it.
+            # Where a sum is a whole number, torchvision may round it down to the next lower one.
             assert difference.max() <= 1, magnitude
         else:
             assert difference.max() == 0, magnitude
@@ -107,7 +107,7 @@ def test_operations_change_the_image():
 
 
 def watched(policy, draws):
-    """Operation and magnitude of torchvision's own draws, as they are applied."""
+    """The operations and magnitudes that torchvision draws and applies."""
     seen = []
     torch.manual_seed(0)
     original = autoaugment._apply_op
@@ -153,10 +153,10 @@ def test_draws_are_those_of_torchvision(values, theirs):
 
 
 def test_operations_follow_one_another():
-    """`augmented` does what `draw` has drawn, in its order, on each image by its own key."""
+    """Each image gets the operations that `draw` draws from its own key, in that order."""
     chosen = options(policy='randaugment', num_ops=3)
     keys = jax.random.split(jax.random.key(5), 4)
-    result = jax.jit(partial(policies.augmented, chosen))(keys, IMAGES)
+    result = jax.jit(partial(policies.augment, chosen))(keys, IMAGES)
     for i, key in enumerate(keys):
         image = IMAGES[i : i + 1]
         drawn = policies.draw(jax.random.split(key)[0], chosen, SIDE)
@@ -186,7 +186,7 @@ def test_colour_jitter_as_torchvision_does():
                 change(image.astype(np.float32), order, of_image)
                 - expected.permute(1, 2, 0).numpy()
             )
-            # A grey level off in one operation may grow in the next.
+            # A difference of one grey level may grow in the next operation.
             assert difference.max() <= 3 and (difference > 1).mean() < 0.01
 
 
@@ -237,9 +237,9 @@ def test_erased_boxes_are_those_of_torchvision(side):
 def test_the_share_of_images_that_lose_a_box():
     keys = jax.random.split(jax.random.key(4), 2000)
     images = np.ones((2000, 12, 12, 3), np.float32)
-    erased = np.asarray(policies.erased(keys, images, 0.3))
+    erased = np.asarray(policies.erase(keys, images, 0.3))
     lost = (erased == 0).all(-1)
-    assert ((erased == 0).any(-1) == lost).all()  # of all channels
+    assert ((erased == 0).any(-1) == lost).all()  # in all channels
     assert scipy.stats.binomtest(int(lost.any((1, 2)).sum()), 2000, 0.3).pvalue > 1e-3
     for mask in lost[lost.any((1, 2))]:
         rows, columns = mask.any(1), mask.any(0)
@@ -293,7 +293,7 @@ def test_resized_crops_are_augmented(view, config):
 
 @pytest.mark.parametrize('method', ['xmixup', 'bituning'])
 def test_every_image_of_a_batch_is_augmented_by_a_key_of_its_own(config, method):
-    """The target's, the source's and the second view; the clean statistics see none of it."""
+    """The target, source and second views are augmented; clean statistics are not affected."""
     config.method = method
     config.augment.update(ALL)
     batch = random_batch(8)

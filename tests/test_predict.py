@@ -25,7 +25,7 @@ from xmixup_jax.errors import ConfigError, DataError, UserError
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.weights.files import save_weights
 
-SIZES = Sizes(10, 10)  # with the columns of ten source classes, which predictions leave out
+SIZES = Sizes(10, 10)  # with ten source classes, which predictions leave out
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_every_form_of_an_image_gives_the_same(workdir, picture, tmp_path):
     model = xmixup_jax.load(str(workdir))
     image = Image.fromarray(picture)
     files = {}
-    # OpenCV knows the first three, Pillow alone the others.
+    # OpenCV reads the first three, only Pillow the others.
     for suffix in ('png', 'bmp', 'tiff', 'tga', 'ico', 'pcx', 'icns'):
         files[suffix] = tmp_path / f'image.{suffix}'
         sizes = {'sizes': [picture.shape[1::-1]]} if suffix == 'ico' else {}
@@ -151,7 +151,7 @@ def test_a_bomb_that_pillow_would_decode(workdir):
 
 @pytest.mark.parametrize('form', ['TGA', 'ICO', 'PCX', 'SGI', 'DDS', 'AVIF', 'IM', 'GIF'])
 def test_mutated_images_are_read_or_refused(picture, form):
-    """Whatever Pillow's decoders make of them; tests/faults has OpenCV's."""
+    """Fuzzes Pillow's decoders; tests/faults fuzzes OpenCV's."""
     rng, file = np.random.default_rng(), io.BytesIO()
     Image.fromarray(picture).save(file, form)
     for _ in range(60):
@@ -215,13 +215,13 @@ def test_faults_of_the_command(workdir, picture, tmp_path, capsys, monkeypatch):
     assert [each['image'] for each in json.loads(said.out)] == [str(good)]
     assert 'holds no images' in outcome(f'--workdir={workdir}', tmp_path / 'empty')[1]
     assert 'does not exist' in outcome(f'--workdir={workdir}', tmp_path / 'none.png')[1]
-    assert 'holds no finished run' in outcome(f'--workdir={tmp_path}', good)[1]
+    assert 'contains no finished run' in outcome(f'--workdir={tmp_path}', good)[1]
     assert sys.modules['PIL.Image'].MAX_IMAGE_PIXELS  # Pillow's own limit stands
 
 
 @pytest.fixture
 def tested(workdir, config, state):
-    """The folder of a run with another network that was the best on the way."""
+    """The folder of a run with another network, the best one during training."""
     best = jax.tree.map(lambda leaf: leaf + 0.5, state.params)
     content = {'class_names': tuple('abcdefghij'), 'config': config.to_dict()}
     content['score'] = {'best_step': 4, 'best_top1': 0.625, 'best_loss': 1.0}
@@ -235,7 +235,7 @@ def test_the_network_can_be_chosen(tested, picture, tmp_path, capsys, monkeypatc
     Image.fromarray(picture).save(tmp_path / 'image.png')
     outputs = {}
     for network, words in {
-        'final': r'model\.safetensors, the final one of the run \(there is a best one, too\)',
+        'final': r'model\.safetensors, the final one of the run \(which also has a best one\)',
         'best': r'best_model\.safetensors, the best of the run \(step 4, 62\.50 % top-1 in',
     }.items():
         arguments = [f'--workdir={tested}', f'--network={network}', str(tmp_path / 'image.png')]
@@ -248,11 +248,11 @@ def test_the_network_can_be_chosen(tested, picture, tmp_path, capsys, monkeypatc
     assert outputs['final'] != outputs['best']
     (tested / 'best_model.safetensors').unlink()
     assert xmixup_jax.load(tested).path.name == 'model.safetensors'
-    with pytest.raises(ConfigError, match=r'holds no best_model.*config\.eval_every'):
+    with pytest.raises(ConfigError, match=r'has no best_model.*config\.eval_every'):
         xmixup_jax.load(tested, network='best')
     with pytest.raises(ConfigError, match=r"network='last': must be one of final, best"):
         xmixup_jax.load(tested, network='last')
-    with pytest.raises(ConfigError, match='is one network: to choose one, name the folder'):
+    with pytest.raises(ConfigError, match='single network: to choose network=best, name'):
         xmixup_jax.load(tested / 'model.safetensors', network='best')
 
 
@@ -282,7 +282,7 @@ def test_what_a_folder_holds_besides_is_counted(workdir, picture, tmp_path, caps
         predict.run(['predict', f'--workdir={workdir}', str(root / 'nowhere.jpg')])
     with pytest.raises(UserError, match='1 of 1 images could not be decoded'):
         predict.run(['predict', f'--workdir={workdir}', str(root / 'pipe.jpg')])
-    assert 'pipe.jpg is no regular file' in capsys.readouterr().err
+    assert 'pipe.jpg is not a regular file' in capsys.readouterr().err
 
 
 NAMES = [b'caf\xe9.png', b'two\nlines.png', b'-dash.png', b'it\'s "quoted" $x.png']
@@ -296,7 +296,7 @@ def test_names_of_every_kind(workdir, picture, tmp_path, form, monkeypatch):
     content = cv2.imencode('.png', picture)[1].tobytes()
     for name in NAMES:
         Path(os.fsdecode(folder + b'/' + name)).write_bytes(content)
-    written = io.TextIOWrapper(io.BytesIO(), 'utf-8')  # as strict as a pipe
+    written = io.TextIOWrapper(io.BytesIO(), 'utf-8')  # as strict as that of a pipe
     monkeypatch.setattr(sys, 'stdout', written)
     predict.run(['predict', f'--workdir={workdir}', f'--format={form}', os.fsdecode(folder)])
     written.flush()
@@ -321,7 +321,7 @@ def test_where_an_export_goes(workdir, tmp_path, monkeypatch, capsys):
     assert exported('safetensors', folder) == folder / 'model.safetensors'
     assert exported('safetensors', f'{tmp_path}/new/') == tmp_path / 'new/model.safetensors'
     assert exported('safetensors', tmp_path / 'mine.safetensors').is_file()
-    # An orbax checkpoint is a folder: one that is there already is written anew.
+    # An orbax checkpoint is a folder, and replaces one that is already there.
     for _ in range(2):
         assert exported('orbax', folder) == folder / 'orbax'
         assert exported('orbax', tmp_path / 'checkpoint') == tmp_path / 'checkpoint'

@@ -1,4 +1,4 @@
-"""Classes matched by the pre-trained head, and the head's own columns for the source's classes."""
+"""Class matching by the pre-trained head, and columns of the head for the source classes."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from xmixup_jax.weights.pretrained import Weights
 
 
 def weights_of(config, path, classes, names=None):
-    """A network with a head of `classes` columns; `names` of them, if the file has them."""
+    """Weights whose head has `classes` columns, with `names` for them if the file has names."""
     config.method = 'finetune'
     _, state = step_lib.create_task(config, Sizes(classes))
     head = {'kernel': 5 * state.params['fc']['kernel'], 'bias': state.params['fc']['bias']}
@@ -68,7 +68,7 @@ def test_columns_are_found_by_id_word_and_name(config, tmp_path):
     with pytest.raises(DataError, match='no column'):  # a dog or a garment?
         imagenet.head_columns(['CARDIGAN'])
     own = weights_of(config, tmp_path / 'own.safetensors', 5, ['cat', 'dog', 'emu'])
-    assert own.head_columns(['emu', 'cat']).tolist() == [2, 0]  # further columns have no name
+    assert own.head_columns(['emu', 'cat']).tolist() == [2, 0]  # the other columns have no names
 
 
 def test_what_has_no_column_is_one_clear_error(config, tmp_path):
@@ -78,11 +78,11 @@ def test_what_has_no_column_is_one_clear_error(config, tmp_path):
     with pytest.raises(DataError, match='1 of 1 source classes'):  # two classes have this word
         imagenet.head_columns(['crane'])
     unnamed = weights_of(config, tmp_path / 'unnamed.safetensors', 7)
-    with pytest.raises(DataError, match='do not name the 7 columns'):
+    with pytest.raises(DataError, match='do not name the 7 classes'):
         unnamed.head_columns(['cat'])
     tensors = load_file(tmp_path / 'w.safetensors')
     save_file({k: v for k, v in tensors.items() if 'fc' not in k}, tmp_path / 'no.safetensors')
-    with pytest.raises(DataError, match='hold no head'):
+    with pytest.raises(DataError, match='have no head'):
         Weights(tmp_path / 'no.safetensors', config.model.name).head_columns(['cat'])
 
 

@@ -1,4 +1,4 @@
-"""`xmixup prepare`: everything slow in advance, and nothing twice."""
+"""`xmixup prepare` does everything slow in advance, and nothing twice."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from xmixup_jax.weights.files import save_weights
 from xmixup_jax.weights.pretrained import Weights
 
 
-# A process and two trainings; tests/test_sources.py has the command by itself.
+# Starts a process and trains twice; tests/test_sources.py tests the command alone.
 @pytest.mark.slow
 def test_prepare_leaves_nothing_slow_to_the_run(config, tmp_path):
     folders = {'data_dir': tmp_path / 'tfds', 'cache_dir': tmp_path / 'cache'}
@@ -58,7 +58,7 @@ class Stopped(Exception):
 def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
     monkeypatch.setattr(files, 'SAVE_SECONDS', -1.0)  # after every batch
     config.cache_dir = str(tmp_path)
-    config.num_threads = 1  # of several, one may reach the limit in the first batch
+    config.num_threads = 1  # one of several threads may reach the limit in the first batch
     config.eval_batch_size, config.match.images_per_class = 16, 0
     records = open_split(config.target, 'train', config).select(np.arange(100))
     _, state = create_task(config, Sizes(10))
@@ -66,7 +66,7 @@ def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
     weights = Weights(tmp_path / 'w', config.model.name)
 
     def part(limit):
-        seen = []  # of this part: threads of the one before may go on for a while
+        seen = []  # for this part only, since threads of the previous one may still run
 
         def read(i):
             seen.append(i)

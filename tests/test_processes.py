@@ -1,4 +1,4 @@
-"""Runs in several real processes, over TCP, as a user starts them by hand."""
+"""Runs in several real processes over TCP, as a user would start them by hand."""
 
 import csv
 import json
@@ -20,8 +20,8 @@ STEPS = 32
 
 
 def start(config, workdir, processes, devices, slurm=False, **values):
-    """The processes of one run, each with so many simulated devices; joined by flags or as if by
-    srun."""
+    """Starts the processes of one run, each with several simulated devices, joined by flags or with
+    the variables of srun."""
     flags = {
         'data_dir': config.data_dir,
         'cache_dir': config.cache_dir,
@@ -95,7 +95,7 @@ def finish(processes, code=0):
 
 @pytest.mark.slow
 def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_path):
-    """1 process, stopped; 2 processes, of which one is killed; 2 to the end, with a report."""
+    """Stops 1 process, then kills one of 2 processes, then finishes with 2, with a report."""
     alone, moved = tmp_path / 'alone', tmp_path / 'moved'
     reference = start(config, alone, 1, 4)
     finish(reference)
@@ -105,13 +105,13 @@ def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_p
     first[0].send_signal(signal.SIGTERM)
     finish(first, 75)
 
-    # Their images are kept on the devices of both.
+    # The images are cached on the devices of both.
     two = start(config, moved, 2, 2, **{'data.cache': 'device'})
     reaches(moved, max(rows(moved)) + 6, two)
     two[1].kill()
     _, stderr = two[0].communicate(timeout=HANGS)
     assert two[0].returncode == 75
-    assert stderr.splitlines()[-1].startswith('xmixup: process 1 of the run has ended')
+    assert stderr.splitlines()[-1].startswith('xmixup: process 1 of the run has died')
     two[1].communicate()
     assert max(rows(moved)) < STEPS
 
@@ -119,7 +119,7 @@ def test_a_run_goes_on_over_any_processes_and_is_the_same(config, records, tmp_p
     assert '\nxmixup  top1 ' in outputs[0][0] and 'top1' not in outputs[1][0]
     assert 'Class match' in (moved / 'report.html').read_text()
     assert list(rows(alone)) == list(rows(moved)) == list(range(1, STEPS + 1))
-    # Sums in another order: 1e-6 at first, which grows with the steps.
+    # Sums in another order differ by 1e-6 at first, and by more after many steps.
     losses = np.array([list(rows(folder).values()) for folder in (moved, alone)])
     np.testing.assert_allclose(*losses[:, : STEPS // 2], rtol=1e-5)
     np.testing.assert_allclose(*losses, rtol=5e-4)
@@ -149,7 +149,7 @@ def test_processes_validate_average_and_stop_as_one_does(config, records, tmp_pa
 
 @pytest.mark.slow
 def test_processes_save_together_when_one_is_told_to_stop(config, records, tmp_path):
-    """A signal to one of them is enough; the first alone reports. Found by SLURM's variables."""
+    """A signal to one process is enough. Only the first reports. Joined by SLURM's variables."""
     values = {'method': 'mixup', 'steps': 2000, 'checkpoint_every': 1000, 'log_every': 10}
     two = start(config, tmp_path, 2, 1, slurm=True, **values)
     reaches(tmp_path, 10, two)
@@ -191,9 +191,9 @@ def test_launchers_are_recognised(environ, several):
     [
         (['--num_processes=2'], 'give all of --coordinator'),
         (['--coordinator=a:1', '--process_id=0'], 'give all of --coordinator'),
-        (['--coordinator=a:1', '--num_processes=two', '--process_id=0'], 'are numbers'),
-        (['--coordinator=a:1', '--num_processes=2', '--process_id=x'], 'are numbers'),
-        (['--coordinator=a:1', '--num_processes=2', '--process_id=2'], 'must be from 0'),
+        (['--coordinator=a:1', '--num_processes=two', '--process_id=0'], 'must be numbers'),
+        (['--coordinator=a:1', '--num_processes=2', '--process_id=x'], 'must be numbers'),
+        (['--coordinator=a:1', '--num_processes=2', '--process_id=2'], 'must be at least 0'),
     ],
 )
 def test_impossible_flags(flags, words):

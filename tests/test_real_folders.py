@@ -1,4 +1,4 @@
-"""Image folders as people have them: what is read, left out, reported and refused."""
+"""Real-world image folders: what is read, ignored, reported and refused."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def counts(records):
     return dict(zip(records.class_names, np.bincount(records.labels, minlength=0), strict=True))
 
 
-# What is never data
+# Files that are never data
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_class_names_are_compared_in_one_unicode_form(root, config):
     )
     train, test = train_and_test(listed, config)
     assert train.class_names == test.class_names == (composed,)
-    # The list in one form, the files in the other.
+    # The list and the files have different Unicode forms of the name.
     listed = write_list(
         root / 'list.csv',
         [(f'train/{composed}/0.png', 'a', 'train'), (f'test/{composed}/0.png', 'a', 'test')],
@@ -276,14 +276,14 @@ def test_a_class_without_test_images_is_said(root, config):
 
 
 def test_other_labels_than_by_position(root, config):
-    """Without the first class in the test, its labels are still those of the training."""
+    """If the test lacks the first class, its labels are still those of training."""
     shutil.rmtree(root / 'test/cat')
     test = read(root, config).test
     for i in range(len(test)):
         assert f'/{test.class_names[test.labels[i]]}/' in test.describe(i)
 
 
-# Refusals carry the remedy
+# Errors name a remedy
 
 
 def refused(root, config, **options):
@@ -302,7 +302,7 @@ def test_no_test_split(root, config):
     (root / 'train').rename(root / 'extra')
     shutil.copytree(root / 'extra', root / 'train')
     assert '--config.target.test_split=extra' in refused(root, config)
-    # Each of the remedies works.
+    # Each remedy works.
     read(root, config, test_split='rest', sample_rate=0.8)
     read(root / 'train', config)
     read(root, config, test_split='extra')
@@ -389,7 +389,7 @@ def test_lists_as_programs_write_them(root, config):
 
 @pytest.mark.parametrize('place', ['', 'train'])
 def test_a_folder_above_the_classes(root, config, place):
-    """As many archives have it: one more folder around everything."""
+    """Many archives have one more folder around everything."""
     inner = root / place
     inner.rename(root.parent / 'moved')
     (inner / 'archive').parent.mkdir(parents=True, exist_ok=True)
@@ -494,7 +494,7 @@ def test_a_test_of_which_nothing_can_be_decoded(root, config, tmp_path):
 
 
 def test_flags_are_those_of_the_part(tmp_path, config):
-    """What is said of the source names its flags."""
+    """Messages about the source name the flags of the source."""
     write_images(tmp_path, [f'{n}/{c}/{i}.png' for n in ('f0', 'f1') for c in 'ab' for i in '012'])
     config.source = data_set(tmp_path)
     records = open_split(config.source, 'train', config)

@@ -1,4 +1,4 @@
-"""L2-SP, DTNH, DELTA, FSP, BSS, MARS and MMD against what their public code computes."""
+"""L2-SP, DTNH, DELTA, FSP, BSS, MARS and MMD compared with their public code."""
 
 from types import SimpleNamespace
 
@@ -81,7 +81,7 @@ def test_dtnh_never_opposes_the_cross_entropy(g, r):
     scale = 1 + np.abs(g).max() + np.abs(r).max()
     np.testing.assert_allclose(combined, expected, atol=2e-5 * scale, rtol=1e-5)
     assert combined @ g >= -1e-5 * scale**2
-    # The part that is left of the penalty does not work against the cross-entropy either.
+    # The rest of the penalty's gradient does not oppose the cross-entropy.
     assert (combined - g) @ g >= -1e-5 * scale**2
 
 
@@ -122,7 +122,7 @@ def test_delta_attention():
     rises = 1e-3 * normal(50)
     weights = delta.attention(rises)
     np.testing.assert_allclose(weights, torch_recipes.delta_attention(torch.tensor(rises)), **CLOSE)
-    # Raw rises of this size would give every channel the same weight.
+    # Without standardisation, such small rises would give every channel the same weight.
     assert 50 * weights.max() > 1.4 and 50 * weights.min() < 0.7
     np.testing.assert_allclose(delta.attention(np.zeros(4)), 0.25)
 
@@ -222,13 +222,13 @@ def test_bss_gradient_is_finite_where_singular_values_coincide(matrix):
     grad = jax.grad(bss.batch_spectral_shrinkage)(matrix, 2)
     assert np.isfinite(grad).all()
     if matrix.trace() == 4 and matrix.sum() == 4:
-        # Any two of the four equal directions: the gradient is 2 u v^T summed over them.
+        # All directions are equal; the gradient is the sum of 2 u v^T over any two of them.
         np.testing.assert_allclose(np.linalg.norm(grad), 2 * np.sqrt(2), rtol=1e-5)
 
 
 @pytest.mark.parametrize(('rows', 'size'), [(B, 3), (7, 3), (64, 1)])
 def test_mmd_penalty(rows, size):
-    """Between the halves of a batch; an odd last image is left out."""
+    """The penalty compares the halves of a batch; an odd last image is left out."""
 
     def ours(features):
         return mmd.penalty(make_view('mmd', outputs=outputs(features=features)))

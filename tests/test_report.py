@@ -1,4 +1,4 @@
-"""Reports: what they say is what the run found, and nothing in them comes from elsewhere."""
+"""Reports agree with the run, and load nothing from elsewhere."""
 
 import html.parser
 import itertools
@@ -61,7 +61,7 @@ def check_self_contained(page):
 
 
 def in_browser(path, width):
-    """Opens the page in Chromium; (what it complained of, width of the content, broken images)."""
+    """Opens the page in Chromium; returns (complaints, width of the content, broken images)."""
     complaints = []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -91,14 +91,14 @@ def in_browser(path, width):
 
 @pytest.fixture
 def named(records):
-    """The digits under names that would do harm in a page."""
+    """The digits with class names that would do harm in a page."""
     class_names = (*EVIL, *'56789')
     target, test, source = (replace(part, class_names=class_names) for part in records)
     return Data(target, test.select(np.arange(200)), source)
 
 
 def check_in_browser(path):
-    """Where there is one: on a large screen and on a phone's."""
+    """Checks a page on a large screen and on a phone, if Chromium is installed."""
     if CHROMIUM:
         for width in (1200, 375):
             complaints, content, broken = in_browser(path, width)
@@ -153,7 +153,7 @@ def test_report_without_match_and_test(config, records, tmp_path):
 
 
 def test_report_of_a_comparison(config, tmp_path):
-    """Of made-up runs; tests/test_compare.py makes real ones."""
+    """The runs are made up; tests/test_compare.py trains real ones."""
     rng = np.random.default_rng(0)
     rows, folders = [], []
     for method, seed in itertools.product(('finetune', 'xmixup', 'cotrain'), range(3)):
@@ -220,7 +220,7 @@ def test_names_stay_apart():
 
 
 def test_a_report_asked_for_after_the_run(config, records, tmp_path):
-    """It says what that of the same run says, and the run stays whole."""
+    """It equals the report made in the run, and leaves the run intact."""
     texts = {}
     for name, wanted in (('with', True), ('without', False)):
         config.report = wanted

@@ -1,4 +1,4 @@
-"""Whole runs: in this process on 8 simulated devices, and as a user's processes on one."""
+"""Whole runs: in this process on simulated devices, and in processes with one device."""
 
 import csv
 import json
@@ -73,7 +73,7 @@ def test_run_from_source_training_to_result(config, tmp_path):
     with pytest.raises(ConfigError, match=r'\(config.xmixup.alpha: 0.2 -> 0.3\)'):
         train_and_evaluate(config, tmp_path)
 
-    # The source's network is trained already: a second experiment finds it.
+    # The network is already trained on the source; a second experiment finds it.
     trained = list(Path(config.cache_dir).glob('pretrained/mnist5k-resnet6-*/result.json'))
     stamps = [path.stat().st_mtime_ns for path in trained]
     config.method = 'finetune'
@@ -136,7 +136,7 @@ def finish(args, code=0):
 
 @pytest.mark.slow
 def test_stopped_and_continued_is_the_undisturbed_run(config, records, tmp_path):
-    """By SIGTERM, from the command line; tests/faults kills runs in many ways."""
+    """Stopped by SIGTERM, from the command line; tests/faults kills runs in many ways."""
     values = {'model.width': 4, 'steps': 200, 'checkpoint_every': 50, 'log_every': 5}
     undisturbed, stopped = tmp_path / 'undisturbed', tmp_path / 'stopped'
     finish(command(config, undisturbed, **values))
@@ -158,7 +158,7 @@ def test_stopped_and_continued_is_the_undisturbed_run(config, records, tmp_path)
     expected = (undisturbed / 'model.safetensors').read_bytes()
     assert (stopped / 'model.safetensors').read_bytes() == expected
     steps = [int(row['step']) for row in rows(stopped)]
-    # The checkpoint between two logs has a row of its own.
+    # A checkpoint between two logged steps has its own row.
     assert steps == sorted(set(steps)) and set(steps) >= set(range(5, 201, 5))
 
 

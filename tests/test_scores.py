@@ -1,4 +1,4 @@
-"""Figures of a test, against their definitions in NumPy; the files that hold them."""
+"""Scores of a test compared with their definitions in NumPy, and the files with them."""
 
 import csv
 
@@ -76,7 +76,7 @@ def read(path):
 
 def test_files(tmp_path):
     tested, data = outputs(1, 3), records(3)
-    # Some images could not be read: places are those of the records.
+    # As if some images could not be read; `index` counts all records.
     tested = evaluation.Tested(tested.logits, tested.label, np.arange(COUNT) + 5)
     write_scores(tmp_path, tested, data)
     predicted = tested.logits.argmax(1)

@@ -1,4 +1,4 @@
-"""The kinds of data sets: their contract, lists of files in CSV, and arrays in memory."""
+"""The kinds of data sets: their interface, lists of files in CSV, and arrays in memory."""
 
 import csv
 import importlib.metadata
@@ -50,7 +50,7 @@ def contents(records):
     ]
 
 
-# The contract
+# The interface
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_kind_of_another_package(tmp_path, monkeypatch, config):
 
 
 def test_prepare_says_all_that_is_missing(tmp_path, monkeypatch, config, capsys):
-    """And prepares what it can."""
+    """`prepare` lists everything that is missing, and prepares the rest."""
     config.data_dir, config.target.name = str(tmp_path), 'uci_digits'
     config.source.name = 'fgvc_aircraf'
     monkeypatch.setattr(prepare, 'read_command', lambda argv: (config, tmp_path / 'run'))

@@ -69,14 +69,14 @@ def test_one_and_many_devices_give_the_same_update(config, method):
 
 @pytest.mark.devices
 def test_shard_map_is_ready_to_take_the_place_of_pmap(config, records, monkeypatch):
-    """The twin of the mapping gives the same updates, logits and inputs, bit for bit."""
+    """Both mappings give the same updates, logits and inputs, bit for bit."""
     _, test, _ = records
     test = test.select(np.arange(77))
     batches = [random_batch(16, seed) for seed in range(2)]
 
     def outcome():
         task, state = step_lib.create_task(config, SIZES)
-        task = dataclasses.replace(task)  # nothing of it is mapped yet
+        task = dataclasses.replace(task)  # a copy has no cached mapping
         state, metrics = task.train_steps({}, replicate(state), {}, shard_steps(batches))
         tested = evaluate(task, config, state, test)
         return state, metrics, tested.logits, task.input_step(shard(batches[0]))
@@ -105,7 +105,7 @@ def test_the_mapped_step_donates_and_replicates(config):
 def test_evaluation_is_exact_for_a_partly_filled_batch(config, records):
     _, test, _ = records
     config.eval_batch_size = 64
-    test = test.select(np.arange(77))  # 51 of 128 places are filling
+    test = test.select(np.arange(77))  # 51 of 128 positions are padding
     task, state = step_lib.create_task(config, SIZES)
     tested = evaluate(task, config, replicate(state), test)
     metrics = tested.metrics
@@ -168,7 +168,7 @@ def test_learning_rates_share_a_compiled_step_and_keep_their_own_rate(config):
 
 
 def test_coefficients_share_a_compiled_step_and_keep_their_own_value(config):
-    """The gradient is linear in the weight of the penalty; without it, it is fine-tuning's."""
+    """The gradient is linear in the weight of the penalty; at 0 it is that of fine-tuning."""
     config.update({'method': 'mmd', 'flip': True})
     found = {}
     for weight in (0.0, 0.5, 1.0):

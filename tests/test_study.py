@@ -1,4 +1,4 @@
-"""The study's plan, tables and figures; that a run of it works, on a network of two stages."""
+"""The study's plan, tables and figures, and one of its runs with a network of two stages."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def row(name='finetune', task='food10', seed=0, top1=0.5, **others):
 
 
 def cases_of(wanted):
-    """All groups in order; every run finds what those before it left, and later ones do better."""
+    """All groups in order; every run sees the rows of earlier ones, and later runs are better."""
     found, groups = {}, []
     for phase in plan.phases(wanted):
         for group in phase(found):
@@ -91,7 +91,7 @@ def test_runs_of_a_group_share_their_program(groups):
 def test_a_study_that_is_cut_off_has_whole_rows(groups):
     order = [(g[0].shots, g[0].name, g[0].part) for g in groups if g[0].part in ('tune', 'main')]
     blocks = [each for i, each in enumerate(order) if i == 0 or each != order[i - 1]]
-    assert len(blocks) == len(set(blocks))  # none is taken up again
+    assert len(blocks) == len(set(blocks))  # no block is taken up twice
     own = [(shots, name) for shots, name, part in blocks if part == 'main']
     assert [name for shots, name in own if shots == FEW] == list(NAMES)
     for shots, name, part in blocks:
@@ -112,7 +112,7 @@ def test_every_name_has_the_same_budget(groups):
 
 
 def tuned(best, name='l2sp', **others):
-    """Rows of every option that may have been tried; `best` maps some to their top-1."""
+    """Rows of all options that can be tried; `best` gives the top-1 of some of them."""
     norms, rates = ('batch', 'frozen', 'mixed'), (0.0003, 0.001, 0.003, 0.01, 0.03)
     options = [f'optimizer.learning_rate={r} batch_norm={n}' for r in rates for n in norms]
     options += [f'{o} l2sp.alpha={a}' for o in options for a in (0.001, 0.1)]
@@ -123,9 +123,9 @@ def tuned(best, name='l2sp', **others):
 def test_tuning_takes_the_best_on_held_out_images_stage_by_stage():
     best = {
         'optimizer.learning_rate=0.003 batch_norm=frozen': 0.4,
-        'optimizer.learning_rate=0.03 batch_norm=mixed': 0.9,  # has no part in it
+        'optimizer.learning_rate=0.03 batch_norm=mixed': 0.9,  # not considered
         'optimizer.learning_rate=0.003 batch_norm=frozen l2sp.alpha=0.1': 0.6,
-        'optimizer.learning_rate=0.03 batch_norm=batch l2sp.alpha=0.1': 0.9,  # nor has this
+        'optimizer.learning_rate=0.03 batch_norm=batch l2sp.alpha=0.1': 0.9,  # neither
         'optimizer.learning_rate=0.003 batch_norm=batch': 0.3,
     }
     found, choice = tuned(best), Choice('full', 'food10', FEW)
@@ -135,8 +135,8 @@ def test_tuning_takes_the_best_on_held_out_images_stage_by_stage():
         'batch_norm': 'frozen',
         'l2sp.alpha': 0.1,
     }
-    # Names that are ablations take over what their parent chose; without re-estimation of the
-    # statistics that is possible with those of the batch alone.
+    # Ablations use the options chosen for their parent. Those without re-estimated statistics can
+    # only use the statistics of the batch.
     found = tuned(best, 'xmixup')
     for name in ('xmixup', 'xmixup_least'):
         option = plan.chosen_option(name, choice, plan.by_key(found))
@@ -183,7 +183,7 @@ def test_groups_run_as_soon_as_what_they_need_is_there_the_most_urgent_first():
             labels = dict(zip(plan.KEY, case.key, strict=True))
             found[case.key] = row(**labels, top1=0.1)
     assert len(begun) == len(found) == 2 * 6 + 6 + 2 * 8 + 6
-    # Tuning of l2sp fills what fine-tuning leaves idle, and no more than that.
+    # Tuning of l2sp only fills idle slots during fine-tuning.
     last = max(i for i, each in enumerate(order) if each == ('finetune', 'main'))
     assert 0 < sum(each == ('l2sp', 'tune') for each in order[:last]) <= 4
     phases = list(plan.phases(wanted._replace(parts=('main',))))
@@ -234,7 +234,7 @@ def test_differences_table(rows):
     rows.append(row('mars', seed=0, top1=0.9))  # cut off
     lines = tables.block('differences', rows).splitlines()
     assert lines[0] == '*cpu scale, 6 images a class, seeds 0, 1, 2, 3, 4*'
-    # The order of priority; a name without all of its runs has no mean and no rank.
+    # In order of priority; a name that lacks runs has no mean and no rank.
     assert [line.split('`')[1] for line in lines[4:]] == ['finetune', 'xmixup', 'mars', 'l2sp']
     found = lines[5].split('|')[1:-1]
     table = [points(rows, 'xmixup', task) for task in ('scene15', 'food10')]
@@ -258,7 +258,7 @@ def test_equal_numbers_of_right_answers_share_a_rank():
     right |= {'l2sp': (149, 115, 343, 612, 578)}
     right |= {'mars': (999, 799, 0, 0, 0), 'bss': (0, 0, 0, 800, 996)}
     top1 = {name: [n / 1000 for n in each] for name, each in right.items()}
-    # The means of the floating-point numbers differ where the counts are equal.
+    # The counts are equal, but rounding makes the means differ.
     assert len({np.mean(top1[name]) for name in ('finetune', 'xmixup', 'l2sp')}) == 3
     found = [row(name, seed=s, top1=t) for name, each in top1.items() for s, t in enumerate(each)]
     order = outcome.ranks(outcome.Study(found, 'cpu', FEW))
@@ -461,7 +461,7 @@ SMALL |= {'resize': 36, 'image_size': 32}
 
 @pytest.mark.slow
 def test_statistics_of_other_images(data, tmp_path):
-    """The target's are those that re-estimation finds for a run, on other crops."""
+    """The target's statistics agree with those re-estimated in a run, on other crops."""
     changes = SMALL | {'method': 'xmixup', 'reestimate': statistics.BATCHES}
     case = Case('cpu', 'main', 'food10', 6, 'xmixup', '', 0, changes)
     config = case.configuration(data, tmp_path)

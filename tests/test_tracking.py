@@ -1,4 +1,4 @@
-"""Weights & Biases gets what metrics.csv has, once, in one run."""
+"""Weights & Biases gets every row of metrics.csv once, in one run."""
 
 import csv
 import json
@@ -22,11 +22,11 @@ def records(path):
         place = 0 if start else 7
         while place + 7 <= len(block):
             _, length, kind = struct.unpack_from('<IHB', block, place)
-            if not kind:  # filled up
+            if not kind:  # padding
                 break
             record += block[place + 7 : place + 7 + length]
             place += 7 + length
-            if kind in (1, 4):  # whole, or the last part of one
+            if kind in (1, 4):  # a whole record, or the last part of one
                 yield wandb_internal_pb2.Record.FromString(record)
                 record = b''
 

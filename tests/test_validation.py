@@ -1,4 +1,4 @@
-"""A validation split, the network that it chooses, early stopping, and `xmixup finish`."""
+"""Validation splits, the choice of the best network, early stopping, and `xmixup finish`."""
 
 import csv
 import json
@@ -81,7 +81,7 @@ def test_validation_chooses_and_the_test_is_read_once(validated, tmp_path):
 
     watched = data._replace(test=replace(data.test, read=counted))
     result = train_and_evaluate(validated, tmp_path, watched)
-    assert len(reads) == len(set(reads)) == len(data.test)  # once each
+    assert len(reads) == len(set(reads)) == len(data.test)  # each image once
     scores = {int(row['step']): row for row in rows(tmp_path)}
     assert all(row['test_top1'] == '' for row in scores.values())
     found = [
@@ -89,7 +89,7 @@ def test_validation_chooses_and_the_test_is_read_once(validated, tmp_path):
         for step, row in scores.items()
         if row['validation_top1']
     ]
-    # The last network's is not among the rows.
+    # The rows lack the validation of the last network.
     best = -max(found)[2]
     assert result['best_step'] in (best, validated.steps)
     assert result['best_by'] == 'validation' and result['validation_images'] == 20
@@ -98,7 +98,7 @@ def test_validation_chooses_and_the_test_is_read_once(validated, tmp_path):
     for key in final:
         np.testing.assert_array_equal(final[key], kept[key])
     model = load(tmp_path)
-    assert 'by its validation images' in model.describe()
+    assert 'on its validation images' in model.describe()
     tested = model.test(data.test)
     assert tested.metrics['top1'] == pytest.approx(result['top1'], abs=1e-9)
 
@@ -147,7 +147,7 @@ def test_a_stopped_run_can_be_finished_and_used(config, tmp_path, capsys):
     before = dict(result)
     finish.run(['finish', f'--workdir={workdir}'])  # it is finished
     assert json.loads((workdir / 'result.json').read_text()) == before
-    # To train on: without the result.
+    # Without its result, the run can train on.
     (workdir / 'result.json').unlink()
     whole = json.loads((tmp_path / 'run' / 'result.json').read_text())
     assert train_and_evaluate(config, workdir)['loss'] == whole['loss']
@@ -196,7 +196,7 @@ def test_all_images_of_a_folder_can_be_trained_on(config, tmp_path):
     assert 'top1' not in result and (tmp_path / 'run' / 'report.html').exists()
     assert load(tmp_path / 'run').class_names == ('ant', 'bee')
     config.eval_every = 1
-    with pytest.raises(ConfigError, match='there is nothing to test on'):
+    with pytest.raises(ConfigError, match='there are no images to test on'):
         validate(config, 1)
     flags = [f'--config.target.{key}=' for key in ('split', 'test_split')]
     with pytest.raises(ConfigError, match='compare needs images to test on'):

@@ -1,4 +1,4 @@
-"""Tests and predictions that average several views of an image."""
+"""Tests and predictions average several views of an image."""
 
 import csv
 import io

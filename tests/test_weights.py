@@ -1,4 +1,4 @@
-"""Weights in, from everywhere they may be, and out, in every format."""
+"""Reading weights from everywhere, and exporting them in every format."""
 
 import http.server
 import json
@@ -89,7 +89,7 @@ def test_faults_are_all_listed(small_file):
     for words in ('missing bn1.weight', 'unexpected extra.weight', 'has shape (3, 3, 1, 4)'):
         assert words in str(info.value)
     path.write_text('not tensors')
-    with pytest.raises(DataError, match="it is a text that begins with 'not tensors'"):
+    with pytest.raises(DataError, match="it is a text file that begins with 'not tensors'"):
         fill(path)
 
 
@@ -104,7 +104,7 @@ def test_a_long_list_of_faults_is_cut(small_file):
     assert f'({2 * len(missing) + 2} tensors differ)' in line
     assert line.count('missing') + line.count('unexpected') == 5
     assert f'missing {missing[0]}; unexpected odd.{missing[0]}; ' in line
-    assert f'; and {2 * len(missing) + 2 - 5} more: to take the keys under' in line
+    assert f'; and {2 * len(missing) + 2 - 5} more: to use only the keys under' in line
     assert line.endswith("'odd.', give w.safetensors#odd")
     assert '\n' not in line and len(line) < 600
 
@@ -133,7 +133,7 @@ def test_pytorch_files(tmp_path, zipped, wrap):
 
 
 class Evil:
-    """Would write a file when it is unpickled."""
+    """Would write a file if it were unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -149,16 +149,16 @@ def test_pickled_code_is_not_run(tmp_path, zipped):
     tensors = {'a': torch.zeros(2), 'b': Evil(target)}
     torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
     target.unlink(missing_ok=True)
-    assert list(read_torch_file(path).tensors) == ['a']  # what is beside tensors is not built
+    assert list(read_torch_file(path).tensors) == ['a']  # other objects are not built
     assert not target.exists()
     for saved in ({'a': torch.zeros(2), 'b.weight': Evil(target)}, {'b': Evil(target)}):
         torch.save(saved, path, _use_new_zipfile_serialization=zipped)
         target.unlink(missing_ok=True)
-        with pytest.raises(TorchFileError, match=r"is a _?io\.open, which|entries \('b'\) hold no"):
+        with pytest.raises(TorchFileError, match=r"is a _?io\.open, which|\('b'\) contain no"):
             read_torch_file(path)
     torch.save(Evil(target), path, _use_new_zipfile_serialization=zipped)
     target.unlink(missing_ok=True)
-    with pytest.raises(DataError, match=r'cannot be read: it holds a _?io\.open, which is not'):
+    with pytest.raises(DataError, match=r'cannot be read: it contains a _?io\.open, not'):
         Weights(path, 'resnet10')
     assert not target.exists()
 
@@ -176,7 +176,7 @@ def test_damaged_pytorch_files(tmp_path):
     with pytest.raises(TorchFileError, match='not a dictionary of tensors'):
         read_torch_file(path)
     torch.save({'epoch': 3, 'args': 'x'}, path)
-    with pytest.raises(TorchFileError, match="entries \\('epoch' and 'args'\\) hold no tensors"):
+    with pytest.raises(TorchFileError, match="entries \\('epoch' and 'args'\\) contain no tensors"):
         read_torch_file(path)
 
 
@@ -288,14 +288,14 @@ def test_weights_from_the_hub(small_file, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'try_to_load_from_cache', in_cache)
     find = find_weights.find_weights
     assert_equal(fill(find('timm/small.test'), with_head=True), (params, batch_stats))
-    with pytest.raises(DataError, match=r'timm/none cannot be had from the Hugging Face Hub'):
+    with pytest.raises(DataError, match=r'timm/none cannot be downloaded from the Hugging Face'):
         find('timm/none')
     server.shutdown()
     server.server_close()
-    # What has been downloaded needs no connection; what has not says so.
+    # Downloaded weights need no connection; for others, the error says so.
     find_weights._from_hub.cache_clear()
     assert_equal(fill(find('timm/small.test'), with_head=True), (params, batch_stats))
-    monkeypatch.setattr(time, 'sleep', lambda seconds: None)  # between five more tries
+    monkeypatch.setattr(time, 'sleep', lambda seconds: None)  # between five retries
     with pytest.raises(DataError, match=r'Hub cannot be reached'):
         find('timm/other')
 
@@ -314,13 +314,13 @@ def test_weights_from_a_package(small_file, tmp_path, monkeypatch):
         find_weights.find_weights('no-such-model')
     with pytest.raises(DataError, match=r'some\.pth does not exist: give a \.safetensors'):
         find_weights.find_weights(str(tmp_path / 'some.pth'))
-    with pytest.raises(DataError, match=r'holds no weights'):
+    with pytest.raises(DataError, match=r'contains no weights'):
         find_weights.find_weights(str(tmp_path / 'site'))
 
 
 def test_every_export_comes_back_to_the_same_logits(finished_run, tmp_path):
-    # Its head has the source classes' columns, too; and its checkpoints have the statistics of
-    # training, which nothing has estimated anew for the tests.
+    # The head of the run also has columns for source classes. Its checkpoints have the batch
+    # statistics of training, which are not re-estimated for tests here.
     config, workdir, _ = finished_run
     assert (config.method, config.reestimate) == ('xmixup', 0)
     trained = load(workdir)
@@ -356,7 +356,7 @@ def test_every_export_comes_back_to_the_same_logits(finished_run, tmp_path):
     state_dict = torch.load(tmp_path / 'torch' / 'model.pth', weights_only=True)
     assert state_dict['fc.weight'].shape[0] == 10
 
-    # A checkpoint of a run that is not finished, and a finished run's folder, are weights, too.
+    # Checkpoints of an unfinished run, and the folder of a finished run, are weights, too.
     checkpoints = sorted((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
     (tmp_path / 'part').mkdir()
     shutil.copytree(workdir / 'checkpoints', tmp_path / 'part' / 'checkpoints')
@@ -371,7 +371,7 @@ def test_export_faults(tmp_path):
     command = [sys.executable, '-m', 'xmixup_jax', 'export', f'--workdir={tmp_path}']
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert 'holds no finished run (model.safetensors is missing)' in done.stderr
+    assert 'contains no finished run (model.safetensors is missing)' in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

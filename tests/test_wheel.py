@@ -42,8 +42,8 @@ def xmixup(wheel, tmp_path_factory):
     python = folder / 'venv' / 'bin' / 'python'
     pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet']
     subprocess.run([*pip, '--no-deps', '--no-index', wheel], check=True)
-    # The packages that it needs are those of the tests. What makes the repository importable
-    # there, a .pth file, does not count in a folder that is itself named in one.
+    # It uses the packages of the tests. Their .pth file that makes the repository importable has no
+    # effect, since .pth files do not count in a folder that is itself added by one.
     (site,) = (folder / 'venv').glob('lib/python*/site-packages')
     (site / 'others.pth').write_text(sysconfig.get_path('purelib') + '\n')
     empty = folder / 'empty'

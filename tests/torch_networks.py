@@ -57,7 +57,7 @@ SMALL = {
 
 
 def peer(name: str, num_classes: int, image_size: int) -> torch.nn.Module:
-    """The network of another project that `config.model.name` is to agree with, random weights."""
+    """The same network as `config.model.name` in another project, with random weights."""
     if name.startswith('resnet') and not name.endswith('d'):
         return torchvision.models.get_model(name, num_classes=num_classes)
     if name == 'inception_v3':

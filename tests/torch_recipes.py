@@ -1,4 +1,4 @@
-"""What public code computes for each method, rewritten in PyTorch to test this project against.
+"""The public code of each method, rewritten in PyTorch as a reference for tests.
 
 The functions follow the cited files in value and gradient. Images and feature maps are float32
 [B, C, h, w], linear weights [out, in] and convolution weights [out, in, kh, kw], as in PyTorch.

@@ -4,7 +4,7 @@ import importlib
 
 __version__ = '0.1.0'
 
-# What is useful by itself, and where it is: imported when it is first asked for.
+# The public names and their modules, which are imported on first use.
 _HOMES = {
     'Data': 'data.selection',
     'Records': 'data.records',

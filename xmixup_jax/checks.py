@@ -1,4 +1,4 @@
-"""Checks the values of a configuration, one by one and against each other."""
+"""Checks the values of a configuration, each by itself and in combination."""
 
 import math
 from collections.abc import Collection
@@ -38,7 +38,7 @@ _CHOICES: dict[str, Collection[str]] = {
     **dict.fromkeys(('optimizer.name', 'pretrain.optimizer.name'), OPTIMIZERS),
     **dict.fromkeys(('optimizer.decayed', 'pretrain.optimizer.decayed'), DECAYED),
 }
-# Each bound: the keys, a test of the value, and the words for what is allowed.
+# (keys, test of a value, description of the allowed values).
 _BOUNDS = (
     (
         'steps accumulate_steps steps_per_dispatch batch_size eval_batch_size resize image_size '
@@ -79,7 +79,7 @@ _BOUNDS = (
 
 
 def _methods_in(config: ConfigDict) -> dict[str, Method]:
-    """Every method whose options the configuration holds."""
+    """The methods whose options are in the configuration."""
     methods = METHODS | {method_name(config.method): method_of(config)}
     return {name: method for name, method in methods.items() if name in config}
 
@@ -91,11 +91,14 @@ def _get(config: ConfigDict, key: str) -> Any:
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:
-    """Raises ConfigError with the key and what is allowed, if any value is impossible.
+    """Checks a configuration.
 
     Args:
       config: a complete configuration.
-      num_devices: over which a batch is divided, all processes counted.
+      num_devices: number of devices of all processes, across which a batch is split.
+
+    Raises:
+      ConfigError: a value is impossible; names the key and the allowed values.
     """
     for key, allowed in _CHOICES.items():
         if _get(config, key) not in allowed:
@@ -116,7 +119,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         divisor = num_devices * (1 if key == 'eval_batch_size' else parts)
         if _get(config, key) % divisor:
             raise ConfigError(
-                f'config.{key}={_get(config, key)}: must be a multiple of the {num_devices} devices'
+                f'config.{key}={_get(config, key)}: must be a multiple of {divisor}, the number of '
+                'devices'
                 + (f' times config.accumulate_steps={parts}' if divisor > num_devices else '')
             )
     for key in ('log_every', 'eval_every', 'checkpoint_every'):
@@ -131,24 +135,24 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         )
     if config.warm_head and not config.weights:
         raise ConfigError(
-            'config.warm_head=True: the head begins as a classifier of pre-trained features, but '
-            "config.weights='' has none: give weights, or config.weights=source"
+            'config.warm_head=True starts the head as a classifier of pre-trained features, but '
+            "config.weights='' is a random network: give weights, or config.weights=source"
         )
     predicted = method_of(config).pairs and config.match.similarity == 'predicted'
     if predicted and not config.weights:
         raise ConfigError(
-            "config.match.similarity=predicted needs a pre-trained head, but config.weights='' has "
-            'none: give weights, or use --config.match.similarity=cosine'
+            "config.match.similarity=predicted needs a pre-trained head, but config.weights='' is "
+            'a random network: give weights, or use --config.match.similarity=cosine'
         )
     if config.batch_norm != 'batch' and not config.weights:
         raise ConfigError(
             f'config.batch_norm={config.batch_norm} normalises by pre-trained statistics, but '
-            "config.weights='' has none: give weights, or config.batch_norm=batch"
+            "config.weights='' is a random network: give weights, or config.batch_norm=batch"
         )
     if config.batch_norm == 'mixed' and not config.reestimate:
         raise ConfigError(
-            'config.batch_norm=mixed needs config.reestimate > 0: its statistics for the test are '
-            'estimated after training'
+            'config.batch_norm=mixed needs config.reestimate > 0, since its statistics for the '
+            'test are estimated after training'
         )
     _validate_model(config)
     _validate_freeze(config)
@@ -158,14 +162,14 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         if part.shots and part.sample_rate != 1:
             raise ConfigError(
                 f'config.{key}.shots={part.shots} and config.{key}.sample_rate={part.sample_rate}: '
-                'give one of them (shots=0 or sample_rate=1 is none)'
+                'give only one of them (shots=0 and sample_rate=1 mean all images)'
             )
         if not part.sample_rate:
             raise ConfigError(f'config.{key}.sample_rate=0: must be more than 0')
         if part.test_split == 'rest' and not part.shots and part.sample_rate == 1:
             raise ConfigError(
                 f"config.{key}.test_split='rest' needs config.{key}.shots > 0 or a sample_rate "
-                'below 1: with all images in training none are left for the test'
+                'below 1: if all images are used for training, none are left for the test'
             )
     for part, steps in (
         (config.optimizer, config.steps),
@@ -179,15 +183,17 @@ def validate(config: ConfigDict, num_devices: int) -> None:
             )
         if part.schedule == 'step' and part.warmup_steps > part.drop_at * steps:
             raise ConfigError(
-                f'optimizer.warmup_steps={part.warmup_steps}: the rate drops before, at step '
-                f'{part.drop_at} x {steps}'
+                f'optimizer.warmup_steps={part.warmup_steps}: the learning rate would drop before '
+                f'the warm-up ends, at step {part.drop_at} x {steps}'
             )
     if not config.target.name:
-        raise ConfigError('config.target.name must name the data to train for')
+        raise ConfigError(
+            'config.target.name is empty: name the target data, for example folder:PATH'
+        )
     if config.eval_every and not (config.target.test_split or config.target.validation_share):
         raise ConfigError(
-            f'config.eval_every={config.eval_every}: there is nothing to test on; give '
-            '--config.target.test_split or --config.target.validation_share, or leave it at 0'
+            f'config.eval_every={config.eval_every}: there are no images to test on; give '
+            '--config.target.test_split or --config.target.validation_share, or set it to 0'
         )
 
 
@@ -197,18 +203,18 @@ def _validate_freeze(config: ConfigDict) -> None:
         return
     if freeze != 'backbone' and not (freeze.isdecimal() and int(freeze) > 0):
         raise ConfigError(
-            f"config.freeze={freeze!r}: must be '' (none), backbone, or the number of stages, from "
-            'the first one, that stay as they are'
+            f"config.freeze={freeze!r}: must be '' (nothing), backbone, or the number of stages to "
+            'freeze, counted from the first'
         )
     if not config.weights:
         raise ConfigError(
-            f"config.freeze={freeze} keeps pre-trained weights, but config.weights='' has none: "
-            'give weights, or config.weights=source'
+            f"config.freeze={freeze} keeps pre-trained weights, but config.weights='' is a random "
+            'network: give weights, or config.weights=source'
         )
     if freeze == 'backbone' and method_of(config).needs_backbone:
         raise ConfigError(
-            f'config.method={config.method} acts on the backbone, which config.freeze=backbone '
-            'keeps as it is: freeze some stages (config.freeze=2), or use another method'
+            f'config.method={config.method} changes the backbone, but config.freeze=backbone '
+            'freezes it: freeze only some stages (config.freeze=2), or use another method'
         )
     if is_probe(config):
         unused = [
@@ -219,8 +225,8 @@ def _validate_freeze(config: ConfigDict) -> None:
         ]
         if unused:
             raise ConfigError(
-                f'{unused[0]} has no part in a linear probe (config.method=finetune with '
-                'config.freeze=backbone): leave it out, or freeze some stages only'
+                f'{unused[0]} has no effect in a linear probe (config.method=finetune with '
+                'config.freeze=backbone): leave it out, or freeze only some stages'
             )
 
 
@@ -233,8 +239,8 @@ def _validate_balance(config: ConfigDict) -> None:
         )
     if config.patience and not (config.target.validation_share and config.eval_every):
         raise ConfigError(
-            f'config.patience={config.patience} counts validations: it needs '
-            '--config.target.validation_share (0.2, for example) and --config.eval_every'
+            f'config.patience={config.patience} counts validations, so it needs '
+            '--config.target.validation_share (for example 0.2) and --config.eval_every'
         )
 
 
@@ -242,9 +248,9 @@ def _validate_model(config: ConfigDict) -> None:
     model, known, norm = config.model, MODELS[config.model.name], method_of(config).norm
     if config.image_size < known.min_size or config.image_size % known.multiple:
         raise ConfigError(
-            f'config.image_size={config.image_size}: {model.name} takes images of at least '
+            f'config.image_size={config.image_size}: {model.name} needs images of at least '
             f'{known.min_size} px'
-            + (f', a multiple of {known.multiple}' if known.multiple > 1 else '')
+            + (f', and a multiple of {known.multiple}' if known.multiple > 1 else '')
         )
     if not known.scalable and (model.width, model.stem) != (64, 'imagenet'):
         raise ConfigError(
@@ -254,11 +260,10 @@ def _validate_model(config: ConfigDict) -> None:
     if not known.has_batch_norm and (norm or config.batch_norm != 'batch'):
         raise ConfigError(
             f'config.method={config.method} with config.batch_norm={config.batch_norm} changes '
-            f'batch norm, but {model.name} has none: choose another method or network, and '
-            'config.batch_norm=batch'
+            f'batch norm, but {model.name} has no batch norm: choose another method or network, '
+            'and config.batch_norm=batch'
         )
     if norm and config.batch_norm != 'batch':
         raise ConfigError(
-            f'config.method={config.method} has a batch norm of its own: use '
-            '--config.batch_norm=batch'
+            f'config.method={config.method} has its own batch norm: use --config.batch_norm=batch'
         )

@@ -1,4 +1,4 @@
-"""Compares configurations, and chooses their method; `defaults` has their schema."""
+"""Chooses the method of a configuration, and compares configurations; see `defaults` for keys."""
 
 import copy
 import hashlib
@@ -13,7 +13,7 @@ from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.find import Found, find_method, method_name
 
-# These may differ between a run and its continuation: they do not change what is computed.
+# These may change when a run resumes, since they do not change its results.
 _RUNTIME_KEYS = (
     'data_dir',
     'cache_dir',
@@ -30,8 +30,8 @@ _RUNTIME_KEYS = (
     'report',
     'wandb',
 )
-# Keys that earlier versions did not have, and the values that mean what those did. Digests leave
-# them out, so that networks that earlier versions trained on a source are still found.
+# Keys that earlier versions did not have, with the values that reproduce those versions. `digest`
+# leaves these values out, so that networks pre-trained by earlier versions are still found.
 ADDED = {
     'freeze': '',
     'label_smoothing': 0.0,
@@ -50,7 +50,7 @@ ADDED = {
     'source.validation_share': 0.0,
     'target.validation_share': 0.0,
 }
-# What a run has saved depends on these: it cannot go on with others.
+# A run's saved state depends on these, so it cannot resume with other values.
 _FIXED_KEYS = (
     'method',
     'seed',
@@ -70,10 +70,10 @@ _FIXED_KEYS = (
 
 
 def add_methods(config: ConfigDict, methods: Iterable[str]) -> None:
-    """Adds the options of methods that are not built in, so that they can be set.
+    """Adds the options of methods that are not built in, so that flags can set them.
 
     Args:
-      config: with the sections of `defaults` and no others.
+      config: to change; has only the sections of `defaults`.
       methods: names and paths, as for config.method.
 
     Raises:
@@ -85,11 +85,11 @@ def add_methods(config: ConfigDict, methods: Iterable[str]) -> None:
 
 
 def choose_method(config: ConfigDict, method: str) -> None:
-    """Sets config.method, adds the method's options, and drops those of others not built in.
+    """Sets config.method, adds its options, and drops those of other methods not built in.
 
     Args:
-      config: to change; values of the method's options that it has already stay.
-      method: a built-in method, one of an installed package, or the path of a file.
+      config: to change; options of the method that it has already keep their values.
+      method: a built-in method, a method of an installed package, or the path of a file.
 
     Raises:
       ConfigError: the method cannot be loaded, or its name is taken.
@@ -108,28 +108,28 @@ def choose_method(config: ConfigDict, method: str) -> None:
 def _add_section(config: ConfigDict, found: Found) -> None:
     if found.name in config:
         raise ConfigError(
-            f'config.method={found.value}: another method or value has the name '
-            f'config.{found.name}: rename the method'
+            f'config.method={found.value}: the name config.{found.name} is taken by another method '
+            'or key; rename the method'
         )
     with config.unlocked():
         config[found.name] = ConfigDict(found.method.defaults)
 
 
 def is_probe(config: ConfigDict) -> bool:
-    """Whether the run is a linear probe, which fits a classifier to features and takes no steps."""
+    """Whether the run is a linear probe: it fits a classifier to features, without any steps."""
     return config.freeze == 'backbone' and config.method == 'finetune'
 
 
 def total_steps(config: ConfigDict) -> int:
-    """The training steps of a run that nothing stops."""
+    """The number of training steps of a run without early stopping."""
     return 0 if is_probe(config) else config.steps
 
 
 def pretrain_config(config: ConfigDict) -> ConfigDict:
-    """The run that trains `config`'s network on its source, from random weights.
+    """The configuration of the run that trains the network on the source, from random weights.
 
-    It depends on nothing but the source, the network and `config.pretrain`, so that all
-    experiments that agree in these share it.
+    It depends only on the source, the network and `config.pretrain`; experiments that agree in
+    these share the run.
     """
     derived = copy.deepcopy(config)
     derived.unlock()
@@ -150,7 +150,7 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """Every value by its dotted key."""
+    """Returns every value by its dotted key, such as 'optimizer.name'."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -161,7 +161,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
-    """The nested form of what `flatten` returns."""
+    """Inverts `flatten`; returns nested dicts."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *parents, last = key.split('.')
@@ -173,23 +173,23 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def experiment_values(config: ConfigDict) -> dict[str, Any]:
-    """The flat configuration without the keys that do not change what is computed.
+    """The flat configuration without keys that do not change the results.
 
-    Those are the runtime's and the options of the methods that are not used. A method in a file
-    goes by its name; config.method_digest tells its content.
+    These are the runtime keys and the options of unused methods. For a method in a file,
+    'method' is its name, and 'method_digest' identifies its content.
     """
     chosen = method_name(config.method)
     unused = {*_RUNTIME_KEYS, *(method for method in METHODS if method != chosen)}
-    if config.target.get('validation_share'):  # the validations choose the network
+    if config.target.get('validation_share'):  # the validations choose the best network
         unused.remove('eval_every')
     values = {key: v for key, v in flatten(config).items() if key.split('.')[0] not in unused}
     return values | {'method': chosen}
 
 
 def changes(stored: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Key to (stored, given) of all values that change what is computed and are not the same.
+    """Compares two configurations: key -> (stored, given) for values that change the results.
 
-    Not the names of data sets: a run knows its data by their content, wherever they are.
+    The names of data sets are not compared, since a run identifies its data by content.
     """
     theirs, ours = (json.loads(json.dumps(experiment_values(each))) for each in (stored, config))
     theirs = ADDED | theirs
@@ -198,18 +198,18 @@ def changes(stored: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any, Any]
 
 
 def from_stored(values: dict[str, Any]) -> ConfigDict:
-    """The configuration in a run's config.json; `ADDED` completes those of earlier versions."""
+    """Makes a configuration from a run's config.json, adding keys that earlier versions lack."""
     stored = ConfigDict(values)
     return ConfigDict(unflatten(ADDED | flatten(stored)))
 
 
 def is_fixed(key: str) -> bool:
-    """Whether a run cannot go on with another value, config.allow_changes or not."""
+    """Whether a run cannot resume with another value, even with config.allow_changes."""
     return key.split('.')[0] in _FIXED_KEYS
 
 
 def digest(config: ConfigDict) -> str:
-    """12 hexadecimal digits that tell experiments apart."""
+    """12 hexadecimal digits that identify an experiment."""
     values = experiment_values(config)
     values = {key: value for key, value in values.items() if ADDED.get(key, ...) != value}
     text = json.dumps(values, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Putting arrays on the devices, and how many programs may wait for them."""
+"""Puts arrays on the devices, and limits the number of programs in flight."""
 
 import contextlib
 from collections import deque
@@ -19,17 +19,17 @@ def _mesh() -> Mesh:
 
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
-    """Within it the CPU computes what no array of an accelerator has a part in.
+    """A context in which computations without accelerator arrays run on the CPU.
 
-    For values of many shapes, such as a network's first ones: on an accelerator each shape is a
-    program to compile.
+    It suits values of many shapes, such as a network's initial parameters: an accelerator would
+    have to compile a program for each shape.
     """
     if jax.default_backend() == 'cpu':
         yield
         return
     try:
         cpu = jax.local_devices(backend='cpu')[0]
-    except RuntimeError:  # left out of JAX_PLATFORMS
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         yield
         return
     with jax.default_device(cpu):
@@ -37,16 +37,16 @@ def on_host() -> Iterator[None]:
 
 
 def replicate(tree: PyTree) -> PyTree:
-    """Puts a copy of `tree` on every local device.
+    """Copies `tree` to every local device.
 
-    The copies are new buffers, so that donating them leaves the caller's arrays alone.
+    The copies are new buffers, so donating them does not affect the caller's arrays.
     """
     tree = jax.tree.map(np.array, tree)
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
 def everywhere(tree: PyTree) -> PyTree:
-    """Descriptions of a tree's leaves, replicated over the devices of all processes."""
+    """Shapes and dtypes of a tree, with a sharding that replicates over all processes' devices."""
     sharding = NamedSharding(_global_mesh(), PartitionSpec())
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
@@ -54,14 +54,14 @@ def everywhere(tree: PyTree) -> PyTree:
 
 
 def global_arrays(state: PyTree) -> PyTree:
-    """A replicated tree over the devices of all processes, which orbax writes together."""
+    """Converts a locally replicated tree to global arrays, which orbax needs for checkpoints."""
     if jax.process_count() == 1:
         return state
     return multihost_utils.host_local_array_to_global_array(state, _global_mesh(), PartitionSpec())
 
 
 def local_arrays(state: PyTree) -> PyTree:
-    """The inverse of `global_arrays`."""
+    """Inverts `global_arrays`."""
     if jax.process_count() == 1:
         return state
     return multihost_utils.global_array_to_host_local_array(state, _global_mesh(), PartitionSpec())
@@ -72,18 +72,18 @@ def _global_mesh() -> Mesh:
 
 
 def shard(batch: PyTree) -> PyTree:
-    """Host arrays [b, ...] to device arrays [local devices, b / local devices, ...]."""
-    return _put(jax.tree.map(_divide, batch))
+    """Splits host arrays [b, ...] into device arrays [local devices, b / local devices, ...]."""
+    return _put(jax.tree.map(_split, batch))
 
 
 def shard_steps(batches: list[PyTree]) -> PyTree:
-    """The batches of several steps to device arrays [local devices, steps, b, ...]."""
-    if len(batches) == 1:  # without a copy
-        return _put(jax.tree.map(lambda x: _divide(x)[:, None], batches[0]))
-    return _put(jax.tree.map(lambda *xs: np.stack([_divide(x) for x in xs], axis=1), *batches))
+    """Splits the batches of several steps into device arrays [local devices, steps, b, ...]."""
+    if len(batches) == 1:  # avoid the copy
+        return _put(jax.tree.map(lambda x: _split(x)[:, None], batches[0]))
+    return _put(jax.tree.map(lambda *xs: np.stack([_split(x) for x in xs], axis=1), *batches))
 
 
-def _divide(x: np.ndarray) -> np.ndarray:
+def _split(x: np.ndarray) -> np.ndarray:
     return x.reshape(jax.local_device_count(), -1, *x.shape[1:])
 
 
@@ -92,11 +92,11 @@ def _put(tree: PyTree) -> PyTree:
 
 
 class InFlight:
-    """Programs that were dispatched and may not have ended: few enough that their inputs do not
-    fill the devices, and enough that the devices never wait for the host.
+    """A queue of dispatched programs that may still be running.
 
-    None where several devices are simulated on one CPU: two collective programs in flight can
-    starve each other of threads there and hang (seen with JAX 0.10.2 and 8 devices on 2 cores).
+    Its limit of two keeps the devices busy without filling their memory with inputs. The limit is
+    zero if one CPU simulates several devices: two collective programs in flight can starve each
+    other of threads and hang (seen with JAX 0.10.2 and 8 devices on 2 cores).
     """
 
     def __init__(self) -> None:
@@ -105,13 +105,13 @@ class InFlight:
         self._outputs: deque[PyTree] = deque()
 
     def add(self, outputs: PyTree) -> list[PyTree]:
-        """Takes the outputs of one more program.
+        """Adds the outputs of a program, and waits for the oldest ones above the limit.
 
         Returns:
-          the outputs of those that have ended meanwhile; waits for them if there are too many.
+          the outputs of the programs that it waited for.
         """
         self._outputs.append(outputs)
-        ended = []
+        finished = []
         while len(self._outputs) > self._limit:
-            ended.append(jax.block_until_ready(self._outputs.popleft()))
-        return ended
+            finished.append(jax.block_until_ready(self._outputs.popleft()))
+        return finished

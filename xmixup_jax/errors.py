@@ -1,16 +1,16 @@
-"""Errors that the user can mend; the commands print them as one line, without a stack trace."""
+"""Errors that a user can fix. The commands print them as one line, without a stack trace."""
 
 from collections.abc import Mapping
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do about it, in one message."""
+    """Base class. The message says what is wrong, where, and how to fix it."""
 
     exit_code = 1
 
 
 class ConfigError(UserError):
-    """The configuration asks for something impossible; nothing has been started."""
+    """The configuration is impossible; nothing has been started."""
 
     exit_code = 2
 
@@ -20,15 +20,15 @@ class DataError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of its message, or its class where it has none."""
+    """The first line of an error's message; the name of its class if there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def raise_all(missing: Mapping[str, str | None]) -> None:
-    """Raises DataError with every message in one, if there is any.
+    """Raises one DataError for all messages, if there are any.
 
     Args:
-      missing: what each message is about, and the message, or None where nothing is missing.
+      missing: subject -> message; None or '' if nothing is missing.
     """
     lines = [f'{key}: {words}' for key, words in missing.items() if words]
     if lines:
@@ -36,13 +36,13 @@ def raise_all(missing: Mapping[str, str | None]) -> None:
 
 
 class Interrupted(UserError):
-    """SIGTERM or SIGINT arrived; the run is saved and the same command continues it."""
+    """The run was stopped by SIGTERM or SIGINT and is saved; the same command resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL in sysexits.h: "try again later"
 
 
 class ProcessLost(UserError):
-    """Another process of the run has ended; the same commands continue the run."""
+    """Another process of the run has died; the same commands resume the run."""
 
     exit_code = 75
 

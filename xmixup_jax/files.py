@@ -20,11 +20,11 @@ from xmixup_jax.errors import UserError
 
 log = logging.getLogger('xmixup_jax')
 
-# The files of a run folder, beside its checkpoints and weights.
+# The files of a run folder, other than its checkpoints and weights.
 CONFIG = 'config.json'
 DATA = 'data.json'
 RESULT = 'result.json'
-# Digests of a finished run's files, as `sha256sum --check` reads them; written last.
+# Checksums of a finished run's files, for `sha256sum --check`; written last.
 SUMS = 'SHA256SUMS'
 METRICS = 'metrics.csv'
 MATCH = 'match.json'
@@ -32,7 +32,7 @@ ENVIRONMENT = 'environment.json'
 BEST = 'best_model.safetensors'
 AVERAGE = 'ema_model.safetensors'
 REPORT = 'report.html'
-# Figures of the test.
+# Results of the test.
 PER_CLASS = 'per_class.csv'
 CONFUSION = 'confusion.csv'
 PREDICTIONS = 'predictions.csv'
@@ -42,15 +42,15 @@ SAVE_SECONDS = 10.0  # between two saves of a `Resumable`
 
 @contextlib.contextmanager
 def file_lock(folder: Path, key: str, wait: bool) -> Iterator[None]:
-    """Makes the folder and locks it against other processes.
+    """Creates a folder and locks it against other processes.
 
     Args:
       folder: to lock.
-      key: the flag that chooses another folder, for errors.
-      wait: until another process releases the lock, or fail.
+      key: the flag that chooses another folder, for error messages.
+      wait: whether to wait until another process releases the lock, or to fail.
 
     Raises:
-      UserError: the folder is not writable, or locked; names the host and process of the owner.
+      UserError: the folder is not writable, or is locked; names the host and pid of the owner.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,12 +79,12 @@ def file_lock(folder: Path, key: str, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path; the file written there replaces `path`, once it is on disk.
+    """Yields a temporary path, and replaces `path` by the file written there, once it is on disk.
 
-    Its permissions are those of the umask, whatever the writer gave it (safetensors: 0600).
+    The file gets the permissions of the umask, whatever the writer set (safetensors: 0600).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Of this process alone: others may be writing the same file of a shared cache.
+    # Unique to this process, since others may write the same file of a shared cache.
     partial = path.with_name(f'{path.name}.{socket.gethostname()}-{os.getpid()}.tmp')
     try:
         permissions = _new_file(partial)
@@ -101,17 +101,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _new_file(path: Path) -> int:
-    """Makes an empty file; returns the permissions that the umask gives it."""
+    """Creates an empty file; returns its mode, with the permissions of the umask."""
     path.unlink(missing_ok=True)
     with path.open('xb') as file:
         return os.fstat(file.fileno()).st_mode
 
 
 def sync(path: Path) -> None:
-    """Returns when the file, or the names in the folder, would outlive a loss of power."""
+    """Flushes a file, or the entries of a folder, to disk, so that they survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        # Some network file systems cannot do it for folders.
+        # Some network file systems cannot sync folders.
         with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
             os.fsync(descriptor)
     finally:
@@ -119,7 +119,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync` for all that is in the folder, itself and its name."""
+    """Syncs a folder with everything in it, and its own entry in the parent folder."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             sync(Path(parent, name))
@@ -128,14 +128,14 @@ def sync_tree(folder: Path) -> None:
 
 
 def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes a .npz file, which has a checksum of each array."""
+    """Writes an .npz file atomically; its zip format has a checksum for each array."""
     with atomic_write(path) as partial, partial.open('wb') as file:
-        named: dict[str, Any] = arrays  # else mypy takes them for allow_pickle
+        named: dict[str, Any] = arrays  # otherwise mypy takes them for allow_pickle
         np.savez(file, **named)
 
 
 def load_arrays(path: Path, *keys: str) -> list[np.ndarray] | None:
-    """What `save_arrays` wrote, to be made anew where it is None: absent or damaged."""
+    """Reads arrays that `save_arrays` wrote; None if the file is missing or corrupted."""
     try:
         with np.load(path, allow_pickle=False) as saved:
             return [saved[key] for key in keys]
@@ -145,12 +145,12 @@ def load_arrays(path: Path, *keys: str) -> list[np.ndarray] | None:
         OSError, ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile,
         zlib.error,
     ) as error:  # fmt: skip
-        log.warning('%s is damaged (%s): made anew', path, error)
+        log.warning('%s is corrupted (%s) and will be recomputed', path, error)
         return None
 
 
 class Resumable:
-    """A .npz file of arrays that take long to find, and what an interrupted search has found."""
+    """An .npz file of arrays that take long to compute, with partial results in a second file."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -158,46 +158,47 @@ class Resumable:
         self._saved = time.monotonic()
 
     def load(self, *keys: str) -> list[np.ndarray] | None:
-        """What `save` wrote last; None if nothing, or if it is damaged."""
+        """Reads the partial results that `save` wrote; None if there are none."""
         return load_arrays(self._unfinished, *keys)
 
     @property
     def due(self) -> bool:
-        """Whether the last `save` is SAVE_SECONDS ago."""
+        """Whether the last `save` was more than SAVE_SECONDS ago."""
         return time.monotonic() - self._saved > SAVE_SECONDS
 
     def save(self, **arrays: np.ndarray) -> None:
-        """Writes what has been found so far."""
+        """Writes partial results."""
         save_arrays(self._unfinished, **arrays)
         self._saved = time.monotonic()
 
     def finish(self, **arrays: np.ndarray) -> None:
-        """Writes the file itself."""
+        """Writes the final file, and removes the partial results."""
         save_arrays(self._path, **arrays)
         self._unfinished.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically."""
     with atomic_write(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + '\n')
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote.
+    """Reads a JSON file.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the file is corrupted.
     """
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(
-            f'{path} is damaged ({error}): restore it from a copy, or remove it'
+            f'{path} is corrupted ({error}): restore it from a copy, or remove it'
         ) from error
 
 
 def set_aside(path: Path, workdir: Path) -> Path:
-    """Moves a damaged file or folder of a run to WORKDIR/damaged/; the new path."""
+    """Moves a corrupted file or folder of a run to WORKDIR/damaged/; returns the new path."""
     aside = workdir / 'damaged' / f'{path.relative_to(workdir)}-{time.time_ns()}'
     aside.parent.mkdir(parents=True, exist_ok=True)
     path.rename(aside)

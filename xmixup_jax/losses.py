@@ -1,7 +1,7 @@
-"""The methods' losses, penalties and gradients as plain functions on arrays.
+"""The losses, penalties and gradients of the methods, as plain functions on arrays.
 
-For other training loops: each is what a file in `xmixup_jax.methods` trains with, and documented
-there.
+Use them in your own training loop. Each is what a module of `xmixup_jax.methods` trains with, which
+also documents it.
 """
 
 from xmixup_jax.methods.bituning import contrast

@@ -1,7 +1,7 @@
-"""Class matching: which source classes serve as auxiliary samples for which target class.
+"""Class matching: chooses the source classes whose images are mixed into each target class.
 
-The paper (arXiv 2007.10252) selects, "for every class of the target task", auxiliary samples
-from the source; similarity and assignment are options of this project.
+The XMixup paper (https://arxiv.org/abs/2007.10252) selects auxiliary samples from the source "for
+every class of the target task". The similarities and assignments here are options of this project.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 
 from xmixup_jax.errors import ConfigError
 
-# The first three are those of `class_similarity`; 'predicted' is `features.predicted_similarity`.
+# `class_similarity` computes the first three, `features.predicted_similarity` the last one.
 SIMILARITIES = ('cosine', 'euclidean', 'emd', 'predicted')
 ASSIGNMENTS = ('optimal', 'greedy', 'nearest', 'random', 'least')
 ONE_TO_ONE = ('optimal', 'greedy', 'least')
@@ -20,12 +20,12 @@ EMD_GAMMA = 0.01
 
 
 class ClassMatch(NamedTuple):
-    """The outcome of matching K_t target classes with k source classes each."""
+    """The source classes of each target class: k for each of K_t."""
 
     classes: np.ndarray
-    """int32 [K_t, k], source class indices, the most similar first."""
+    """int32 [K_t, k], indices of source classes, the most similar first."""
     similarity: np.ndarray
-    """float32 [K_t, k], their similarities."""
+    """float32 [K_t, k], the similarities of these classes."""
 
     @property
     def selected(self) -> np.ndarray:
@@ -41,17 +41,18 @@ def match_classes(
     classes_per_target: int = 1,
     seed: int = 0,
 ) -> ClassMatch:
-    """Gives each target class the source classes that resemble it.
+    """Assigns similar source classes to each target class, by the mean features of the classes.
 
-    For other similarities than those of class means, see `assign`.
+    To use other similarities, call `assign`.
 
     Args:
-      target_means: [K_t, D] and source_means: [K_s, D], mean features of the classes.
+      target_means: [K_t, D], mean features of the target classes.
+      source_means: [K_s, D], mean features of the source classes.
       similarity: see `class_similarity`.
       assignment, classes_per_target, seed: see `assign`.
 
     Raises:
-      ConfigError: a one-to-one assignment with more target than source classes.
+      ConfigError: there are too few source classes, see `check_assignment`.
 
     >>> match = match_classes(np.eye(2), np.array([[0.0, 1.0], [0.6, 0.8], [0.9, 0.1]]))
     >>> match.classes.tolist()
@@ -62,13 +63,14 @@ def match_classes(
 
 
 def class_similarity(target_means: np.ndarray, source_means: np.ndarray, kind: str) -> np.ndarray:
-    """Similarity of every target class with every source class; larger is more alike.
+    """Computes the similarity of every target class to every source class.
 
     Args:
-      target_means: [K_t, D] and source_means: [K_s, D], mean penultimate features.
-      kind: 'cosine' (cosine of the means), 'euclidean' (minus their distance d) or 'emd'
-        (exp(-0.01 d), Cui et al., CVPR 2018: the earth mover's distance between two
-        domains of one class each is the distance of their means).
+      target_means: [K_t, D], mean penultimate features.
+      source_means: [K_s, D], mean penultimate features.
+      kind: 'cosine' of the means; 'euclidean', minus their distance d; or 'emd', exp(-0.01 d).
+        The last is from Cui et al., CVPR 2018, https://arxiv.org/abs/1806.06193: the earth mover's
+        distance of two domains with one class each is the distance of their means.
 
     Returns:
       float64 [K_t, K_s].
@@ -85,15 +87,17 @@ def class_similarity(target_means: np.ndarray, source_means: np.ndarray, kind: s
 def domain_similarity(
     target_means: np.ndarray, target_counts: np.ndarray, source_means: np.ndarray
 ) -> np.ndarray:
-    """Similarity of each single source class with the whole target domain.
+    """Computes the similarity of each source class to the whole target domain.
 
-    Cui et al., CVPR 2018, section 4: exp(-0.01 d), d the earth mover's distance between the
-    source class, all its mass at its mean, and the target's class means, each with the class's
-    share of the images. From one point there is but one flow: d = sum_t share_t ||s - t||.
+    It is exp(-0.01 d) of Cui et al., CVPR 2018, section 4 (https://arxiv.org/abs/1806.06193). d is
+    the earth mover's distance between the mean s of the source class, which has all mass, and the
+    means t of the target classes, each weighted by its share of the images. From a single point
+    there is only one flow, so d = sum_t share_t ||s - t||.
 
     Args:
-      target_means: [K_t, D] and source_means: [K_s, D], mean penultimate features.
-      target_counts: [K_t], images of each target class.
+      target_means: [K_t, D], mean penultimate features.
+      target_counts: [K_t], number of images in each target class.
+      source_means: [K_s, D], mean penultimate features.
 
     Returns:
       float64 [K_s].
@@ -104,7 +108,7 @@ def domain_similarity(
 
 
 def check_assignment(kind: str, num_target: int, num_source: int, classes_per_target: int) -> None:
-    """Raises ConfigError where `assign` has no solution for these numbers of classes."""
+    """Raises ConfigError if `assign` has no solution for these numbers of classes."""
     if kind in ONE_TO_ONE and num_target * classes_per_target > num_source:
         raise ConfigError(
             f'config.match.assignment={kind} is one-to-one and needs at least '
@@ -113,29 +117,29 @@ def check_assignment(kind: str, num_target: int, num_source: int, classes_per_ta
         )
     if classes_per_target > num_source:
         raise ConfigError(
-            f'config.match.classes_per_target={classes_per_target} is more than the '
-            f"source's {num_source} classes: use --config.match.classes_per_target={num_source} "
-            'at most'
+            f'config.match.classes_per_target={classes_per_target} is more than the {num_source} '
+            f'classes of the source: use at most --config.match.classes_per_target={num_source}'
         )
 
 
 def assign(
     similarity: np.ndarray, kind: str, classes_per_target: int = 1, seed: int = 0
 ) -> ClassMatch:
-    """Gives each target class its source classes.
+    """Assigns source classes to each target class.
 
     Args:
       similarity: [K_t, K_s].
-      kind: `optimal`, no source class used twice, largest total similarity (Hungarian);
-        `greedy`, likewise, but always the most similar pair left; `nearest`, each target's most
-        similar classes, which targets may share; `random`, regardless of similarity, without
-        sharing as long as the source has enough classes; `least`, as `optimal`, but with the
-        smallest total similarity (ablation).
-      classes_per_target: k, source classes for each target class.
-      seed: for `random` only.
+      kind: one of
+        'optimal': one-to-one, with the largest total similarity (Hungarian algorithm);
+        'greedy': one-to-one, repeatedly taking the most similar pair that is left;
+        'nearest': the most similar classes of each target class, which others may share;
+        'random': regardless of similarity; one-to-one if the source has enough classes;
+        'least': one-to-one, with the smallest total similarity (an ablation).
+      classes_per_target: k, the number of source classes for each target class.
+      seed: for 'random'.
 
     Raises:
-      ConfigError: a one-to-one assignment with more target than source classes.
+      ConfigError: there are too few source classes, see `check_assignment`.
     """
     num_target, num_source = similarity.shape
     k = classes_per_target

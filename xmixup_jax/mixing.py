@@ -1,9 +1,9 @@
-"""Mixup across domains: pure functions on one batch, to be used inside a jitted step.
+"""Mixup across domains: pure functions on one batch, for use inside a jitted step.
 
-The mixed image and its soft label follow Zhang et al., "mixup: Beyond Empirical Risk
-Minimization" (ICLR 2018); pairing a target image with an image of a matched source
-class is XMixup's (arXiv 2007.10252). The law of lambda and the label spaces are options of
-this project, since the text of the paper at hand does not fix them.
+The mixed image and its soft label follow Zhang et al., "mixup: Beyond Empirical Risk Minimization"
+(ICLR 2018, https://arxiv.org/abs/1710.09412). Mixing a target image with an image of a matched
+source class is XMixup (https://arxiv.org/abs/2007.10252). The distribution of lambda and the label
+spaces are options of this project, since the available text of the paper does not specify them.
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ def sample_lam(keys: jax.Array, alpha: float, reflect: bool, per: str = 'sample'
 
     Args:
       keys: random keys, [B].
-      alpha: concentration, > 0; small values put lam near 0 and 1.
+      alpha: concentration, > 0; small values put lam near 0 or 1.
       reflect: replace lam by max(lam, 1 - lam), so that the target image dominates.
-      per: 'sample', one weight for each sample; 'batch', the same one for the whole batch, under
-        the mapped axis 'batch'.
+      per: 'sample', one weight for each sample; 'batch', a single one for the whole batch, under a
+        mapped axis 'batch'.
 
     Returns:
       lam, float32 [B], in [0, 1] ([0.5, 1] when reflected).
@@ -37,10 +37,15 @@ def sample_lam(keys: jax.Array, alpha: float, reflect: bool, per: str = 'sample'
 
 
 def of_first(x: jax.Array) -> jax.Array:
-    """The value of the whole batch's first record for all: [B, ...] to [B, ...].
+    """Broadcasts the value of the first record to the whole batch, under a mapped axis 'batch'.
 
-    The first record is the first device's under the mapped axis 'batch': what is drawn once for a
-    batch does not depend on the number of devices.
+    The first record is on the first device, so the value does not depend on the number of devices.
+
+    Args:
+      x: [B, ...], one device's share.
+
+    Returns:
+      [B, ...].
     """
     first = jax.lax.all_gather(x[0], 'batch')[0]
     return jnp.broadcast_to(first, x.shape)
@@ -53,16 +58,16 @@ def cross_domain_mixup(
     alpha: float = 0.2,
     reflect: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mixes each target image with the source image at the same place (XMixup).
+    """Mixes each target image with the source image at the same position in the batch (XMixup).
 
     Args:
       keys: random keys, [B], or one key.
       images: of the target, float [B, H, W, C].
-      source_images: of the matched classes, likewise.
+      source_images: of the matched source classes, float [B, H, W, C].
       alpha, reflect: see `sample_lam`.
 
     Returns:
-      (mixed images float [B, H, W, C], lam float32 [B]); for `mixed_cross_entropy`.
+      (mixed images float [B, H, W, C], lam float32 [B]), for `mixed_cross_entropy`.
 
     >>> keys = jax.random.split(jax.random.key(0), 4)
     >>> ones = jnp.ones((4, 8, 8, 3))
@@ -88,14 +93,16 @@ def mix_images(images: jax.Array, source_images: jax.Array, lam: jax.Array) -> j
 
 
 def neighbour(tree: PyTree) -> PyTree:
-    """For each record of the batch, the one before it; for the first, the last.
+    """Rolls a batch by one: each record gets the one before it, and the first gets the last.
 
-    Records come in random order, so this is a random partner. It reaches over the devices of the
-    mapped axis 'batch', which hold one batch in order: what a record meets does not depend on how
-    many devices a process has.
+    Records are in random order, so this gives each a random partner. It crosses the devices of the
+    mapped axis 'batch', so the partners do not depend on the number of devices.
 
     Args:
-      tree: arrays [B, ...].
+      tree: arrays [B, ...], one device's share.
+
+    Returns:
+      the same structure, with the values of the partners.
     """
     devices = jax.lax.axis_size('batch')
     to_next = [(i, (i + 1) % devices) for i in range(devices)]
@@ -113,16 +120,20 @@ def class_cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: jax.Array | None = None,
 ) -> jax.Array:
-    """(1 - e) w[y] (-log p[y]) + e / K sum_c w[c] (-log p[c]), float32 [B].
+    """Computes (1 - e) w[y] (-log p[y]) + e / K sum_c w[c] (-log p[c]) for each sample.
 
-    As in PyTorch's `CrossEntropyLoss` before it takes the mean. Label smoothing is that of Szegedy
-    et al., "Rethinking the Inception Architecture for Computer Vision" (CVPR 2016), section 7.
+    This is PyTorch's `CrossEntropyLoss` before averaging. Label smoothing is from Szegedy et al.,
+    "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7
+    (https://arxiv.org/abs/1512.00567).
 
     Args:
       logits: float [B, K].
       labels: int32 [B], y.
-      label_smoothing: e, from 0 to below 1.
-      class_weights: w, float32 [K]; None: all 1.
+      label_smoothing: e, in [0, 1).
+      class_weights: w, float32 [K]; None for all 1.
+
+    Returns:
+      float32 [B].
 
     >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
     >>> loss = class_cross_entropy(logits, jnp.array([0]), label_smoothing=0.3)
@@ -149,13 +160,16 @@ def two_label_cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: jax.Array | None = None,
 ) -> jax.Array:
-    """-lam log p[y] - (1 - lam) log p[y'], float32 [B].
+    """Computes -lam log p[y] - (1 - lam) log p[y'] for each sample.
 
     Args:
       logits: float [B, K].
       labels, other_labels: int32 [B], y and y'.
       lam: float32 [B].
-      label_smoothing, class_weights: of both terms, see `class_cross_entropy`.
+      label_smoothing, class_weights: for both terms, see `class_cross_entropy`.
+
+    Returns:
+      float32 [B].
 
     >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
     >>> loss = two_label_cross_entropy(logits, jnp.array([0]), jnp.array([2]), jnp.array([0.5]))
@@ -179,23 +193,23 @@ def mixed_cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: jax.Array | None = None,
 ) -> jax.Array:
-    """Cross-entropy of a mixed image, one value for each sample.
+    """Computes the cross-entropy of each mixed image.
 
-    With `p` the softmax over all columns, `p_t` over the first K_t and `p_s` over the rest:
+    `p` is the softmax over all columns, `p_t` over the first K_t columns, `p_s` over the others:
 
     - `joint`:    -lam log p[y_t] - (1 - lam) log p[K_t + y_s]   (one head, one softmax)
     - `separate`: -lam log p_t[y_t] - (1 - lam) log p_s[y_s]     (two heads)
     - `target`:   -log p_t[y_t]                                  (the label stays y_t)
 
     Args:
-      logits: float [B, K_t + K_s]; for `target` the source's columns may be missing.
-      labels: int32 [B], target classes, 0 <= y_t < K_t = num_classes.
-      source_labels: int32 [B], index among the selected source classes, 0 <= y_s < K_s.
+      logits: float [B, K_t + K_s]; for `target`, [B, K_t] is enough.
+      labels: int32 [B], y_t, target classes in 0..K_t - 1.
+      source_labels: int32 [B], y_s, positions among the selected source classes, in 0..K_s - 1.
       lam: float32 [B], weight of the target.
       label_space: one of LABEL_SPACES.
       num_classes: K_t.
-      label_smoothing: of each softmax over its own columns, see `class_cross_entropy`.
-      class_weights: of the target's classes, float32 [K_t]; the source's weigh 1.
+      label_smoothing: of each softmax, over its own columns; see `class_cross_entropy`.
+      class_weights: of the target classes, float32 [K_t]; source classes have weight 1.
 
     Returns:
       float32 [B].

@@ -1,4 +1,4 @@
-"""The optimiser: SGD, AdamW or LAMB; the head and the layers at learning rates of their own."""
+"""SGD, AdamW and LAMB, with separate learning rates for the head and for each layer."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -17,7 +17,12 @@ _STEM = ('conv1', 'bn1', 'conv_stem', 'stem', 'patch_embed', 'norm_pre', *_EMBED
 
 
 def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then `step` (one drop) or `cosine` (to 0)."""
+    """The learning rate by step: linear warm-up, then one drop ('step') or 'cosine' to 0.
+
+    Args:
+      optimizer: the `optimizer` part of the configuration.
+      steps: of the whole run.
+    """
     warmup = optimizer.warmup_steps
     peak = optimizer.learning_rate
     if optimizer.schedule == 'cosine':
@@ -30,17 +35,20 @@ def make_schedule(optimizer: ConfigDict, steps: int) -> optax.Schedule:
 
 
 class RateState(NamedTuple):
-    """The peak of the learning rate is a part of the state, not of the compiled program: runs that
-    differ in nothing else share one."""
+    """The state of `scale_by_rates`.
+
+    The peak learning rate is part of the state, not of the compiled program, so that runs that
+    differ only in it share one program.
+    """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name; hides tuple.count
-    """int32, updates done."""
+    """int32, the number of updates done."""
     peak: jax.Array
-    """float32."""
+    """float32, the largest learning rate."""
 
 
 def set_peak(opt_state: PyTree, peak: jax.typing.ArrayLike) -> PyTree:
-    """The state with another peak of the learning rate."""
+    """Sets the peak learning rate in an optimiser's state."""
     return optax.tree.set(opt_state, peak=peak)
 
 
@@ -50,7 +58,14 @@ def scale_by_rates(
     head_schedule: optax.Schedule,
     layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-    """Multiplies by minus the learning rate: peak * schedule(step) * layer_decay ** depth."""
+    """Multiplies updates by minus the learning rate, peak * schedule(step) * layer_decay ** depth.
+
+    Args:
+      peak: the first peak learning rate, see `set_peak`.
+      schedule: relative learning rate of the backbone by step.
+      head_schedule: relative learning rate of the head by step.
+      layer_decay: factor for each layer further from the head, see `depths`.
+    """
 
     def init(params: PyTree) -> RateState:
         del params
@@ -74,18 +89,19 @@ def make_optimizer(
     weight_decay: bool = True,
     head_schedule: optax.Schedule | None = None,
 ) -> optax.GradientTransformation:
-    """The optimiser that the configuration describes.
+    """Makes the optimiser described by the configuration.
 
     `sgd` has momentum and coupled weight decay, as in PyTorch. `adamw` (Loshchilov and Hutter, ICLR
-    2019) and `lamb` (You et al., ICLR 2020) have decoupled weight decay and the betas `momentum`
-    and `b2`. A gradient whose norm over all parameters is above `clip_norm` is scaled to it.
+    2019, https://arxiv.org/abs/1711.05101) and `lamb` (You et al., ICLR 2020,
+    https://arxiv.org/abs/1904.00962) have decoupled weight decay and the betas `momentum` and `b2`.
+    A gradient whose norm over all parameters exceeds `clip_norm` is scaled down to it.
 
     Args:
       optimizer: the `optimizer` part of the configuration.
       steps: of the whole run.
-      weight_decay: False where a method's own penalty replaces it.
-      head_schedule: learning rate of the head by step, as a multiple of the peak; by default the
-        network's, times optimizer.head_multiplier.
+      weight_decay: False if a penalty of the method replaces weight decay.
+      head_schedule: learning rate of the head by step, as a multiple of the peak; by default that
+        of the backbone times optimizer.head_multiplier.
     """
     relative = optimizer.copy_and_resolve_references()
     relative.learning_rate = 1.0
@@ -112,22 +128,22 @@ def make_optimizer(
 
 
 def is_head(params: PyTree) -> PyTree:
-    """True for the head's leaves."""
+    """Tells which leaves belong to the head."""
     return jax.tree.map_with_path(lambda path, _: path[0].key == HEAD, params)
 
 
 def is_kernel(params: PyTree) -> PyTree:
-    """True for kernels: not for biases, scales, shifts and a ViT's embeddings of positions."""
+    """Tells which leaves are kernels, not biases, norms or a ViT's tokens and positions."""
     return jax.tree.map_with_path(
         lambda path, leaf: leaf.ndim > 1 and path[0].key not in _EMBEDDINGS, params
     )
 
 
 def depths(params: PyTree) -> PyTree:
-    """The distance of each leaf's layer from the head, which is 0.
+    """Counts how many layers each leaf is away from the head; the head itself is 0.
 
-    Layers are the stem, each residual block (of an Inception network each module) and the head.
-    What follows the blocks belongs to the last of them, as in timm's `layer_decay`.
+    Layers are the stem, each residual block (or Inception module) and the head. Parameters after
+    the blocks belong to the last block, as in timm's `layer_decay`.
 
     >>> leaf = jnp.zeros(())
     >>> depths({'conv1': leaf, 'layer1': {0: leaf, 1: leaf}, 'layer2': {0: leaf}, 'fc': leaf})
@@ -135,7 +151,7 @@ def depths(params: PyTree) -> PyTree:
     """
     layers = {path: _layer(path) for path, _ in jax.tree.leaves_with_path(params)}
     blocks = (layer for layer in layers.values() if layer not in (_AFTER, _TOP))
-    last_block = max(blocks, default=_AFTER)  # of a frozen backbone there are none
+    last_block = max(blocks, default=_AFTER)  # a frozen backbone has no blocks here
     layers = {path: last_block if each == _AFTER else each for path, each in layers.items()}
     order = sorted(set(layers.values()))
     return jax.tree.map_with_path(
@@ -143,7 +159,7 @@ def depths(params: PyTree) -> PyTree:
     )
 
 
-# (order of the part of the network, name, indices) sorts as the layers follow one another.
+# Layers are (part of the network, name, indices), which sorts them in the order of the network.
 _AFTER = 2, '', ()
 _TOP = 3, '', ()
 
@@ -152,12 +168,12 @@ def _layer(path) -> tuple[int, str, tuple[int, ...]]:
     first, *others = [entry.key for entry in path]
     if first in _STEM:
         return 0, '', ()
-    if first in (HEAD, 'head'):  # 'head': ConvNeXt's norm before it
+    if first in (HEAD, 'head'):  # 'head' is ConvNeXt's norm before the head
         return _TOP
-    if first == 'stages':  # ConvNeXt's; what shrinks the map belongs to the block behind it
+    if first == 'stages':  # ConvNeXt; downsampling belongs to the block after it
         stage, part, number = others[:3]
         return 1, first, (stage, number if part == 'blocks' else 0)
     indices = tuple(itertools.takewhile(lambda each: isinstance(each, int), others))
-    if indices or first[0].isupper():  # Inception's modules are in order by name
+    if indices or first[0].isupper():  # the names of Inception's modules sort in their order
         return 1, first, indices
     return _AFTER

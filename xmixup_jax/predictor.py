@@ -18,7 +18,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from xmixup_jax.compute import augment
-from xmixup_jax.compute.evaluation import Tested, collected
+from xmixup_jax.compute.evaluation import Tested, collect
 from xmixup_jax.compute.views import VIEWS, over_views
 from xmixup_jax.config import from_stored
 from xmixup_jax.data.decode import MAX_BYTES, decode, rgb, square
@@ -34,16 +34,16 @@ from xmixup_jax.weights.files import read_metadata
 from xmixup_jax.weights.find import WEIGHTS_FILE
 from xmixup_jax.weights.pretrained import Weights
 
-# What cannot be decoded is reported by this program, with the file's name.
+# This program itself reports images that cannot be decoded, with their names.
 logging.getLogger('PIL').setLevel(logging.CRITICAL)
 
 PyTree = Any
 Picture = str | os.PathLike | bytes | np.ndarray | Image.Image
-"""A file, its content, uint8 RGB [H, W, 3] or grey [H, W], or a Pillow image."""
+"""A path, the content of an image file, uint8 RGB [H, W, 3] or grey [H, W], or a Pillow image."""
 
 NETWORKS = {'final': WEIGHTS_FILE, 'best': BEST, 'ema': AVERAGE}
-"""The networks that a run leaves: the one that it handed over, the best one by the tests during
-training, and the moving average of the weights."""
+"""The networks that a run saves: its result, the best one in the tests during training, and the
+moving average of the weights."""
 _WRITTEN_WITH = {'best': 'config.eval_every', 'ema': 'config.ema_decay'}
 
 
@@ -51,29 +51,29 @@ class Prediction(NamedTuple):
     """The classes of one image, the most probable first."""
 
     class_names: tuple[str, ...]
-    """K names; words in the place of WordNet ids."""
+    """K names, with WordNet ids replaced by words."""
     probabilities: np.ndarray
     """float32 [K], descending."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The network of a finished run, with the target's head alone."""
+    """The network of a finished run, with a head for the target classes only."""
 
     config: ConfigDict
-    """Of the run."""
+    """The configuration of the run."""
     class_names: tuple[str, ...]
     """K names, in the order of the logits."""
     graphdef: Any
     params: PyTree
     batch_stats: PyTree
     path: Path
-    """The file that it was read from."""
+    """The file from which it was read."""
     score: dict[str, Any]
-    """'best_step', 'best_top1' and 'best_loss' of the best network of a run; {} of any other."""
+    """'best_step', 'best_top1' and 'best_loss' for the best network of a run; {} for others."""
 
     def describe(self) -> str:
-        """Says in one line which network it is."""
+        """Describes the network in one line."""
         words = f'the network in {one_line(self.path)}'
         if self.score:
             return (
@@ -83,13 +83,19 @@ class TrainedModel:
             )
         if self.path.name == WEIGHTS_FILE and self.path.with_name(BEST).is_file():
             if self.config.target.get('validation_share'):
-                return f'{words}, the best of the run by its validation images'
-            return f'{words}, the final one of the run (there is a best one, too)'
+                return f'{words}, the best of the run on its validation images'
+            return f'{words}, the final one of the run (which also has a best one)'
         return words
 
     def logits(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB [B, S, S, 3], S = config.image_size, to logits float32 [B, K] of one view; a
-        pure function, to be used inside `jax.jit`."""
+        """Computes the logits of one view of each image; a pure function, for use in `jax.jit`.
+
+        Args:
+          images: uint8 RGB [B, S, S, 3], S = config.image_size.
+
+        Returns:
+          float32 [B, K].
+        """
         return self._logits_of(augment.normalize(images, self.config.model))
 
     def _logits_of(self, views: jax.Array) -> jax.Array:
@@ -102,8 +108,8 @@ class TrainedModel:
         """Predicts the classes of images.
 
         Args:
-          images: one or more, each as in `Picture`; also uint8 [N, H, W, 3].
-          batch_size: images that go through the network at a time.
+          images: one or more, each as in `Picture`; or an array, uint8 [N, H, W, 3].
+          batch_size: the number of images in each forward pass.
 
         Returns:
           a `Prediction` for each image.
@@ -125,23 +131,28 @@ class TrainedModel:
     def stream(
         self, images: Iterable[Picture], batch_size: int = 64
     ) -> Iterator[Prediction | DataError]:
-        """As `predict`, one after the other; what cannot be decoded gives the error instead."""
+        """Yields predictions one by one; for an image that cannot be decoded, yields the error.
+
+        Args:
+          images: each as in `Picture`.
+          batch_size: the number of images in each forward pass.
+        """
         names = readable(self.class_names)
         with ThreadPoolExecutor(worker_threads(self.config.num_threads)) as threads:
             rest = iter(images)
             while batch := list(islice(rest, batch_size)):
                 prepared = list(threads.map(self._prepare, batch))
-                whole = [x for x in prepared if isinstance(x, np.ndarray)]
-                logits = iter(self._run(whole, batch_size))
+                decoded = [x for x in prepared if isinstance(x, np.ndarray)]
+                logits = iter(self._run(decoded, batch_size))
                 for each in prepared:
-                    yield each if isinstance(each, DataError) else _ranked(next(logits), names)
+                    yield each if isinstance(each, DataError) else _rank(next(logits), names)
 
     def test(self, records: Records, batch_size: int = 64) -> Tested:
-        """The logits of labelled images, as `evaluation.evaluate` gives them for a run's own test.
+        """Tests the network on labelled images, as `evaluation.evaluate` does in a run.
 
         Args:
-          records: whose classes are those of the network, in its order; see `selection.renumber`.
-          batch_size: images that go through the network at a time.
+          records: with the classes of the network, in its order; see `selection.renumber`.
+          batch_size: the number of images in each forward pass.
         """
         batches = []
         with tqdm(
@@ -159,18 +170,21 @@ class TrainedModel:
                 outputs = {key: batch[key] for key in ('label', 'index', 'mask')}
                 batches.append(outputs | {'logits': np.asarray(self._jitted(batch['image']))})
                 bar.update(min(batch_size, len(records) - bar.n))
-        return collected(batches)
+        return collect(batches)
 
     def _prepare(self, picture: Picture) -> np.ndarray | DataError:
-        """uint8 [R, R, 3], as in the tests of the run, whatever it is given as."""
+        """Reads an image as the tests of the run do: uint8 [R, R, 3], R = config.resize."""
         try:
-            return _decoded(picture, self.config.resize, self.config.fit)
+            return _decode(picture, self.config.resize, self.config.fit)
         except DataError as error:
             return error
 
     def _run(self, images: list[np.ndarray], batch_size: int) -> np.ndarray:
-        """Logits; of a power of two of images, or a whole batch, so that few programs are compiled
-        and one image does not cost as much as a batch."""
+        """Computes the logits of uint8 [N, R, R, 3], N <= batch_size.
+
+        Batches are padded to a power of two (at most batch_size), so that few programs are compiled
+        and a single image does not cost as much as a full batch.
+        """
         size = self.config.resize
         padded = min(batch_size, 1 << max(0, len(images) - 1).bit_length())
         batch = np.zeros((padded, size, size, 3), np.uint8)
@@ -184,47 +198,47 @@ class TrainedModel:
         return jax.jit(lambda images: over_views(self.config, self._logits_of, images))
 
 
-def _ranked(logits: np.ndarray, names: list[str]) -> Prediction:
+def _rank(logits: np.ndarray, names: list[str]) -> Prediction:
     probabilities = softmax(logits)
     order = np.argsort(-probabilities, kind='stable')
     return Prediction(tuple(names[c] for c in order), probabilities[order])
 
 
-def _decoded(picture: Picture, size: int, fit: str) -> np.ndarray:
-    """uint8 [size, size, 3] of an image in any form, as training would read it.
+def _decode(picture: Picture, size: int, fit: str) -> np.ndarray:
+    """Reads an image in any form as training would: uint8 [size, size, 3].
 
     Raises:
-      DataError: it is none.
+      DataError: it is not an image.
     """
     if isinstance(picture, Image.Image):
         return square(rgb(picture), size, fit)
     if isinstance(picture, np.ndarray):
-        return square(_checked(picture), size, fit)
+        return square(_as_rgb(picture), size, fit)
     if isinstance(picture, bytes):
         return decode(picture, size, 'the image', fit)
     path = Path(picture)
     try:
         if not (path.is_file() or path.is_dir()) and path.exists():
-            raise DataError(f'{one_line(path)} is no regular file: name image files')
+            raise DataError(f'{one_line(path)} is not a regular file: name image files')
         with path.open('rb') as file:
             encoded = file.read(MAX_BYTES)
-    except (OSError, ValueError) as error:  # a zero byte in a name is a ValueError
+    except (OSError, ValueError) as error:  # a zero byte in a path raises ValueError
         why = getattr(error, 'strerror', None) or error
         raise DataError(f'{one_line(path)} cannot be read: {why}') from error
     return decode(encoded, size, one_line(path), fit)
 
 
-def _checked(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] of [H, W, 3] or [H, W].
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    """Converts uint8 [H, W] to [H, W, 3], and checks the array.
 
     Raises:
-      DataError: it is of another type or shape, or empty.
+      DataError: the array has another dtype or shape, or is empty.
     """
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise DataError(
-            f'an image of shape {image.shape} and type {image.dtype}: it must be uint8 [H, W, 3] '
+            f'an image has shape {image.shape} and type {image.dtype}: it must be uint8 [H, W, 3] '
             'or [H, W], with values from 0 to 255'
         )
     return image
@@ -235,18 +249,19 @@ def load(
     network: Literal['final', 'best', 'ema'] = 'final',
     views: Literal[1, 2, 10] | None = None,
 ) -> TrainedModel:
-    """Loads a network that a finished run left.
+    """Loads a network of a finished run.
 
     Args:
-      run: the folder of the run, or a .safetensors file that this program wrote.
-      network: of the folder: 'final', which the run handed over (the last one, or with
-        config.target.validation_share the best one); 'best', by the tests that config.eval_every
-        asks for; or 'ema', the moving average of the weights, with config.ema_decay.
-      views: instead of the run's config.test_views.
+      run: the folder of the run, or a .safetensors file that a run wrote.
+      network: which network of the folder. 'final' is the result of the run: the last network, or
+        the best one if the run has config.target.validation_share. 'best' is the best one in the
+        tests during training, if the run has config.eval_every. 'ema' is the moving average of the
+        weights, if the run has config.ema_decay.
+      views: views of an image to average, 1, 2 or 10; by default the run's config.test_views.
 
     Raises:
-      ConfigError: there is no such network, or no such number of views.
-      DataError: there is no finished run in the folder, or its weights cannot be read.
+      ConfigError: the run has no such network, or the number of views is impossible.
+      DataError: the folder has no finished run, or its weights cannot be read.
 
     >>> model = load('runs/example')
     >>> (prediction,) = model.predict('image.png')
@@ -256,7 +271,9 @@ def load(
     path = _network_file(Path(run), network)
     content = read_metadata(path)
     if not {'config', 'class_names'} <= content.keys():
-        raise DataError(f'{path} does not say what its classes are: name the folder of a run')
+        raise DataError(
+            f'{path} does not name its classes, so no run wrote it: name the folder of a run'
+        )
     config, names = from_stored(content['config']), tuple(content['class_names'])
     if views is not None:
         config.test_views = views
@@ -264,7 +281,7 @@ def load(
         raise ConfigError(f'views={views}: must be 1, 2 or 10')
     weights = Weights(path, config.model.name)
     if weights.head is None:
-        raise DataError(f'{path} holds no head')
+        raise DataError(f'{path} has no head: name the folder of a run')
     width = len(weights.head['bias'])
     _, params, batch_stats = create_model(config.model, width, config.image_size, 0)
     params, batch_stats = weights.fill(params, batch_stats, with_head=True)
@@ -275,23 +292,25 @@ def load(
 
 
 def _network_file(run: Path, network: str) -> Path:
-    """The file of one of `NETWORKS` in the folder of a run, or the file `run` itself."""
+    """The file of a network: one of `NETWORKS` in the folder of a run, or the file `run` itself."""
     if network not in NETWORKS:
         raise ConfigError(f'network={network!r}: must be one of {", ".join(NETWORKS)}')
     is_folder = run.is_dir() or not run.suffix
     if not is_folder and network != 'final':
-        raise ConfigError(f'{run} is one network: to choose one, name the folder of the run')
+        raise ConfigError(
+            f'{run} is a single network: to choose network={network}, name the folder of the run'
+        )
     path = run / NETWORKS[network] if is_folder else run
     if path.is_file():
         return path
     if is_folder and (run / WEIGHTS_FILE).is_file():
         raise ConfigError(
-            f'{run} holds no {path.name}: it is written by runs with {_WRITTEN_WITH[network]}; '
-            'take the final network, --network=final'
+            f'{run} has no {path.name}, which only runs with {_WRITTEN_WITH[network]} write: use '
+            'the final network, --network=final'
         )
     if not run.exists():
         raise DataError(f'{run} does not exist: name the folder of a finished run')
     raise DataError(
-        f'{run} holds no finished run ({path.name} is missing): name the folder of one, or run its '
-        'training command again, which continues it'
+        f'{run} contains no finished run ({path.name} is missing): name the folder of a finished '
+        'run, or run the training command again, which resumes it'
     )

@@ -1,4 +1,4 @@
-"""One run in several processes: joining them, agreeing, and what the first one does alone."""
+"""Runs in several processes: joins them, watches them, and shares values and errors."""
 
 import argparse
 import atexit
@@ -26,28 +26,28 @@ log = logging.getLogger('xmixup_jax')
 P = ParamSpec('P')
 T = TypeVar('T')
 
-# A process that was not heard of for so long has ended.
+# A process that sends no heartbeat for this long counts as lost.
 _HEARTBEAT_SECONDS = 30
 _CONNECT_SECONDS = 120
 
 
 def connect(argv: list[str], environ: Mapping[str, str] = os.environ) -> list[str]:
-    """Joins the other processes of the run, if there are any; before JAX is used.
+    """Joins the other processes of the run, if there are any. Call it before using JAX.
 
-    They are known from the flags --coordinator=HOST:PORT, --num_processes=N and --process_id=I, or
-    found by JAX: where SLURM, Open MPI or a TPU slice's environment say that there are several, or
-    with --num_processes=auto.
+    The flags --coordinator=HOST:PORT, --num_processes=N and --process_id=I describe the processes.
+    JAX finds them by itself if SLURM, Open MPI or the environment of a TPU slice say that there are
+    several, or with --num_processes=auto.
 
     Args:
       argv: a command line.
-      environ: the environment's variables.
+      environ: the environment variables.
 
     Returns:
       the command line without these flags.
 
     Raises:
       ConfigError: some of the flags are missing or impossible.
-      UserError: the others can't be reached.
+      UserError: the other processes cannot be reached.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument('--coordinator')
@@ -57,7 +57,7 @@ def connect(argv: list[str], environ: Mapping[str, str] = os.environ) -> list[st
         flags, rest = parser.parse_known_args(argv)
         count = None if flags.num_processes in (None, 'auto') else int(flags.num_processes)
     except (argparse.ArgumentError, ValueError) as error:
-        raise ConfigError(f'--num_processes and --process_id are numbers: {error}') from error
+        raise ConfigError(f'--num_processes and --process_id must be numbers: {error}') from error
     by_hand = (flags.coordinator, count, flags.process_id)
     if flags.num_processes != 'auto':
         if by_hand == (None, None, None):
@@ -70,9 +70,10 @@ def connect(argv: list[str], environ: Mapping[str, str] = os.environ) -> list[st
             )
         elif not 0 <= flags.process_id < count:
             raise ConfigError(
-                f'--process_id={flags.process_id}: must be from 0 to --num_processes={count} less 1'
+                f'--process_id={flags.process_id}: must be at least 0 and less than '
+                f'--num_processes={count}'
             )
-    # It would take SIGTERM, on which the training loop saves.
+    # The service would catch SIGTERM, on which the training loop saves a checkpoint.
     jax.config.update('jax_enable_preemption_service', False)
     try:
         jax.distributed.initialize(
@@ -82,8 +83,8 @@ def connect(argv: list[str], environ: Mapping[str, str] = os.environ) -> list[st
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f'the processes of the run did not meet ({first_line(error)}): start all of them, with '
-            'the same --coordinator that each can reach'
+            f'the processes of the run could not connect ({first_line(error)}): start all of them, '
+            'with the same --coordinator, which all can reach'
         ) from error
     if jax.process_count() > 1:
         _watch((flags.coordinator or socket.gethostname()).rsplit(':', 1)[0])
@@ -91,8 +92,8 @@ def connect(argv: list[str], environ: Mapping[str, str] = os.environ) -> list[st
 
 
 def in_several_processes(environ: Mapping[str, str]) -> bool:
-    """Whether a launcher that JAX knows has started more than one process."""
-    if 'SLURM_STEP_NODELIST' in environ:  # by srun; a batch script is none of its tasks
+    """Whether a launcher that JAX supports has started more than one process."""
+    if 'SLURM_STEP_NODELIST' in environ:  # set by srun, but not in a batch script
         return int(environ.get('SLURM_STEP_NUM_TASKS', environ.get('SLURM_NTASKS', 1))) > 1
     if 'OMPI_COMM_WORLD_SIZE' in environ:
         return int(environ['OMPI_COMM_WORLD_SIZE']) > 1
@@ -100,14 +101,14 @@ def in_several_processes(environ: Mapping[str, str]) -> bool:
 
 
 def _watch(host: str) -> None:
-    """Ends this process with one line as soon as another one has crashed.
+    """Watches the other processes, and exits with one line as soon as one of them has crashed.
 
-    Each process has a connection to the first one, which breaks when either ends. Without it the
-    others hang in a collective until JAX misses heartbeats and aborts them from C++, with a stack
-    trace and no exit code 75. That remains for a machine that is lost with its connections.
+    Each process has a connection to the first one, which breaks when either ends. Without it, the
+    others would hang in a collective until JAX misses heartbeats and aborts them from C++, with a
+    stack trace and without exit code 75. That still happens if a whole machine is lost.
 
     Args:
-      host: name of the first process's machine, in that process.
+      host: name of the first process's machine; used in the first process.
     """
     address = b''
     if is_first():
@@ -122,9 +123,11 @@ def _watch(host: str) -> None:
     else:
         try:
             first = Client((machine.decode(), int(port)), authkey=bytes.fromhex(key.decode()))
-        except OSError as error:  # JAX's own watch remains
+        except OSError as error:  # JAX's own heartbeats remain
             log.warning(
-                'no connection to %s (%s): lost processes are noticed late', machine.decode(), error
+                'no connection to %s (%s): lost processes will be noticed late',
+                machine.decode(),
+                error,
             )
             return
         first.send_bytes(str(jax.process_index()).encode())
@@ -139,7 +142,7 @@ _LEAVING = b'leaving'
 
 
 def leave() -> None:
-    """Tells the other processes that this one ends as it should."""
+    """Tells the other processes that this one exits normally."""
     for connection in _connections.values():
         with contextlib.suppress(OSError):
             connection.send_bytes(_LEAVING)
@@ -147,7 +150,7 @@ def leave() -> None:
 
 def _watch_others(listener: Listener) -> None:
     while len(_connections) < jax.process_count() - 1:
-        # Strangers that come to the port have not the key.
+        # Other programs that connect to the port do not have the key.
         with contextlib.suppress(AuthenticationError, EOFError, OSError):
             connection = listener.accept()
             _connections[int(connection.recv_bytes())] = connection
@@ -156,27 +159,27 @@ def _watch_others(listener: Listener) -> None:
         wait(staying.values())
         for index, connection in list(staying.items()):
             if connection.poll():
-                message = _received(connection)
+                message = _receive(connection)
                 if message != _LEAVING:
-                    _end(index)
+                    _abort(index)
                 del staying[index]
 
 
 def _watch_first() -> None:
-    if _received(_connections[0]) != _LEAVING:
-        _end(0)
+    if _receive(_connections[0]) != _LEAVING:
+        _abort(0)
 
 
-def _received(connection: Connection) -> bytes | None:
+def _receive(connection: Connection) -> bytes | None:
     with contextlib.suppress(EOFError, OSError):
         return connection.recv_bytes()
     return None
 
 
-def _end(index: int) -> None:
+def _abort(index: int) -> None:
     message = (
-        f'process {index} of the run has ended: its last lines say why; start all of them again, '
-        'they continue from the newest checkpoint'
+        f'process {index} of the run has died: its last lines say why; start all processes again, '
+        'and the run resumes from the newest checkpoint'
     )
     print(f'xmixup: {message}', file=sys.stderr, flush=True)
     os._exit(ProcessLost.exit_code)
@@ -188,27 +191,27 @@ def is_first() -> bool:
 
 
 def all_gather(value: np.ndarray) -> np.ndarray:
-    """The values of all processes, [processes, ...]."""
+    """Gathers an array from all processes: [...] to [processes, ...]."""
     if jax.process_count() == 1:
         return value[None]
     return multihost_utils.process_allgather(value)
 
 
 def broadcast(value: bool) -> bool:
-    """The first process's value, in all processes."""
+    """Broadcasts the first process's value to all processes."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def every_process(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorator of a function that all processes call: a user's mistake in one ends all of them.
+    """Decorates a function that all processes call, so that a UserError in one stops all of them.
 
-    The function raises its own UserError, or one that names the process in which it failed.
+    The process that failed raises its own error, the others a UserError that names that process.
     """
 
     @wraps(function)
-    def agreed(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         if jax.process_count() == 1:
             return function(*args, **kwargs)
         error = None
@@ -220,21 +223,23 @@ def every_process(function: Callable[P, T]) -> Callable[P, T]:
         if error is not None:
             raise error
         if failed.any():
-            raise UserError(f'process {np.argmax(failed)} stopped the run: its last line says why')
+            raise UserError(
+                f'process {np.argmax(failed)} stopped the run: the last line of its output says why'
+            )
         return result
 
-    return agreed
+    return wrapper
 
 
 def first_process(function: Callable[P, T]) -> Callable[P, T | None]:
-    """Decorator of a function that all processes call, and the first one runs.
+    """Decorates a function that all processes call, but only the first one runs.
 
-    The others wait until it is done, and get None. A user's mistake ends all of them.
+    The others wait for it and get None. A UserError stops all of them.
     """
 
     @every_process
     @wraps(function)
-    def by_first(*args: P.args, **kwargs: P.kwargs) -> T | None:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T | None:
         return function(*args, **kwargs) if is_first() else None
 
-    return by_first
+    return wrapper

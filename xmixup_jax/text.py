@@ -1,28 +1,28 @@
-"""Names from outside in messages and files: escaped where they are no text, quoted for a shell."""
+"""Escapes and quotes names from outside, for messages, files and shells."""
 
 import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
 
-# Control characters, and Unicode's own ends of lines.
+# Control characters and Unicode's line separators.
 _CONTROLS = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
 
 
 def valid_text(name: str) -> str:
-    r"""The name with escapes for what is not Unicode, as in names of files of another encoding.
+    r"""Escapes bytes that are not valid Unicode, as in file names of another encoding.
 
     >>> print(valid_text(os.fsdecode(b'caf\xe9')))
     caf\xe9
     """
     try:
         return os.fsencode(name).decode('utf-8', 'backslashreplace')
-    except UnicodeEncodeError:  # surrogates that stand for no byte
+    except UnicodeEncodeError:  # surrogates that do not stand for a byte
         return name.encode('utf-8', 'backslashreplace').decode()
 
 
 def one_line(name: object) -> str:
-    r"""`valid_text` with escapes for ends of lines and other control characters.
+    r"""Like `valid_text`, but also escapes line ends and other control characters.
 
     >>> print(one_line('two\nlines'))
     two\nlines
@@ -31,7 +31,7 @@ def one_line(name: object) -> str:
 
 
 def some(words: Sequence[str], count: int = 5) -> str:
-    """The first of some words, and an ellipsis in the place of the others.
+    """Joins the first `count` words, with an ellipsis for the others.
 
     >>> some(['a', 'b', 'c'], 2), some(['a', 'b'], 2)
     ('a, b, ...', 'a, b')
@@ -40,7 +40,7 @@ def some(words: Sequence[str], count: int = 5) -> str:
 
 
 def shell_line(words: Iterable[object]) -> str:
-    """A command line that a shell takes apart into the same words.
+    """Joins words into a command line that a shell splits into the same words.
 
     >>> print(shell_line(['xmixup', 'predict', '--workdir=my runs/1']))
     xmixup predict '--workdir=my runs/1'
@@ -51,7 +51,7 @@ def shell_line(words: Iterable[object]) -> str:
 def _quoted(word: str) -> str:
     if one_line(word) == word:
         return shlex.quote(word)
-    # Bash's and zsh's form for what cannot be shown as it is.
+    # The $'...' quoting of Bash and zsh, for characters that cannot be shown.
     shown = ''.join(
         chr(byte) if 32 <= byte < 127 and chr(byte) not in "\\'" else f'\\x{byte:02x}'
         for byte in os.fsencode(word)

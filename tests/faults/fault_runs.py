@@ -1,4 +1,4 @@
-"""Real runs for the tests that disturb them."""
+"""Starts real runs for tests that disturb them."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def arguments(config, workdir, **values):
 
 
 class Server:
-    """See server.py; one run at a time."""
+    """Starts one run at a time, see server.py."""
 
     def __init__(self):
         self._process = subprocess.Popen(
@@ -42,12 +42,12 @@ class Server:
         )
 
     def start(self, args, log: Path) -> int:
-        """The process's number."""
+        """Starts a run; returns its process id."""
         self._process.stdin.write(json.dumps([*args, str(log)]) + '\n')
         return int(self._process.stdout.readline())
 
     def ended(self, seconds: float) -> bool:
-        """Waits so long, or until the run has ended."""
+        """Waits until the run has ended, at most this long; returns whether it has."""
         return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
     def exit_code(self, seconds: float = HANGS) -> int:
@@ -61,12 +61,12 @@ class Server:
 
 
 def rows(workdir):
-    """Of metrics.csv; without what depends on the clock."""
+    """The rows of metrics.csv, without measured times."""
     with (workdir / 'metrics.csv').open(newline='') as file:
         return [row | {'images_per_second': ''} for row in csv.DictReader(file)]
 
 
 def checkpoints(workdir):
-    """Steps of those that are complete, ascending."""
+    """The steps of complete checkpoints, ascending."""
     folder = workdir / 'checkpoints'
     return sorted(int(path.name) for path in folder.glob('*') if path.name.isdigit())

@@ -1,4 +1,4 @@
-"""Starts runs as processes of their own, each in a copy of one that has imported everything.
+"""Starts each run in a fork of a process that has already imported everything.
 
 Reads a JSON list from each line of the standard input, the arguments after `python -m
 xmixup_jax.main` and the file for the output, last; answers with the process's number, and with

@@ -1,4 +1,4 @@
-"""Configurations at random: what is impossible ends at once, in one line; all else trains."""
+"""Random configurations: impossible ones fail at once with one line, all others train."""
 
 import json
 import math
@@ -25,10 +25,10 @@ from xmixup_jax.models.resnet import STEMS
 from xmixup_jax.run.inputs import check_inputs
 
 DEFAULTS = flatten(parse_flags(['main', '--config=configs/digits.py'])[0])
-# These go on from the head of a pre-trained network.
+# The methods that need no pre-trained head.
 HEADLESS = sorted(set(METHODS) - {'lwf', 'cotuning', 'smile'})
 NUMBERS = [key for key, x in DEFAULTS.items() if isinstance(x, int | float) and x is not True]
-pytestmark = pytest.mark.slow  # tests/test_config.py has chosen values
+pytestmark = pytest.mark.slow  # tests/test_config.py tests chosen values quickly
 
 UNLIMITED = settings(suppress_health_check=list(HealthCheck), derandomize=False, database=None)
 
@@ -44,7 +44,7 @@ def argv(values, workdir):
 
 @st.composite
 def valid(draw):
-    """Values that train two steps soon."""
+    """Draws values with which two steps are quick."""
     resize = draw(st.integers(8, 26))
     every = draw(some(1, 2))
     values = {
@@ -103,7 +103,7 @@ def valid(draw):
     return values
 
 
-# A key, and values that it cannot have.
+# (key, impossible value).
 WRONG = st.one_of(
     st.tuples(st.sampled_from(NUMBERS), some('', 'x', '1,5', '0x1g', '1e', '--', '[1]', 'None')),
     st.tuples(some('steps', 'batch_size', 'seed', 'resize', 'num_threads'), some('1.5', '1e3')),
@@ -138,7 +138,7 @@ WRONG = st.one_of(
 
 @pytest.fixture
 def outcome(monkeypatch):
-    """Runs the program; its exit code and the line that it ends with."""
+    """Runs the program; returns its exit code and its last line."""
 
     def fail(message, code):
         raise SystemExit(code, message)
@@ -175,7 +175,7 @@ def test_impossible_values(config, tmp_path, outcome, faults, record_property):
 
 
 def test_values_of_any_kind(config, faults):
-    """Whatever is given, there is one line or a configuration, whose data can be looked for."""
+    """Any input leads to a one-line error, or to a configuration whose data can be looked up."""
     anything = st.one_of(
         st.text(st.characters(exclude_characters='\0'), max_size=20),
         st.integers().map(str),
@@ -205,13 +205,13 @@ def test_values_of_any_kind(config, faults):
 def test_possible_values(config, records, tmp_path, outcome, faults, record_property):
     tried = 0
 
-    # Not made smaller when it fails: each example is a run.
+    # Failing examples are not shrunk, since each is a run.
     @settings(UNLIMITED, max_examples=2 * faults, phases=(Phase.generate,))
     @given(valid())
     def check(values):
         nonlocal tried
         shutil.rmtree(tmp_path / 'run', ignore_errors=True)
-        jax.clear_caches()  # each example compiles programs of its own, and no process bears all
+        jax.clear_caches()  # each example compiles its own programs, which would fill the memory
         folders = {'data_dir': config.data_dir, 'cache_dir': config.cache_dir, 'weights': ''}
         code, message = outcome(argv(folders | values, tmp_path / 'run'))
         tried += 1

@@ -1,4 +1,4 @@
-"""Every file that a run leaves, damaged: noticed, or harmless; never another result."""
+"""Damage to any file of a run is noticed or harmless, and never changes the result."""
 
 import errno
 import itertools
@@ -49,14 +49,14 @@ def weights(config, tmp_path):
 
 
 def interrupt(workdir):
-    """Makes of a finished run one that was killed after step 4."""
+    """Turns a finished run into one that was killed after step 4."""
     for name in ('result.json', 'SHA256SUMS', 'model.safetensors'):
         (workdir / name).unlink()
     shutil.rmtree(workdir / 'checkpoints' / '6')
 
 
 def damages(names, number):
-    """So many pairs of a file and a kind of damage, at random; all of them before any again.
+    """Draws pairs of a file and a kind of damage; none is repeated before all have occurred.
 
     Yields:
       (file, damage).
@@ -68,7 +68,7 @@ def damages(names, number):
 
 
 def files(folder):
-    """Those that are not empty."""
+    """The non-empty files in a folder."""
     found = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.stat().st_size]
     return [path.relative_to(folder) for path in found]
 
@@ -89,7 +89,7 @@ def count(outcomes, record_property, what):
 def test_files_of_an_unfinished_run(
     config, weights, tmp_path, caplog, faults, record_property, method, number
 ):
-    """Delta has constants, which are saved once and not in every checkpoint."""
+    """DELTA has constants, which are saved once, not in every checkpoint."""
     config.method, config.eval_every = method, 2
     config.weights = str(weights)
     begun, workdir = tmp_path / 'begun', tmp_path / 'run'
@@ -100,7 +100,7 @@ def test_files_of_an_unfinished_run(
     names = [name for name in files(begun) if method == 'xmixup' or name.parts[0] == 'constants']
     assert len(names) > 4
     outcomes = Counter()
-    # One that must be noticed: the largest file that the run goes on from.
+    # Damage to the largest file that the run resumes from must be noticed.
     needed = [name for name in names if name.parts[:2] == ('checkpoints', '4')] or names
     largest = max(needed, key=lambda name: (begun / name).stat().st_size)
     for name, damage in ((largest, cut), *damages(names, number * faults - 1)):
@@ -130,7 +130,7 @@ def test_files_of_a_finished_run(finished_run, tmp_path, caplog, faults, record_
     workdir = tmp_path / 'run'
     expected = (begun / 'model.safetensors').read_bytes()
     outcomes = Counter()
-    # The rest is not read any more.
+    # A finished run does not read its other files any more.
     names = [name for name in files(begun) if len(name.parts) == 1 and name.name != '.lock']
     assert {name.suffix for name in names} == {'.json', '.csv', '.safetensors', ''}
     for name, damage in damages(names, 4 * faults):
@@ -148,7 +148,7 @@ def test_files_of_a_finished_run(finished_run, tmp_path, caplog, faults, record_
 
 
 def test_a_damaged_list_of_digests(finished_run, tmp_path, caplog):
-    """Whatever is left of it, the best network, which no checkpoint has, stays."""
+    """Whatever the damage, the best network stays, since no checkpoint has it."""
     config, begun, result = finished_run
     workdir = tmp_path / 'run'
     whole = (begun / 'SHA256SUMS').read_bytes()
@@ -170,7 +170,7 @@ def test_a_damaged_list_of_digests(finished_run, tmp_path, caplog):
 
 
 def test_no_checkpoint_is_whole_or_readable(finished_run, monkeypatch):
-    """The run does not begin anew behind the user's back, and what is whole stays in its place."""
+    """The run does not silently start over, and intact files stay in place."""
     config, tmp_path, _ = finished_run
     interrupt(tmp_path)
 
@@ -239,7 +239,7 @@ def test_weights_and_caches(config, weights, tmp_path, caplog, faults, record_pr
 
 @pytest.mark.filterwarnings('ignore:overflow encountered in cast')  # of the learning rate
 def test_a_value_that_is_no_number_is_never_saved(config, tmp_path):
-    """The loss of the step is finite still: only the parameters after it are not."""
+    """The loss of the step is still finite, but the parameters after it are not."""
     config.optimizer.learning_rate = 1e39  # infinite in float32
     config.update({'checkpoint_every': 1, 'log_every': 1})
     with pytest.raises(UserError, match=r'not finite after step 1, .*checkpoint 0 in'):

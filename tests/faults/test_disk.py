@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, files that vanish, two runs in one folder, and signals."""
+"""Full and read-only disks, vanishing files, two runs in one folder, and signals."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def assert_same(workdir, undisturbed):
 
 
 def one_line(text):
-    """The program's last line; the lines before it are of the training."""
+    """The last line of the output, which must be the error; no stack trace."""
     assert 'Traceback' not in text
     line = text.splitlines()[-1]
     assert line.startswith('xmixup: '), text
@@ -58,7 +58,7 @@ def one_line(text):
 
 
 def in_a_small_file_system(script, **variables):
-    """Runs a shell script in which $DIR is a file system of 3 MB, where the machine allows it."""
+    """Runs a shell script with $DIR on a file system of 3 MB, if the machine allows mounting."""
     mounted = 'mount -t tmpfs -o size=3m none "$DIR" && exec bash -euo pipefail -c "$SCRIPT"'
     command = ['unshare', '--map-root-user', '--mount', 'bash', '-c', mounted]
     return subprocess.run(
@@ -95,7 +95,7 @@ def test_full_and_read_only_disks(config, undisturbed, server, tmp_path):
     full, read_only = [x for x in done.stderr.splitlines() if x.startswith('xmixup: ')]
     assert 'make room' in full and 'No space left on device' in full
     assert f'cannot write into {disk}/run: Read-only file system' in read_only
-    # Elsewhere there is room: the same run goes on.
+    # On another disk with space, the same run resumes.
     server.start(arguments(config, tmp_path / 'out', **VALUES), tmp_path / 'log')
     assert server.exit_code() == 0
     assert_same(tmp_path / 'out', undisturbed)
@@ -103,7 +103,7 @@ def test_full_and_read_only_disks(config, undisturbed, server, tmp_path):
 
 @pytest.mark.slow
 def test_a_file_that_cannot_grow(config, records, tmp_path):
-    """As a full disk, where no file system can be mounted: files of 40 kB are the limit."""
+    """Imitates a full disk without mounting one: files are limited to 40 kB."""
     workdir = tmp_path / 'run'
     args = [sys.executable, '-m', 'xmixup_jax.main', *arguments(config, workdir, **VALUES)]
     done = subprocess.run(
@@ -141,7 +141,7 @@ def test_a_second_run_and_a_folder_that_is_taken_away(config, records, server, t
     assert 'cannot be written into' in one_line(log.read_text())
     (workdir / 'checkpoints').unlink()
     shutil.move(tmp_path / 'elsewhere', workdir / 'checkpoints')
-    # Without config.json the checkpoints say what the run's configuration is.
+    # Without config.json, the checkpoints have the run's configuration.
     (workdir / 'config.json').unlink()
     server.start(arguments(config, workdir, **VALUES), log)
     assert server.exit_code() == 2
@@ -161,7 +161,7 @@ def test_signals_before_the_first_step(config, records, server, tmp_path):
 
 
 def test_power_may_fail_at_any_time(config, tmp_path, monkeypatch):
-    """A checkpoint is on disk, to the last file and folder, before an older one goes."""
+    """A checkpoint is completely on disk before an older one is deleted."""
     synced, deletions = set(), []
     sync = files.sync
 
@@ -209,7 +209,7 @@ def test_what_is_stored_with_a_run(config, tmp_path):
 
 
 def test_one_seed_gives_the_same_bits(config, tmp_path):
-    """Whatever the number of reading threads, the kind of cache and the moments of the tests."""
+    """The result does not depend on the number of threads, the cache or the times of tests."""
     finals = []
     for i, (threads, cache, every) in enumerate([(1, 'none', 0), (3, 'memory', 2)]):
         config.update({'num_threads': threads, 'eval_every': every})

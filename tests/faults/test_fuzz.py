@@ -1,4 +1,4 @@
-"""Mutated and malicious files: a result or this program's error, soon and in little memory."""
+"""Mutated and malicious files give a result or a proper error, quickly and in little memory."""
 
 import io
 import os
@@ -31,7 +31,7 @@ MEGABYTES = 600  # for all of them
 
 
 def mutated(content: bytes, others: list[bytes]) -> bytes:
-    """One change or a few, as fuzzers make them."""
+    """Makes one or a few changes, as fuzzers do."""
     made = bytearray(content)
     for _ in range(RNG.geometric(0.5)):
         place = int(RNG.integers(len(made) + 1))
@@ -60,10 +60,10 @@ def mutated(content: bytes, others: list[bytes]) -> bytes:
 
 
 def attack(seeds, number, read, errors):
-    """Reads so many mutations of the seeds.
+    """Reads `number` mutations of the seeds.
 
     Returns:
-      how often there was a result, and how often one of the errors.
+      how often there was a result, and how often each error.
     """
     outcomes: Counter = Counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -93,7 +93,7 @@ def count(outcomes, record_property, what):
 @pytest.mark.slow
 def test_images(faults, record_property):
     pixels = np.asarray(Image.open(io.BytesIO(GOOD['jpeg'][0])))
-    # What OpenCV knows beside the usual formats: it looks at the content, not at the name.
+    # OpenCV detects further formats by their content, whatever the name.
     others = [
         cv2.imencode(suffix, cv2.resize(pixels, (128, 128)))[1].tobytes()
         for suffix in ('.bmp', '.jp2', '.ras', '.hdr', '.pam', '.pfm', '.tiff', '.avif')
@@ -142,7 +142,7 @@ def test_weights(tmp_path, faults, record_property):
 
 
 def pickled(code: bytes) -> bytes:
-    """A PyTorch file of the old kind whose tensors are described by this pickle."""
+    """A PyTorch file in the old format, with this pickle as its content."""
     buffer = io.BytesIO()
     torch.save({}, buffer, _use_new_zipfile_serialization=False)
     begin = buffer.getvalue()
@@ -174,10 +174,10 @@ def test_pickles_made_to_harm(tmp_path, code):
 
 
 def test_weights_that_unfold(tmp_path):
-    """Many tensors that share their data, and an archive whose members share their bytes."""
+    """Tensors that share data, and archive members that share bytes, claim too much memory."""
     half = torch.zeros(100_000).half()
     torch.save({str(i): half for i in range(200)}, tmp_path / 'shared.pth')
-    with pytest.raises(TorchFileError, match='far more memory than the file'):
+    with pytest.raises(TorchFileError, match='far more memory than the file has'):
         read_torch_file(tmp_path / 'shared.pth')
     with zipfile.ZipFile(tmp_path / 'zip.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('w/data.pkl', b'\x80\x02}.')

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, at random moments, end as if nobody had touched them."""
+"""Runs that are killed repeatedly at random moments end like undisturbed runs."""
 
 import json
 import os
@@ -25,13 +25,13 @@ def server():
 
 
 def unfinished(workdir):
-    """Checkpoints that are being written."""
+    """The checkpoints that are being written."""
     return [path for path in (workdir / 'checkpoints').glob('*') if 'tmp' in path.name]
 
 
 def wait_for_checkpoint(server, workdir):
-    """Until the next one is being written, or the run has ended."""
-    left = unfinished(workdir)  # by the life before
+    """Waits until the next checkpoint is being written, or the run has ended."""
+    left = unfinished(workdir)  # from before the last kill
     deadline = time.monotonic() + HANGS
     while time.monotonic() < deadline and not server.ended(0.002):
         if set(unfinished(workdir)) - set(left):
@@ -40,7 +40,7 @@ def wait_for_checkpoint(server, workdir):
 
 
 def parts(workdir):
-    """The processes that have worked on the run."""
+    """The records of all processes that have worked on the run."""
     path = workdir / 'environment.json'
     return json.loads(path.read_text()) if path.exists() else []
 
@@ -81,7 +81,7 @@ def test_kills_at_random_moments(config, records, tmp_path, server, faults, reco
                 os.kill(process, signal.SIGKILL)
         code = server.exit_code()
         assert code in (0, -signal.SIGKILL), log.read_text()
-        if len(parts(workdir)) > len(before):  # it was not killed before it had begun
+        if len(parts(workdir)) > len(before):  # it had begun before it was killed
             assert parts(workdir)[-1]['first_step'] == expected
         if code == 0:
             assert_same(workdir, undisturbed)

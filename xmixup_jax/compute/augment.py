@@ -1,4 +1,4 @@
-"""Views of images on the device: uint8 batches in, normalised float crops out."""
+"""Crops, flips, augments and normalises images on the device: uint8 in, float32 out."""
 
 from typing import TypeVar
 
@@ -14,70 +14,76 @@ Images = TypeVar('Images', jax.Array, np.ndarray)
 
 
 def normalize(images: jax.Array, model: ConfigDict) -> jax.Array:
-    """uint8 RGB [..., 3] in 0..255 to float32 as the network wants it.
+    """Subtracts the mean and divides by the standard deviation of each channel.
 
     Args:
-      images: to normalise.
-      model: the `model` part of the configuration; 'normalization' may be '', then it is the one
+      images: RGB [..., 3], uint8 or float32, from 0 to 255.
+      model: the `model` part of the configuration. With `normalization` '', the constants are those
         that timm's weights of this network were trained with.
+
+    Returns:
+      float32 [..., 3].
     """
     mean, std = (255.0 * jnp.asarray(values, jnp.float32) for values in normalization(model))
     return (images.astype(jnp.float32) - mean) / std
 
 
 def denormalize(images: jax.Array, model: ConfigDict) -> jax.Array:
-    """The inverse of `normalize`: uint8, rounded, and cut to 0..255."""
+    """Inverts `normalize`; returns uint8, rounded and clipped to 0..255."""
     mean, std = (255.0 * jnp.asarray(values, jnp.float32) for values in normalization(model))
     return jnp.clip(jnp.round(images * std + mean), 0, 255).astype(jnp.uint8)
 
 
 def normalization(model: ConfigDict) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the network's inputs, of values from 0 to 1."""
+    """Mean and standard deviation of each input channel, for pixel values from 0 to 1."""
     return NORMALIZATIONS[model.normalization or MODELS[model.name].normalization]
 
 
 def training_view(
     config: ConfigDict, keys: jax.Array, images: jax.Array, clean: bool = False
 ) -> jax.Array:
-    """What the network sees of uint8 [B, R, R, 3] in training: float32 [B, S, S, 3].
+    """The network's training input: random crop and flip, config.augment, normalisation.
 
     Args:
       config: of the run.
       keys: random keys, [B], one for each image.
-      images: to crop, mirror, augment by config.augment, and normalise.
-      clean: without config.augment.
+      images: uint8 [B, R, R, 3].
+      clean: skip config.augment.
+
+    Returns:
+      float32 [B, S, S, 3], S = config.image_size.
     """
     options = config.augment
     crops = random_crop_flip(keys, images, config.image_size, config.flip, config.crop_min_area)
     if clean:
         return normalize(crops, config.model)
-    # `random_crop_flip` splits a key in two: these are others.
+    # `random_crop_flip` splits each key in two; fold_in with 2 and 3 gives independent keys.
     key_policy, key_erasing = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in (2, 3))
     if options.policy or options.color_jitter:
-        crops = policies.augmented(options, key_policy, crops)
+        crops = policies.augment(options, key_policy, crops)
     view = normalize(crops, config.model)
-    return policies.erased(key_erasing, view, options.erasing) if options.erasing else view
+    return policies.erase(key_erasing, view, options.erasing) if options.erasing else view
 
 
 def evaluation_view(config: ConfigDict, images: jax.Array) -> jax.Array:
-    """What the network sees of uint8 [B, R, R, 3] in tests: the middle, normalised, float32."""
+    """The network's test input: centre crops of uint8 [B, R, R, 3], normalised, float32."""
     return normalize(center_crop(images, config.image_size), config.model)
 
 
 def random_crop_flip(
     keys: jax.Array, images: jax.Array, size: int, flip: bool, min_area: float = 0.0
 ) -> jax.Array:
-    """A random crop of each image, mirrored left to right with probability 1/2 if `flip`.
+    """Crops each image at random, and mirrors it left to right with probability 1/2 if `flip`.
 
     Args:
       keys: random keys, [B], one for each image.
       images: [B, R, R, C].
-      size: side of the crop in px, <= R.
+      size: side of the crop in px, at most R.
       flip: whether to mirror at random.
-      min_area: 0 for a window of `size`; else see `random_part`.
+      min_area: 0 crops a window of `size`; a positive value crops as in `random_part` and resizes.
 
     Returns:
-      [B, size, size, C], the images' dtype, or float32 if resized.
+      [B, size, size, C] in the dtype of the images, or float32 if they were resized.
     """
     slack = images.shape[1] - size
 
@@ -96,19 +102,20 @@ def random_crop_flip(
 
 
 def random_part(key: jax.Array, side: int, min_area: float) -> tuple[jax.Array, jax.Array]:
-    """A random part of a square image, as torchvision's RandomResizedCrop draws it.
+    """Draws a random part of a square image, as torchvision's RandomResizedCrop does.
 
-    Its share of the area is uniform in [min_area, 1], the logarithm of its aspect in that of
-    [3/4, 4/3], its place uniform; after ten draws that do not fit it is the whole image. Szegedy et
-    al., "Going Deeper with Convolutions", CVPR 2015, section 6.
+    Its share of the area is uniform in [min_area, 1], the logarithm of its aspect ratio uniform in
+    [log 3/4, log 4/3], and its position uniform. If ten draws do not fit into the image, the part
+    is the whole image. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6
+    (https://arxiv.org/abs/1409.4842).
 
     Args:
       key: a random key.
       side: of the image in px.
-      min_area: in (0, 1].
+      min_area: the smallest share of the area, in (0, 1].
 
     Returns:
-      (corner, sizes): float32 [2] each, whole px, vertical and horizontal.
+      (corner, sizes): float32 [2] each, whole px, first vertical, then horizontal.
     """
     key_area, key_aspect, key_place = jax.random.split(key, 3)
     area = side**2 * jax.random.uniform(key_area, (10,), minval=min_area)
@@ -122,11 +129,11 @@ def random_part(key: jax.Array, side: int, min_area: float) -> tuple[jax.Array, 
 
 
 def resized_part(image: jax.Array, corner: jax.Array, sizes: jax.Array, size: int) -> jax.Array:
-    """A part of an image, scaled linearly with antialiasing, as in Pillow.
+    """Resizes a part of an image, bilinear with antialiasing, as Pillow does.
 
     Args:
       image: [R, R, C].
-      corner, sizes: of the part, [2] each, see `random_part`.
+      corner, sizes: of the part, [2] each; see `random_part`.
       size: side of the result in px.
 
     Returns:
@@ -144,6 +151,6 @@ def resized_part(image: jax.Array, corner: jax.Array, sizes: jax.Array, size: in
 
 
 def center_crop(images: Images, size: int) -> Images:
-    """The middle [B, size, size, C] of [B, R, R, C]."""
+    """Cuts the middle [B, size, size, C] out of [B, R, R, C]."""
     start = (images.shape[1] - size) // 2
     return images[:, start : start + size, start : start + size]

@@ -1,4 +1,4 @@
-"""What a training step costs: compile time apart, median time after warm-up, memory."""
+"""Measures what a training step costs: compile time, median time after warm-up, and memory."""
 
 import contextlib
 import time
@@ -17,8 +17,8 @@ from xmixup_jax.methods.find import method_of
 
 PyTree = Any
 WARM_UP = 3
-ROUNDS = (5, 30)  # at least and at most, and no more than the least after so many seconds
-SECONDS = 120.0
+ROUNDS = (5, 30)  # minimum and maximum number of timed rounds
+SECONDS = 120.0  # after this time, stop at the minimum
 BATCHES = 4
 
 
@@ -27,18 +27,18 @@ class StepCost(NamedTuple):
 
     compile_seconds: float
     step_ms: float
-    """Median, data on the device already."""
+    """Median, with the data already on the device."""
     step_ms_spread: float
     """Interquartile range."""
     memory_mb: float
-    """Of the compiled step on one device: arguments, outputs and temporaries, in 2**20 bytes."""
+    """MiB of the compiled step on one device: arguments, outputs and temporaries."""
     gbytes: float = 0.0
-    """10**9 bytes that the kernels of the compiled step read and write, without those of libraries
-    (on a GPU cuDNN's convolutions)."""
+    """Memory traffic in 10**9 bytes: what the kernels of the compiled step read and write. Library
+    kernels (on a GPU, cuDNN's convolutions) are not counted."""
 
 
-class Stepped(Protocol):
-    """What a step runs on, such as `run.start.Start`."""
+class StepInputs(Protocol):
+    """Everything a step needs except its batches, such as `run.start.Start`."""
 
     @property
     def task(self) -> step_lib.Task: ...
@@ -50,19 +50,22 @@ class Stepped(Protocol):
     def constants(self) -> PyTree: ...
 
 
-def measure_steps(starts: Mapping[str, Stepped], batches: list[PyTree]) -> dict[str, StepCost]:
-    """Times one step of each method, in turns, so that a slow moment of the machine hits all alike.
+def measure_steps(starts: Mapping[str, StepInputs], batches: list[PyTree]) -> dict[str, StepCost]:
+    """Measures one training step of each method.
+
+    The methods take turns, so that a slow moment of the machine affects all of them alike.
 
     Args:
-      starts: what each method's step runs on.
-      batches: on the devices, `devices.shard_steps` of one step each, with what any method uses.
+      starts: the inputs of each method's step, by the method's name.
+      batches: on the devices, each from `devices.shard_steps` of one step, with the entries that
+        any of the methods uses.
     """
     costs, steps, states = {}, {}, {}
     for name, start in tqdm(starts.items(), desc='compiling', unit='method', disable=None):
         inputs = only_used(batches[0], start)
         begun = time.perf_counter()
         with _no_compilation_cache():
-            # A mapping of its own, which this process has not compiled yet.
+            # `Task.train_steps` may be compiled already; a new mapping is not.
             mapped: Any = map_train_steps(partial(step_lib.train_steps, start.task))
             steps[name] = mapped.lower(start.constants, start.state, {}, inputs).compile()
         compile_seconds = time.perf_counter() - begun
@@ -96,14 +99,14 @@ def measure_steps(starts: Mapping[str, Stepped], batches: list[PyTree]) -> dict[
 
 
 def gflop(function: Callable, *args: PyTree) -> float:
-    """10**9 floating-point operations of a function, as XLA counts them in its program for a CPU.
+    """Counts the floating-point operations of a function, in 10**9.
 
-    Counted before it is compiled, which JAX does for a CPU alone: of a GPU's compiled program those
-    inside cuDNN are not known.
+    XLA counts them in the lowered program for a CPU. JAX offers this count before compilation on
+    CPUs only, and a compiled GPU program hides the operations inside cuDNN.
 
     Args:
-      function: is lowered, not called.
-      args: its arguments, or their shapes and types.
+      function: lowered for the count, but not called.
+      args: its arguments, or their shapes and dtypes.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
@@ -113,14 +116,13 @@ def gflop(function: Callable, *args: PyTree) -> float:
 
 
 def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
-    """Times each action in each round, in a new order: one is slower after another that has filled
-    the caches.
+    """Times every action once a round, in random order, since each may slow down the next one.
 
     Args:
-      actions: called with the number of the round.
+      actions: by name; each is called with the number of the round.
 
     Returns:
-      the times in ms, without those of WARM_UP rounds.
+      the times of each action in ms, without the WARM_UP rounds.
     """
     times: dict[str, list[float]] = {name: [] for name in actions}
     least, most = ROUNDS
@@ -138,19 +140,19 @@ def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]
 
 @contextlib.contextmanager
 def _no_compilation_cache():
-    """Nothing is found in, or added to, the compiled programs on disk."""
+    """Disables JAX's cache of compiled programs on disk."""
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # dynamic
     try:
         jax.config.update('jax_enable_compilation_cache', False)
-        compilation_cache.reset_cache()  # JAX looks at the setting once
+        compilation_cache.reset_cache()  # JAX reads the setting only once otherwise
         yield
     finally:
         jax.config.update('jax_enable_compilation_cache', enabled)
         compilation_cache.reset_cache()
 
 
-def only_used(batch: PyTree, start: Stepped) -> PyTree:
-    """The batch without pairs, if the method uses none."""
+def only_used(batch: PyTree, start: StepInputs) -> PyTree:
+    """Drops the source images and labels from a batch if the method does not use them."""
     if method_of(start.task.config).pairs:
         return batch
     return {key: value for key, value in batch.items() if not key.startswith('source_')}

@@ -1,4 +1,4 @@
-"""What a network makes of a whole set of records, exactly once each."""
+"""Evaluates a network on a whole data set, each image exactly once."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from xmixup_jax.devices import InFlight, shard
 
 @dataclass(frozen=True)
 class Tested:
-    """A network's outputs for all records that can be read, in their order."""
+    """A network's outputs for all readable images, in the order of the records."""
 
     logits: np.ndarray
     """float32 [N, K]."""
     label: np.ndarray
     """int32 [N]."""
     index: np.ndarray
-    """int32 [N], places in the records."""
+    """int32 [N], positions in the records."""
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -36,14 +36,14 @@ class Tested:
 
     @cached_property
     def confusion(self) -> np.ndarray:
-        """int [K, K], numbers of images; the rows are the true classes."""
+        """int [K, K], the confusion matrix in images; rows are the true classes."""
         from sklearn.metrics import confusion_matrix
 
         return confusion_matrix(self.label, self.predicted, labels=range(self.logits.shape[1]))
 
     @property
     def metrics(self) -> dict[str, float]:
-        """'top1' accuracy and 'loss', the mean cross-entropy."""
+        """'top1', the accuracy from 0 to 1, and 'loss', the mean cross-entropy in nats."""
         log_p = log_softmax(self.logits.astype(np.float64), axis=1)
         return {
             'top1': float(np.mean(self.predicted == self.label)),
@@ -58,7 +58,18 @@ def over_records(
     records: Records,
     title: str = 'test',
 ) -> Iterator[Any]:
-    """Yields `mapped_step(state, batch)`, still on the device, for each batch of the records."""
+    """Yields `mapped_step(state, batch)` for each batch of the records.
+
+    Args:
+      mapped_step: maps (state, batch) over the devices, see `mapping.map_eval_step`.
+      config: gives batch size, resizing and number of threads.
+      state: replicated.
+      records: to evaluate.
+      title: of the progress bar, before the name of the records.
+
+    Yields:
+      the results in order, still on the device.
+    """
     in_flight = InFlight()
     size, total = config.eval_batch_size, len(records)
     batches = eval_batches(
@@ -83,18 +94,18 @@ def over_records(
 
 
 def evaluate(task: Task, config: ConfigDict, state: TrainState, records: Records) -> Tested:
-    """The target's logits of all records."""
+    """Computes the target logits of all records."""
     rows = jax.device_get(list(over_records(task.eval_step, config, state, records)))
-    return collected(rows)
+    return collect(rows)
 
 
-def collected(batches: list[dict[str, np.ndarray]]) -> Tested:
-    """Puts the outputs for batches together, in the order of the records.
+def collect(batches: list[dict[str, np.ndarray]]) -> Tested:
+    """Joins the outputs of all batches, in the order of the records.
 
     Args:
       batches: 'logits' [b, K], and 'label', 'index' and 'mask' as in `pairing.eval_batches`.
     """
     columns = {key: np.concatenate([each[key] for each in batches]) for key in batches[0]}
-    order = np.argsort(columns['index'], kind='stable')  # several processes deal them out
+    order = np.argsort(columns['index'], kind='stable')  # several processes interleave them
     order = order[columns['mask'][order] > 0]
     return Tested(*(columns[key][order] for key in ('logits', 'label', 'index')))

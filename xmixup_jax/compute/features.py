@@ -1,4 +1,4 @@
-"""What a network makes of data sets as a whole: outputs of all records, means of all classes."""
+"""Features and logits of whole data sets, and the mean feature of each class."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from xmixup_jax.compute.augment import evaluation_view
 from xmixup_jax.compute.evaluation import over_records
 from xmixup_jax.compute.mapping import map_eval_step
 from xmixup_jax.compute.state import TrainState
-from xmixup_jax.compute.step import Task, create_task, evaluated
+from xmixup_jax.compute.step import Task, create_task, eval_outputs
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import short_name
@@ -33,7 +33,11 @@ PyTree = Any
 
 
 def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """All readable images as the evaluation sees them, [N, H, W, 3], and the labels, [N]."""
+    """Reads all images that can be decoded, as the evaluation sees them.
+
+    Returns:
+      (images, labels): float32 [N, S, S, 3], normalised centre crops, and int32 [N].
+    """
     batches = eval_batches(
         records,
         batch_size=len(records),
@@ -52,9 +56,11 @@ def images_of(config: ConfigDict, records: Records) -> tuple[np.ndarray, np.ndar
 def outputs_of(
     task: Task, config: ConfigDict, state: TrainState, records: Records
 ) -> dict[str, np.ndarray]:
-    """'features' [N, D], 'logits' [N, K] and 'label' [N] of all records, on centre crops.
+    """Computes the network's outputs for all readable images, on centre crops.
 
-    The order of the records is not kept over several processes; the three agree.
+    Returns:
+      {'features' float32 [N, D], 'logits' float32 [N, K], 'label' int32 [N]}. With several
+      processes the rows are not in the order of the records, but the same in all three.
     """
     rows = jax.device_get(
         list(over_records(task.output_step, config, state, records, title='outputs of'))
@@ -67,12 +73,12 @@ def outputs_of(
 
 
 def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree) -> PyTree:
-    """Sums of the penultimate features of each class over a batch of `pairing.eval_batches`.
+    """Sums the penultimate features of each class over a batch of `pairing.eval_batches`.
 
     Returns:
-      (sums float32 [num_classes, D], counts float32 [num_classes]), over all devices.
+      (sums float32 [num_classes, D], counts float32 [num_classes]), summed over all devices.
     """
-    outputs = evaluated(task, state, batch)
+    outputs = eval_outputs(task, state, batch)
     one_hot = jax.nn.one_hot(batch['label'], num_classes) * batch['mask'][:, None]
     sums = jnp.einsum('bk,bd->kd', one_hot, outputs.features, precision='highest')
     return jax.lax.psum((sums, one_hot.sum(0)), 'batch')
@@ -90,21 +96,21 @@ def class_means(
     records: Records,
     resumable: Resumable | None = None,
 ) -> np.ndarray:
-    """Mean pooled features of each class, on centre crops, in evaluation mode.
+    """Computes the mean pooled feature of each class, on centre crops, in evaluation mode.
 
     Args:
       task: of the backbone.
-      config: gives batch size and config.match.images_per_class, the number of images of a class
-        that count (the first ones; 0 for all).
-      state: replicated parameters and statistics of the backbone.
+      config: gives the batch size, and config.match.images_per_class: the number of images used of
+        each class, the first ones (0: all).
+      state: of the backbone, replicated.
       records: labelled images.
-      resumable: keeps the sums of an interrupted call, so that the next one goes on.
+      resumable: saves the sums from time to time, so that an interrupted call can resume.
 
     Returns:
       float32 [K, D].
 
     Raises:
-      DataError: a class has no image.
+      DataError: a class has no readable image.
     """
     num_classes = len(records.class_names)
     limit = config.match.images_per_class
@@ -134,13 +140,16 @@ def class_means(
 def plain_network(
     config: ConfigDict, num_logits: int, backbone: Weights | None, *, with_head: bool = False
 ) -> tuple[Task, TrainState]:
-    """The network of a run without anything of its method, replicated.
+    """Builds the network of a run without any changes by its method.
 
     Args:
       config: of the experiment.
       num_logits: width of the head.
-      backbone: weights, None for random ones.
-      with_head: whether the head is that of the weights, too.
+      backbone: weights; None for random ones.
+      with_head: whether the head, too, comes from the weights.
+
+    Returns:
+      (task, state), the state replicated over the local devices.
     """
     config = config.copy_and_resolve_references()
     config.method = 'finetune'
@@ -154,9 +163,9 @@ def plain_network(
 def predicted_similarity(
     config: ConfigDict, backbone: Weights, target: Records, source_names: Sequence[str]
 ) -> np.ndarray:
-    """Mean probability that the pre-trained head gives each source class on a target class.
+    """Averages the probabilities of the source classes over the images of each target class.
 
-    No image of the source is read.
+    The probabilities are those of the pre-trained head; no source image is read.
 
     Args:
       config: of the experiment.
@@ -168,13 +177,14 @@ def predicted_similarity(
       float64 [K_t, K_s].
 
     Raises:
-      DataError: no head, an unknown source class, or a target class without a readable image.
+      DataError: the weights have no head, the head does not know a source class, or a target class
+        has no readable image.
     """
     columns, head = backbone.head_columns(source_names), backbone.head
     assert head is not None  # `head_columns` raises without one
     task, state = plain_network(config, len(head['bias']), backbone, with_head=True)
     outputs = outputs_of(task, config, state, target)
-    # float64: in several processes the records come in another order.
+    # Several processes change the order of the rows; float64 keeps that from showing in the sums.
     probabilities = softmax(outputs['logits'].astype(np.float64), axis=1)
     one_hot = np.arange(len(target.class_names))[:, None] == outputs['label']
     counts = one_hot.sum(axis=1, keepdims=True)
@@ -193,12 +203,15 @@ def _check_counts(counts: np.ndarray, records: Records) -> None:
 def backbone_class_means(
     config: ConfigDict, backbone: Weights | None, records: Records
 ) -> np.ndarray:
-    """`class_means` in the network that the run starts from; kept in the cache folder.
+    """`class_means` of the network that the run starts from, cached in config.cache_dir.
 
     Args:
       config: of the experiment.
-      backbone: its weights, None for random weights (which are not worth keeping).
+      backbone: its weights. None for random weights, whose means are not cached.
       records: labelled images.
+
+    Returns:
+      float32 [K, D].
     """
 
     def means(resumable: Resumable | None) -> np.ndarray:
@@ -213,13 +226,13 @@ def backbone_class_means(
     if found is not None and everywhere:
         return found[0]
     resumable = Resumable(path)
-    if jax.process_count() > 1:  # they would have to agree on where to go on
+    if jax.process_count() > 1:  # resuming would need all processes to agree on the position
         found = [means(None)]
         if is_first():
             resumable.finish(means=found[0])
         return found[0]
     with file_lock(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
-        # Another run may have written them meanwhile.
+        # Another run may have written the means while this one waited for the lock.
         found = load_arrays(path, 'means')
         if found is None:
             found = [means(resumable)]
@@ -228,14 +241,14 @@ def backbone_class_means(
 
 
 def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path:
-    """Named by everything that the means depend on: weights, network, crop and records."""
+    """A file name that depends on everything the means do: weights, network, crop and records."""
     key = {
         'weights': backbone.digest,
         'model': config.model.to_dict(),
         'crop': [config.resize, config.image_size, config.match.images_per_class],
         'records': records.identity,
     }
-    if config.fit != 'crop':  # which earlier versions did without saying so
+    if config.fit != 'crop':  # earlier versions always cropped, and had no such key
         key['fit'] = config.fit
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     name = f'{short_name(records.name)}-{digest}.npz'

@@ -1,4 +1,4 @@
-"""Parts of the backbone that stay as they are: config.freeze."""
+"""Freezes parts of the backbone: config.freeze."""
 
 from typing import Any
 
@@ -20,13 +20,16 @@ PyTree = Any
 def frozen_params(
     freeze: str, image_size: int, graphdef: Any, params: PyTree, batch_stats: PyTree
 ) -> PyTree:
-    """True for the parameters that config.freeze leaves as they are.
+    """Tells which parameters config.freeze freezes.
 
     Args:
-      freeze: 'backbone', or the number of stages, from the first one, that stay; with them stays
-        what is before, such as the stem.
+      freeze: 'backbone', or a number of stages, counted from the first one. Everything before a
+        frozen stage, such as the stem, is frozen too.
       image_size: side of the images in px.
-      graphdef, params, batch_stats: the network, arrays or their shapes.
+      graphdef, params, batch_stats: the network, as arrays or shapes.
+
+    Returns:
+      a tree like `params`, with True for the frozen ones.
 
     Raises:
       ConfigError: the network has fewer stages.
@@ -40,8 +43,8 @@ def frozen_params(
         stages = forward(graphdef, params, batch_stats, images, train=False)[0].stages
         if count > len(stages):
             raise ConfigError(
-                f'config.freeze={freeze}: the network has {len(stages)} stages; give a number up '
-                'to that, or config.freeze=backbone'
+                f'config.freeze={freeze}: the network has only {len(stages)} stages; give a number '
+                f'from 1 to {len(stages)}, or config.freeze=backbone'
             )
         return stages[count - 1]
 
@@ -49,7 +52,7 @@ def frozen_params(
 
 
 def _used(function, *trees: PyTree) -> tuple[PyTree, ...]:
-    """True for the leaves of its arguments that the result of a function depends on."""
+    """Tells which leaves of its arguments the result of a function depends on."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trees)
     traced = jax.make_jaxpr(function)(*shapes).jaxpr
     needed = set(traced.outvars)
@@ -60,10 +63,8 @@ def _used(function, *trees: PyTree) -> tuple[PyTree, ...]:
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 
 
-def with_frozen_statistics(
-    graphdef: Any, params: PyTree, batch_stats: PyTree, frozen: PyTree
-) -> Any:
-    """The network's graph, whose batch norms with frozen parameters keep their statistics."""
+def freeze_batch_norms(graphdef: Any, params: PyTree, batch_stats: PyTree, frozen: PyTree) -> Any:
+    """The network's graph, in which batch norms with frozen parameters keep their statistics."""
     model, layers = nnx.merge(graphdef, params, batch_stats), _layers(frozen)
     for path, layer in nnx.iter_modules(model):
         if isinstance(layer, BatchNorm) and path in layers:
@@ -71,8 +72,8 @@ def with_frozen_statistics(
     return nnx.graphdef(model)
 
 
-def with_frozen(statistics: PyTree, stored: PyTree, frozen: PyTree) -> PyTree:
-    """The statistics, with the stored ones in frozen layers."""
+def restore_frozen(statistics: PyTree, stored: PyTree, frozen: PyTree) -> PyTree:
+    """Replaces the batch statistics of frozen layers by the stored ones."""
     layers = _layers(frozen)
     return jax.tree.map_with_path(
         lambda path, new, old: np.asarray(old) if _keys(path[:-1]) in layers else new,
@@ -90,16 +91,14 @@ def _keys(path) -> tuple:
     return tuple(entry.key for entry in path)
 
 
-def held(params: PyTree, frozen: PyTree) -> PyTree:
-    """The parameters, of which the frozen ones get no gradient, so that none is computed."""
+def stop_gradients(params: PyTree, frozen: PyTree) -> PyTree:
+    """Stops the gradient at frozen parameters, so that it is not computed."""
     return jax.tree.map(
         lambda leaf, stays: jax.lax.stop_gradient(leaf) if stays else leaf, params, frozen
     )
 
 
-def without_frozen(
-    tx: optax.GradientTransformation, frozen: PyTree
-) -> optax.GradientTransformation:
-    """The optimiser of the other parameters alone: no update, decay or state for frozen ones."""
+def skip_frozen(tx: optax.GradientTransformation, frozen: PyTree) -> optax.GradientTransformation:
+    """Limits an optimiser to trained parameters: frozen ones get no update, decay or state."""
     labels = jax.tree.map(lambda stays: 'frozen' if stays else 'trained', frozen)
     return optax.multi_transform({'frozen': optax.set_to_zero(), 'trained': tx}, labels)

@@ -1,10 +1,11 @@
 """RandAugment, TrivialAugment, colour jitter and random erasing, on the device.
 
-Each image has its own key. The operations, their magnitudes and defaults are torchvision's, on
-uint8 images, with nearest neighbours and black where an image is moved out of itself.
+Each image has its own key. Operations, magnitudes and defaults are those of torchvision on uint8
+images, with nearest-neighbour interpolation and black fill.
 
-Under `vmap` a choice among operations computes all of them. So those that move pixels share one
-gather, and on a CPU, where the others would cost most, the images are taken one by one.
+Under `vmap`, `lax.switch` computes all of its branches. Therefore the operations that move pixels
+share one branch with a single gather, and on a CPU, where the other branches would cost most, the
+images are processed one at a time.
 
 References:
   Cubuk, Zoph, Shlens, Le, "RandAugment", CVPR workshops 2020, https://arxiv.org/abs/1909.13719
@@ -21,24 +22,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 BINS = 31
-"""Magnitudes of an operation, from none to the largest."""
+"""Number of magnitudes of an operation, from no effect to the largest."""
 OPERATIONS = (
     'identity', 'shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate', 'brightness', 'color',
     'contrast', 'sharpness', 'posterize', 'solarize', 'autocontrast', 'equalize',
 )  # fmt: skip
 _SIGNED = OPERATIONS[1:10]
 _GREY = (0.2989, 0.587, 0.114)
-# Of random erasing: the share of the area and the height over the width.
+# Ranges for random erasing: share of the area, and height divided by width.
 _ERASED_AREA, _ERASED_ASPECT = (0.02, 0.33), (0.3, 3.3)
 
 
-def augmented(options: ConfigDict, keys: jax.Array, images: jax.Array) -> jax.Array:
-    """Augments images by the policy, then by colour jitter.
+def augment(options: ConfigDict, keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Applies the augmentation policy, then colour jitter.
 
     Args:
       options: config.augment.
       keys: random keys, [B], one for each image.
-      images: [B, S, S, 3], 0 to 255, uint8 or float32, which is rounded.
+      images: [B, S, S, 3], uint8 or float32 from 0 to 255; float32 is rounded first.
 
     Returns:
       float32 [B, S, S, 3], whole numbers from 0 to 255.
@@ -51,7 +52,7 @@ def augmented(options: ConfigDict, keys: jax.Array, images: jax.Array) -> jax.Ar
             drawn = draw(key, options, image.shape[0])
             return jax.lax.scan(lambda now, each: (apply(now, *each), None), image, drawn)[0]
 
-        if jax.default_backend() == 'cpu':  # each image computes the operation drawn alone
+        if jax.default_backend() == 'cpu':  # compute only the operation drawn for each image
             images = jax.lax.map(lambda each: by_policy(*each), (key_policy, images))
         else:
             images = jax.vmap(by_policy)(key_policy, images)
@@ -62,14 +63,14 @@ def augmented(options: ConfigDict, keys: jax.Array, images: jax.Array) -> jax.Ar
 
 
 def magnitudes(policy: str, side: int) -> np.ndarray:
-    """The magnitudes of each operation, without their sign.
+    """Tabulates the magnitudes of each operation, without their signs.
 
     Args:
       policy: 'randaugment' or 'trivialaugment'.
       side: of the images in px.
 
     Returns:
-      float32 [operations, BINS].
+      float32 [len(OPERATIONS), BINS].
     """
     wide = policy == 'trivialaugment'
     steps = np.linspace(0, 1, BINS)
@@ -89,10 +90,15 @@ def magnitudes(policy: str, side: int) -> np.ndarray:
 
 
 def draw(key: jax.Array, options: ConfigDict, side: int) -> tuple[jax.Array, jax.Array]:
-    """Draws the operations of one image, as torchvision's policies do.
+    """Draws the operations for one image, as torchvision's policies do.
+
+    Args:
+      key: a random key.
+      options: config.augment.
+      side: of the image in px.
 
     Returns:
-      (operations, magnitudes): int32 positions in `OPERATIONS`, and float32, [n] each.
+      (operations, magnitudes): int32 [n], positions in `OPERATIONS`, and float32 [n].
     """
     key_operation, key_bin, key_sign = jax.random.split(key, 3)
     n = options.num_ops if options.policy == 'randaugment' else 1
@@ -111,31 +117,31 @@ def apply(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.A
     Args:
       image: float32 [S, S, 3], whole numbers from 0 to 255.
       operation: int32 scalar, a position in `OPERATIONS`.
-      magnitude: float32 scalar, with its sign, see `draw`.
+      magnitude: float32 scalar, with its sign; see `draw`.
 
     Returns:
-      like the image.
+      float32 [S, S, 3], whole numbers from 0 to 255.
     """
     step = jnp.exp2(8 - magnitude)
     recoloured = {
         'brightness': lambda: _blend(image, jnp.zeros(()), 1 + magnitude),
         'color': lambda: _blend(image, _grey(image), 1 + magnitude),
         'contrast': lambda: _blend(image, _grey(image).mean(), 1 + magnitude),
-        'sharpness': lambda: _blend(image, _blurred(image), 1 + magnitude),
+        'sharpness': lambda: _blend(image, _blur(image), 1 + magnitude),
         'posterize': lambda: jnp.floor(image / step) * step,
         'solarize': lambda: jnp.where(image >= magnitude, 255 - image, image),
-        'autocontrast': lambda: _stretched(image),
-        'equalize': lambda: _equalized(image),
+        'autocontrast': lambda: _stretch(image),
+        'equalize': lambda: _equalize(image),
     }
-    # The others move pixels, and share one branch.
-    branches = [lambda: _warped(image, operation, magnitude), *recoloured.values()]
+    # All other operations move pixels and share the first branch.
+    branches = [lambda: _warp(image, operation, magnitude), *recoloured.values()]
     names = ['', *recoloured]
     branch = [names.index(name) if name in names else 0 for name in OPERATIONS]
     return jax.lax.switch(jnp.array(branch)[operation], branches)
 
 
-def _warped(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
-    """Sheared about the corner, translated, or rotated counter-clockwise about the middle."""
+def _warp(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
+    """Shears about the corner, translates, or rotates counter-clockwise about the middle."""
     shear_x, shear_y, shift_x, shift_y, angle = (
         jnp.where(operation == OPERATIONS.index(name), magnitude, 0)
         for name in ('shear_x', 'shear_y', 'translate_x', 'translate_y', 'rotate')
@@ -143,7 +149,7 @@ def _warped(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax
     side = image.shape[0]
     corner, middle = side / 2, (side - 1) / 2
     cos, sin = jnp.cos(jnp.deg2rad(angle)), jnp.sin(jnp.deg2rad(angle))
-    # Where in the image each pixel comes from.
+    # The position in `image` from which each output pixel is taken.
     x, y = jnp.meshgrid(*2 * [jnp.arange(side) - middle])
     from_x = cos * x - sin * y + shear_x * (y + corner) - shift_x + middle
     from_y = sin * x + cos * y + shear_y * (x + corner) - shift_y + middle
@@ -154,18 +160,18 @@ def _warped(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax
 
 
 def _grey(image: jax.Array) -> jax.Array:
-    """[S, S, 1], whole numbers."""
+    """Converts to grey as Pillow does: [S, S, 1], whole numbers."""
     red, green, blue = (image[..., i : i + 1] * weight for i, weight in enumerate(_GREY))
     return jnp.floor(red + green + blue)
 
 
 def _blend(image: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """As Pillow does, so that values that both images share are exact."""
+    """Interpolates as Pillow does: values that both images share stay exact."""
     return jnp.floor(jnp.clip(other + factor * (image - other), 0, 255))
 
 
-def _blurred(image: jax.Array) -> jax.Array:
-    """The mean of each pixel, five times, and its eight neighbours; the border as it is."""
+def _blur(image: jax.Array) -> jax.Array:
+    """Averages each pixel (weight 5) and its eight neighbours (1); keeps the border."""
     total = jax.lax.reduce_window(image, 0.0, jax.lax.add, (3, 3, 1), (1, 1, 1), 'SAME')
     place = jnp.arange(image.shape[0])
     inner = (place > 0) & (place < image.shape[0] - 1)
@@ -174,20 +180,20 @@ def _blurred(image: jax.Array) -> jax.Array:
     )
 
 
-def _stretched(image: jax.Array) -> jax.Array:
-    """Each channel from 0 to 255."""
+def _stretch(image: jax.Array) -> jax.Array:
+    """Stretches each channel to the range from 0 to 255."""
     low, high = image.min((0, 1)), image.max((0, 1))
     stretched = jnp.floor((image - low) * (255 / jnp.maximum(high - low, 1)))
     return jnp.where(high > low, stretched, image)
 
 
-def _equalized(image: jax.Array) -> jax.Array:
-    """Each channel with about as many pixels of every value."""
+def _equalize(image: jax.Array) -> jax.Array:
+    """Equalises the histogram of each channel."""
     values = image.astype(jnp.int32)
 
     def one(channel):
         counts = jnp.bincount(channel.reshape(-1), length=256)
-        # Of all pixels but those of the largest value.
+        # As in Pillow, pixels of the largest value do not count.
         step = (channel.size - counts[channel.max()]) // 255
         before = jnp.cumsum(counts) - counts
         table = jnp.clip((before + step // 2) // jnp.maximum(step, 1), 0, 255)
@@ -197,7 +203,11 @@ def _equalized(image: jax.Array) -> jax.Array:
 
 
 def draw_jitter(key: jax.Array, strength: float) -> tuple[jax.Array, jax.Array]:
-    """Draws the colour jitter of one image, as torchvision's ColorJitter does.
+    """Draws the colour jitter for one image, as torchvision's ColorJitter does.
+
+    Args:
+      key: a random key.
+      strength: config.augment.color_jitter, in [0, 1].
 
     Returns:
       (order, factors): a permutation of brightness, contrast and saturation; float32 [3] in
@@ -214,6 +224,9 @@ def jitter(image: jax.Array, order: jax.Array, factors: jax.Array) -> jax.Array:
     Args:
       image: float32 [S, S, 3], whole numbers from 0 to 255.
       order, factors: see `draw_jitter`.
+
+    Returns:
+      float32 [S, S, 3], whole numbers from 0 to 255.
     """
     for i in range(3):
         grey = _grey(image)
@@ -223,13 +236,16 @@ def jitter(image: jax.Array, order: jax.Array, factors: jax.Array) -> jax.Array:
     return image
 
 
-def erased(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
-    """Erases a random box of each normalised image, as torchvision's RandomErasing does.
+def erase(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """Erases a random box of some images, as torchvision's RandomErasing does.
 
     Args:
       keys: random keys, [B], one for each image.
-      images: [B, S, S, 3], normalised: erased pixels are 0, the mean colour.
-      probability: that an image loses a box.
+      images: float32 [B, S, S, 3], normalised; erased pixels become 0, the mean colour.
+      probability: of erasing a box, for each image.
+
+    Returns:
+      float32 [B, S, S, 3].
     """
     side = images.shape[1]
 
@@ -248,13 +264,18 @@ def erased(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
 
 
 def draw_box(key: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
-    """Draws the box of random erasing.
+    """Draws the box for random erasing.
 
-    Its share of the area is uniform in [0.02, 0.33], the logarithm of its aspect in that of
-    [0.3, 3.3], its place uniform; after ten draws that do not fit it is empty.
+    Its share of the area is uniform in [0.02, 0.33], the logarithm of its aspect ratio uniform in
+    [log 0.3, log 3.3], and its position uniform. If ten draws do not fit into the image, the box is
+    empty.
+
+    Args:
+      key: a random key.
+      side: of the image in px.
 
     Returns:
-      (corner, sizes): float32 [2] each, whole px, vertical and horizontal.
+      (corner, sizes): float32 [2] each, whole px, first vertical, then horizontal.
     """
     key_area, key_aspect, key_place = jax.random.split(key, 3)
     low, high = _ERASED_AREA

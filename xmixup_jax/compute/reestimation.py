@@ -1,8 +1,8 @@
-"""Batch-norm statistics estimated anew, on clean images of the target, before a network is tested.
+"""Re-estimates batch statistics on clean target images before a network is tested.
 
-The moving averages of a method that trains on mixed images describe mixed images: their variance
-is smaller than that of the images in a test. The population statistics of clean training crops
-take their place, as in Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (arXiv 2105.07576),
+A method that trains on mixed images leaves moving averages of mixed images, whose variance is
+smaller than that of test images. They are replaced by the population statistics of clean training
+crops, as in Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (https://arxiv.org/abs/2105.07576),
 section 3.
 """
 
@@ -27,7 +27,7 @@ PyTree = Any
 
 
 def reestimates(config: ConfigDict) -> bool:
-    """Whether a network of this experiment gets new statistics before it is tested."""
+    """Whether networks of this experiment get new batch statistics before a test."""
     if config.freeze == 'backbone':
         return False
     if config.batch_norm == 'mixed':
@@ -39,20 +39,21 @@ def reestimates(config: ConfigDict) -> bool:
 def with_clean_statistics(
     task: Task, config: ConfigDict, state: TrainState, target: Records
 ) -> TrainState:
-    """The state to test, to predict with and to save: `state` itself unless `reestimates`.
+    """Re-estimates the batch statistics where `reestimates(config)`.
 
-    The first config.reestimate training batches of the run are seen again, cropped and mirrored
-    by the same seeds, but not mixed; a resumed run gets the same statistics.
+    The first config.reestimate training batches of the run are used again, with the same crops and
+    flips but without mixing. A resumed run gets the same statistics.
 
     Args:
       task: of the run.
       config: of the experiment.
-      state: replicated, as training left it.
+      state: replicated, after training.
       target: the training records.
 
     Returns:
-      the state with other `batch_stats`: the population's, and with config.batch_norm=mixed their
-      mean with the pre-trained ones.
+      the state to test, save and predict with. Its `batch_stats` are the population statistics;
+      with config.batch_norm=mixed, their mean with the pre-trained ones. Without re-estimation it
+      is `state` itself.
     """
     if not reestimates(config) or not jax.tree.leaves(state.batch_stats):
         return state
@@ -76,25 +77,25 @@ def with_clean_statistics(
             lambda new, old: (new + np.asarray(old)) / 2, statistics, state.batch_stats
         )
     if task.frozen is not None:
-        statistics = freezing.with_frozen(statistics, state.batch_stats, task.frozen)
+        statistics = freezing.restore_frozen(statistics, state.batch_stats, task.frozen)
     return replace(state, batch_stats=replicate(statistics))
 
 
 def population(moments: list[PyTree]) -> PyTree:
-    """Mean and variance of all values of a layer's channels, from those of equally large batches.
+    """Combines the means and variances of equally large batches.
 
     Args:
-      moments: of each batch, nested dicts whose innermost ones hold 'mean' and 'var', [C] each.
+      moments: for each batch, nested dicts whose innermost dicts hold 'mean' and 'var', [C] each.
 
     Returns:
-      the like, float32: mean = E[mean], var = E[var + mean^2] - E[mean]^2.
+      the same structure, float32: mean = E[mean], var = E[var + mean^2] - E[mean]^2.
 
     >>> parts = [{'bn1': {'mean': np.array([m]), 'var': np.array([1.0])}} for m in (0.0, 2.0)]
     >>> population(parts)['bn1']['mean'].tolist(), population(parts)['bn1']['var'].tolist()
     ([1.0], [2.0])
     """
 
-    def of_layer(*layers):
+    def combine(*layers):
         means, variances = (
             np.stack([np.asarray(layer[key], np.float64) for layer in layers])
             for key in ('mean', 'var')
@@ -103,4 +104,4 @@ def population(moments: list[PyTree]) -> PyTree:
         var = np.maximum((variances + means**2).mean(0) - mean**2, 0)
         return {'mean': mean.astype(np.float32), 'var': var.astype(np.float32)}
 
-    return jax.tree.map(of_layer, *moments, is_leaf=lambda node: 'var' in node)
+    return jax.tree.map(combine, *moments, is_leaf=lambda node: 'var' in node)

@@ -1,4 +1,4 @@
-"""What a training step changes, and the moving average of the network beside it."""
+"""The state of training, and the moving average of the network's weights."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,29 +13,29 @@ PyTree = Any
 @jax.tree_util.register_dataclass
 @dataclass
 class TrainState:
-    """Everything that a training step changes."""
+    """Everything a training step changes."""
 
     step: jax.Array
-    """int32 scalar, updates done."""
+    """int32 scalar, the number of updates done."""
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
     memory: PyTree
-    """The method's own, nested dicts of arrays."""
+    """The method's own state: nested dicts of arrays."""
     average: PyTree = field(default_factory=dict)
-    """The moving averages of 'params' and 'batch_stats' with config.ema_decay; {} without."""
+    """Moving averages of 'params' and 'batch_stats'; {} without config.ema_decay."""
 
 
 def with_average(state: TrainState) -> TrainState:
-    """The state whose average begins at its network."""
+    """Starts the moving average at the current network."""
     return replace(state, average={'params': state.params, 'batch_stats': state.batch_stats})
 
 
-def follow(state: TrainState, decay: float) -> TrainState:
-    """Moves the average towards the network after a step.
+def update_average(state: TrainState, decay: float) -> TrainState:
+    """Updates the moving average after a step.
 
-    At step t it keeps min(decay, (1 + t) / (10 + t)) of itself, so that the first networks are soon
-    forgotten, as in TensorFlow's `ExponentialMovingAverage` with `num_updates`.
+    At step t the decay is min(decay, (1 + t) / (10 + t)), so that the average soon forgets the
+    first networks, as in TensorFlow's `ExponentialMovingAverage` with `num_updates`.
 
     Args:
       state: after the step, with an average.
@@ -48,5 +48,5 @@ def follow(state: TrainState, decay: float) -> TrainState:
 
 
 def averaged(state: TrainState) -> TrainState:
-    """The state with the average in the place of the network."""
+    """Replaces the network by its moving average."""
     return replace(state, **state.average)

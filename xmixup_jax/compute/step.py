@@ -1,4 +1,4 @@
-"""The training and evaluation steps: pure functions of one device, mapped by `mapping`."""
+"""The training and evaluation steps: pure per-device functions, which `mapping` maps."""
 
 import json
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.compute import augment, freezing
 from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
-from xmixup_jax.compute.state import TrainState, follow, with_average
+from xmixup_jax.compute.state import TrainState, update_average, with_average
 from xmixup_jax.compute.views import over_views
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.data.balance import CLASS_WEIGHTS
@@ -38,22 +38,22 @@ PyTree = Any
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Everything that is fixed during a run. Hashed by identity, so that each is compiled once."""
+    """Everything fixed during a run. Hashed by identity, so that each Task compiles once."""
 
     config: ConfigDict
     graphdef: Any
     tx: optax.GradientTransformation
     num_classes: int
     shapes: TrainState
-    """Shapes and types of a state's arrays, in their places; without the method's memory."""
+    """A state with shapes and dtypes in place of arrays, and without the method's memory."""
     frozen: PyTree
-    """True for the parameters that config.freeze leaves as they are; None without any."""
+    """A tree like params, with True for frozen ones; None without config.freeze."""
 
     @cached_property
     def train_steps(
         self,
     ) -> Callable[[PyTree, TrainState, PyTree, PyTree], tuple[TrainState, PyTree]]:
-        """The mapped `train_steps`, kept like the following, so that it is compiled once."""
+        """The mapped `train_steps`. Cached, like the ones below, so that it compiles once."""
         return map_train_steps(partial(train_steps, self))
 
     @cached_property
@@ -78,7 +78,15 @@ class Task:
 
 
 def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
-    """Builds network and optimiser, and on the host a run's first state."""
+    """Builds the network, the optimiser and the first state of a run.
+
+    Args:
+      config: of the experiment.
+      sizes: numbers of classes, which the width of the head depends on.
+
+    Returns:
+      (task, state); the state's arrays are on the host.
+    """
     task = make_task(config, sizes)
     with on_host():
         state = _state(config, task.tx, *_create_model(config, sizes)[1:])
@@ -86,16 +94,16 @@ def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
 
 
 def with_peak(state: TrainState, config: ConfigDict) -> TrainState:
-    """The state with this configuration's learning rate, which its `Task` does not know."""
+    """Sets the configuration's learning rate in the state; it is not a part of the `Task`."""
     peak = np.float32(config.optimizer.learning_rate)
     return replace(state, opt_state=set_peak(state.opt_state, peak))
 
 
 def make_task(config: ConfigDict, sizes: Sizes) -> Task:
-    """The static side alone.
+    """Builds only the `Task`.
 
-    Runs that differ in seed, learning rate and `Option.traced` values alone share it in a process,
-    and with it the compiled steps.
+    Runs in one process that differ only in seed, learning rate or `Option.traced` values share
+    their Task, and with it the compiled steps.
     """
     same = {'seed': 0, 'optimizer.learning_rate': 1.0}
     values = experiment_values(config) | same | {'remat': config.remat, 'method': config.method}
@@ -112,8 +120,8 @@ def _shared_task(flat_values: str, sizes: Sizes) -> Task:
     if config.freeze:
         network = graphdef, params, batch_stats
         frozen = freezing.frozen_params(config.freeze, config.image_size, *network)
-        graphdef = freezing.with_frozen_statistics(*network, frozen)
-        tx = freezing.without_frozen(tx, frozen)
+        graphdef = freezing.freeze_batch_norms(*network, frozen)
+        tx = freezing.skip_frozen(tx, frozen)
     state = jax.eval_shape(partial(_state, config, tx), params, batch_stats)
     return Task(config, graphdef, tx, sizes.target, state, frozen)
 
@@ -144,16 +152,16 @@ def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree
 def train_steps(
     task: Task, constants: PyTree, state: TrainState, pool: PyTree, batches: PyTree
 ) -> tuple[TrainState, PyTree]:
-    """Several updates in one program, for steps that are shorter than it takes to start one.
+    """Makes several updates in one program, where launching one takes longer than a step.
 
     Args:
       task, constants, state: as in `train_step`.
-      pool: this device's part of the images that are kept on the devices, uint8 [n, R, R, 3] by
-        the name of the batch's entry that they stand for; see `look_up`.
+      pool: this device's share of the images cached on the devices, uint8 [n, R, R, 3], by the
+        batch entry that they replace; see `look_up`.
       batches: this device's share of one batch for each step, [steps, b, ...].
 
     Returns:
-      the new state, and the metrics of each step, [steps].
+      (state, metrics): the new state, and the metrics of each step, [steps].
     """
 
     def one(state, batch):
@@ -167,28 +175,28 @@ def train_steps(
 
 
 def _scan(body, carry, xs):
-    # Within a loop, XLA's convolutions take ten times as long on a CPU.
+    # On CPUs, XLA runs convolutions inside a loop about ten times slower.
     return jax.lax.scan(body, carry, xs, unroll=jax.default_backend() == 'cpu')
 
 
 def train_step(
     task: Task, constants: PyTree, state: TrainState, batch: PyTree
 ) -> tuple[TrainState, PyTree]:
-    """One update from this device's part of the batch, under a mapped axis 'batch'.
+    """Makes one update from this device's share of the batch, under a mapped axis 'batch'.
 
-    With config.accumulate_steps the part is worked through in so many parts, one after the other,
-    which are batches of their own for batch norm and for what a method makes of the batch.
+    With config.accumulate_steps=N the share is processed in N parts, one after the other. Each part
+    is a batch of its own to batch norm and to the method.
 
     Args:
       task: static.
-      constants: the method's, from its preparatory phase, see `find.with_traced`; replicated.
+      constants: of the method, from its preparation, see `find.with_traced`; replicated.
       state: replicated; the same on every device before and after.
       batch: one device's share of `pairing.train_batches`.
 
     Returns:
-      the new state, and {'loss', 'top1'}: scalars, means over the whole batch. 'top1' counts
-      the target's label among the target's logits, on the images as the network saw them. With
-      'stop' in the batch, its largest value over the whole batch too.
+      (state, metrics): the new state, and {'loss', 'top1'}, scalar means over the whole batch.
+      'top1' is the accuracy among the target classes, on the images as the network saw them. If the
+      batch has 'stop', the metrics have its maximum over the whole batch.
     """
     method, parts = method_of(task.config), task.config.accumulate_steps
     if parts == 1:
@@ -209,8 +217,8 @@ def train_step(
         (sums, batch_stats), seen = _scan(add, (zeros, state.batch_stats), split)
         grads, metrics = jax.tree.map(lambda x: x / parts, sums)
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-    # Batch norm has already averaged its statistics over 'batch': for them pmean only tells pmap
-    # that the values are replicated.
+    # Batch norm has already averaged its statistics over 'batch'; pmean here only tells pmap that
+    # they are replicated.
     grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), 'batch')
     grads = method.combine(*grads) if method.combine else grads
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
@@ -221,18 +229,19 @@ def train_step(
         view = _view(task, constants, state, seen['batch'], _step_key(batch))
         new = method.after_step(view._replace(taught=seen['taught']), new)
     if task.config.ema_decay:
-        new = follow(new, task.config.ema_decay)
+        new = update_average(new, task.config.ema_decay)
     if 'stop' in batch:
         metrics['stop'] = jax.lax.pmax(jnp.max(batch['stop']), 'batch')
     return new, metrics
 
 
 def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) -> PyTree:
-    """Of one device and one part of a batch, not yet averaged over the devices.
+    """Computes the gradients of one device and one part of its batch, not averaged over devices.
 
     Returns:
-      (gradient, or the gradients of loss and penalty if the method combines them; batch_stats;
-      metrics; what `after_step` may see: 'batch' with the labels, 'taught').
+      (grads, batch_stats, metrics, seen). `grads` is one gradient, or a list of the gradients of
+      loss and penalty if the method combines them. `seen` is for `Method.after_step`: 'batch' with
+      the labels, and 'taught'.
     """
     config, method = task.config, method_of(task.config)
     prepared = _prepare_batch(config, method, batch, state.step)
@@ -243,7 +252,7 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
 
     def terms(params):
         if task.frozen is not None:
-            params = freezing.held(params, task.frozen)
+            params = freezing.stop_gradients(params, task.frozen)
         outputs, batch_stats = forward(
             task.graphdef,
             params,
@@ -254,7 +263,7 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
             hook=method.hook and method.hook(view),
         )
         if config.batch_norm == 'mixed':
-            batch_stats = state.batch_stats  # the pre-trained ones are a part of every mixture
+            batch_stats = state.batch_stats  # every step mixes in the pre-trained statistics
         seen = view._replace(params=params, outputs=outputs)
         penalty = method.penalty(seen) if method.penalty else 0.0
         return method.loss(seen), penalty, (seen.logits, batch_stats)
@@ -264,7 +273,7 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
         return loss + penalty, others
 
     if method.combine:
-        # Two backward passes over one forward pass: the compiler merges the equal halves.
+        # XLA merges the forward passes, so this costs one forward and two backward passes.
         loss, others = total(state.params)
         grads = [jax.grad(lambda params, i=i: terms(params)[i])(state.params) for i in (0, 1)]
     else:
@@ -276,7 +285,7 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
 
 
 def _step_key(batch: PyTree) -> jax.Array:
-    """From all records' seeds: the same on all devices, whatever their number."""
+    """A key from the seeds of all records, independent of the number of devices."""
     return jax.random.key(jax.lax.psum(jnp.sum(batch['seed']), 'batch'))
 
 
@@ -300,7 +309,7 @@ def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) 
 def _prepare_batch(
     config: ConfigDict, method: Method, batch: PyTree, step: jax.Array | int, clean: bool = False
 ) -> tuple[jax.Array, PyTree]:
-    """Keys for the method, and its images, see `augment.training_view`."""
+    """Keys for the method, and its batch of `augment.training_view`s."""
     keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(batch['seed'])
     key_image, key_second, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
     prepare = partial(augment.training_view, config, clean=clean)
@@ -315,15 +324,16 @@ def _prepare_batch(
 
 
 def network(graphdef, params, batch_stats, images, train: bool = False, hook=None) -> Outputs:
-    """`models.forward` for a network beside the one that is trained: its outputs alone."""
+    """`models.forward` for a second network, such as a teacher; returns its outputs only."""
     return forward(graphdef, params, batch_stats, images, train=train, hook=hook)[0]
 
 
 def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
-    """The target's logits for a batch of `pairing.eval_batches`, gathered from all devices.
+    """Computes the target logits of a batch of `pairing.eval_batches`.
 
     Returns:
-      {'logits' float32 [B, K_t], see `over_views`, 'label' [B], 'index' [B], 'mask' [B]}.
+      {'logits' float32 [B, K_t] of `over_views`, 'label' [B], 'index' [B], 'mask' [B]}, gathered
+      from all devices.
     """
     outputs = partial(network, task.graphdef, state.params, state.batch_stats)
     logits = over_views(
@@ -334,25 +344,25 @@ def eval_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
 
 
 def output_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
-    """The network's outputs for a batch of `pairing.eval_batches`, gathered from all devices.
+    """Computes the network's outputs for a batch of `pairing.eval_batches`.
 
     Returns:
-      {'features' [B, D], 'logits' [B, K], 'label' [B], 'mask' [B]}.
+      {'features' [B, D], 'logits' [B, K], 'label' [B], 'mask' [B]}, gathered from all devices.
     """
-    outputs = evaluated(task, state, batch)
+    outputs = eval_outputs(task, state, batch)
     values = {'features': outputs.features, 'logits': outputs.logits}
     values |= {'label': batch['label'], 'mask': batch['mask']}
     return jax.lax.all_gather(values, 'batch', tiled=True)
 
 
-def evaluated(task: Task, state: TrainState, batch: PyTree) -> Outputs:
-    """The network's outputs for this device's share of a batch of `pairing.eval_batches`."""
+def eval_outputs(task: Task, state: TrainState, batch: PyTree) -> Outputs:
+    """Runs the network on centre crops of this device's share of a batch."""
     images = augment.evaluation_view(task.config, batch['image'])
     return forward(task.graphdef, state.params, state.batch_stats, images, train=False)[0]
 
 
 def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
-    """Batch-norm statistics of one batch of clean training images: cropped and mirrored alone.
+    """Computes batch statistics on clean training images, which are only cropped and flipped.
 
     Args:
       task: static.
@@ -360,7 +370,7 @@ def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
       batch: one device's share of `pairing.train_batches` of the target alone.
 
     Returns:
-      the layers' means and variances over the whole batch, in the places of `state.batch_stats`.
+      a tree like `state.batch_stats`: means and variances over the whole batch.
     """
     _, images = _prepare_batch(task.config, Method(), batch, step=0, clean=True)
     _, moved = forward(task.graphdef, state.params, state.batch_stats, images['image'], train=True)
@@ -368,21 +378,21 @@ def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
 
 
 def input_step(task: Task, batch: PyTree) -> PyTree:
-    """What a training step makes of a batch before the network sees it, gathered from all devices.
+    """Computes the network's inputs in a training step, for reports.
 
     Args:
       task: static.
       batch: one device's share of `pairing.train_batches`, with the images themselves.
 
     Returns:
-      {'image' uint8 [B, H, W, 3], 'label' [B]}, and what the method has of 'lam', 'source_label'
-      and 'other_label', [B] each.
+      {'image' uint8 [B, H, W, 3], 'label' [B]}, gathered from all devices; and 'lam',
+      'source_label' and 'other_label', [B] each, if the method has them.
     """
     config, method = task.config, method_of(task.config)
     prepared = _prepare_batch(config, method, batch, step=0)
     inputs = method.transform(options_of(config), *prepared)
     seen = {key: inputs[key] for key in inputs.keys() & {'lam', 'source_label', 'other_label'}}
-    count = len(inputs['label'])  # some methods append a second batch
+    count = len(inputs['label'])  # some methods append more images than labels
     seen |= {
         'image': augment.denormalize(inputs['image'][:count], config.model),
         'label': inputs['label'],

@@ -1,4 +1,4 @@
-"""The views of an image in a test, whose probabilities are averaged."""
+"""Test-time augmentation: averages the predicted probabilities over views of an image."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ VIEWS = (1, 2, 10)
 def over_views(
     config: ConfigDict, logits_of: Callable[[jax.Array], jax.Array], images: jax.Array
 ) -> jax.Array:
-    """The logits of images; of several views, the logarithm of their mean probabilities.
+    """Computes the logits of images, or with several views the logarithm of the mean probabilities.
 
-    Ten views are those of Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep
-    convolutional neural networks", NeurIPS 2012, section 4.1. The network sees one view of the
-    batch after the other, so that they take no more memory than one.
+    The ten views are those of Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep
+    convolutional neural networks", NeurIPS 2012, section 4.1. The network processes one view of the
+    batch at a time, so several views need no more memory than one.
 
     Args:
-      config: config.test_views is 1 for the middle of an image; 2 for the middle and its mirror
-        image; 10 for the four corners and the middle, and their mirror images.
-      logits_of: normalised views float32 [B, S, S, 3] to logits [B, K].
+      config: config.test_views is 1 for the centre crop; 2 for the centre crop and its mirror
+        image; 10 for the centre and four corner crops, and their mirror images.
+      logits_of: maps normalised crops, float32 [B, S, S, 3], to logits [B, K].
       images: uint8 [B, R, R, 3].
 
     Returns:
@@ -49,6 +49,6 @@ def over_views(
     shape = jax.eval_shape(lambda: logits_of(evaluation_view(config, images))).shape
     start = jnp.full(shape, -jnp.inf)
     each = (jnp.array(2 * corners), jnp.arange(views) >= views // 2)
-    # Within a loop, XLA's convolutions take ten times as long on a CPU.
+    # On CPUs, XLA runs convolutions inside a loop about ten times slower.
     total, _ = jax.lax.scan(add, start, each, unroll=jax.default_backend() == 'cpu')
     return total - jnp.log(views)

@@ -1,4 +1,4 @@
-"""Backbones, and the plain pytrees that the training step works on."""
+"""Backbones, as plain pytrees for the training step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ def _same_key(name: str, key: str) -> str:
     return key
 
 
-# Mean and standard deviation of the RGB channels, as torchvision and timm use them: ImageNet's,
-# the range from -1 to 1 of TensorFlow's Inception and of what came after it, and CLIP's.
+# Mean and standard deviation of the RGB channels, as in torchvision and timm. 'inception' maps to
+# the range from -1 to 1, as TensorFlow's Inception and many later networks do.
 NORMALIZATIONS = {
     'imagenet': ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     'inception': ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -30,25 +30,25 @@ NORMALIZATIONS = {
 
 
 class Architecture(NamedTuple):
-    """What there is to know of a backbone beside its layers."""
+    """Properties of a backbone other than its layers."""
 
     head: str = 'fc'
-    """The head's name in timm's layout."""
+    """Name of the head in timm's layout."""
     timm_key: Callable[[str, str], str] = _same_key
-    """(config.model.name, key of a weights file) to the key in timm's layout."""
+    """Maps (config.model.name, key in a weights file) to the key in timm's layout."""
     normalization: str = 'imagenet'
-    """A key of `NORMALIZATIONS`: the one that timm's weights were trained with."""
+    """The key in `NORMALIZATIONS` that timm's weights were trained with."""
     optional: tuple[str, ...] = ()
-    """Beginnings of keys that weights files may have and this network has not."""
+    """Prefixes of keys that weights files may have, but this network does not."""
     towers: tuple[str, ...] = ()
-    """Prefixes of this network's keys in files that hold another network too."""
+    """Prefixes of this network's keys in files that contain a second network."""
     min_size: int = 1
-    """Of images, px."""
+    """Smallest side of the images, px."""
     multiple: int = 1
-    """Of which the images' side must be a multiple, px."""
+    """The side of the images must be a multiple of this, px."""
     has_batch_norm: bool = True
     scalable: bool = False
-    """Whether config.model.width and .stem apply."""
+    """Whether config.model.width and config.model.stem apply."""
 
 
 _LITE = Architecture('classifier', efficientnet_lite.timm_key, 'inception')
@@ -58,7 +58,7 @@ _CONVNEXT = Architecture(
 
 
 def _vit(name: str) -> Architecture:
-    """ViT, DINOv2 or CLIP's image tower."""
+    """The architecture of a ViT, a DINOv2 network or a CLIP image tower."""
     side = vit.VARIANTS[name].patch
     common = Architecture(
         'head', vit.timm_key, 'inception', min_size=side, multiple=side, has_batch_norm=False
@@ -98,7 +98,7 @@ def module(
     norm: Callable[..., nnx.Module],
     rngs: nnx.Rngs,
 ) -> Backbone:
-    """The network named by `config`, the `model` part of the configuration."""
+    """Makes the network that `config`, the `model` part of the configuration, names."""
     name = config.name
     if name in vit.VARIANTS:
         return vit.VisionTransformer(name, num_logits, image_size, rngs)
@@ -121,27 +121,27 @@ def create_model(
     remat: bool = False,
     head_init: str = 'uniform',
 ) -> tuple[nnx.GraphDef, Params, Params]:
-    """Makes a randomly initialised network.
+    """Makes a network with random parameters.
 
     Args:
       config: the `model` part of the configuration.
       num_logits: width of the head.
       image_size: side of the images in px; only vision transformers depend on it.
-      seed: of the initialisation.
-      norm: constructor of the normalisation layers, with `BatchNorm`'s arguments.
-      precision: dtype of convolutions and matrix products, and of what is between the layers. The
-        head, normalisation, parameters and statistics are float32 in any case.
-      remat: keep the blocks' inputs alone for the gradient, and compute the rest again.
-      head_init: the `law` of `draw_head`.
+      seed: for the parameters.
+      norm: constructor of the normalisation layers, with the arguments of `BatchNorm`.
+      precision: dtype of convolutions, matrix products and activations. The head, normalisation,
+        parameters and statistics are always float32.
+      remat: store only the inputs of each block, and recompute the rest in the backward pass.
+      head_init: distribution of the head's parameters, see `draw_head`.
 
     Returns:
       (graphdef, params, batch_stats); the last two are nested dicts of float32 arrays. The head
-      is params['fc'] for all networks.
+      is params['fc'] in every network.
     """
     rngs = nnx.Rngs(seed)
     model = module(config, num_logits, image_size, norm, rngs)
     fc = model.fc
-    assert fc.bias is not None  # as in all networks
+    assert fc.bias is not None  # every network has one
     head = draw_head(rngs.params(), fc.in_features, num_logits, head_init)
     fc.kernel[...], fc.bias[...] = head['kernel'], head['bias']
     model.remat = remat
@@ -156,15 +156,18 @@ def create_model(
 def forward(
     graphdef, params, batch_stats, images, *, train: bool, key=None, hook=None
 ) -> tuple[Outputs, Params]:
-    """Runs the network; with `train` on batch statistics, under a mapped axis named 'batch'.
+    """Runs the network.
 
     Args:
+      graphdef, params, batch_stats: as `create_model` returns them.
       images: float32 [B, H, W, 3], normalised.
-      key: for layers that are random in training.
-      hook: changes feature maps within the network, see `base.Hook`.
+      train: whether batch norm uses and updates the statistics of the batch; needs a mapped axis
+        named 'batch'.
+      key: a random key, for layers that are random in training.
+      hook: changes feature maps inside the network, see `base.Hook`.
 
     Returns:
-      (outputs, batch_stats after this batch).
+      (outputs, batch_stats): the latter updated if `train`.
     """
     model = nnx.merge(graphdef, params, batch_stats)
     model.train() if train else model.eval()

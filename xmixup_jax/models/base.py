@@ -1,4 +1,4 @@
-"""What every backbone returns, and what several are made of."""
+"""The output of every backbone, and layers that several of them share."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -12,31 +12,32 @@ from xmixup_jax.models.cpu import convolution
 
 
 class Outputs(NamedTuple):
-    """One forward pass over B images; float32 whatever the network computes in."""
+    """The outputs for B images; float32 whatever the precision of the network."""
 
     logits: jax.Array
     """[B, K]."""
     features: jax.Array
-    """[B, D], pooled, the head's input."""
+    """[B, D], pooled: the input of the head."""
     stages: tuple[jax.Array, ...]
     """The last feature map of each stage, [B, h, w, c]."""
     convs: tuple[jax.Array, ...] = ()
-    """The output of each stage's last convolution, before its batch norm, [B, h, w, c]. Networks
-    whose stages do not end in a single convolution repeat `stages`."""
+    """The output of each stage's last convolution, before its batch norm, [B, h, w, c]. For
+    networks whose stages do not end in a single convolution, the same as `stages`."""
 
 
 MOMENTUM = 0.9
-"""Share of the moving statistics that a training step keeps (PyTorch's momentum is 0.1)."""
+"""Weight of the old moving statistics in an update; PyTorch's momentum is 1 minus this."""
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Statistics and normalisation in float32, the result in the input's dtype.
+    """Batch norm over all devices.
 
-    Training normalises by the statistics of the whole batch, over all devices.
+    It computes in float32 and returns the dtype of its input. In training it normalises by the
+    statistics of the whole batch, over all devices.
     """
 
     frozen = False
-    """Whether the layer keeps and uses the stored statistics in training, see config.freeze."""
+    """Whether training uses the stored statistics and does not update them, see config.freeze."""
 
     def __init__(self, num_features, *, epsilon, rngs):
         super().__init__(
@@ -47,7 +48,7 @@ class BatchNorm(nnx.BatchNorm):
         return super().__call__(x, use_running_average=use_running_average).astype(x.dtype)
 
     def batch_moments(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and (biased) variance of each channel over the whole batch, float32 [C] each."""
+        """Mean and biased variance of each channel over the whole batch, float32 [C] each."""
         x = x.astype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
         mean, square = jax.lax.pmean((x.mean(axes), jnp.square(x).mean(axes)), self.axis_name)
@@ -55,7 +56,7 @@ class BatchNorm(nnx.BatchNorm):
 
 
 class FrozenBatchNorm(BatchNorm):
-    """Normalises by the stored statistics in training too, and never changes them."""
+    """Batch norm that uses the stored statistics in training too, and never updates them."""
 
     def __call__(self, x, use_running_average=None):
         del use_running_average
@@ -63,12 +64,12 @@ class FrozenBatchNorm(BatchNorm):
 
 
 class MixedBatchNorm(BatchNorm):
-    """Training normalises by the mean of the stored and the batch's statistics.
+    """Batch norm whose training uses the average of the stored statistics and the batch's.
 
-    The mixture of both means and both variances is that of You, Li, Zhao, "Test-time Batch
-    Statistics Calibration for Covariate Shift" (arXiv 2110.04065), with equal weights. What this
-    layer leaves in `mean` and `var` is the usual moving average, from which `batch_moments` can
-    be read off; the training step keeps the stored ones.
+    Both means and both variances are averaged, as in You, Li, Zhao, "Test-time Batch Statistics
+    Calibration for Covariate Shift" (https://arxiv.org/abs/2110.04065), with equal weights. The
+    layer leaves the usual moving averages in `mean` and `var`, from which `batch_part` recovers the
+    batch's statistics; the training step discards them and keeps the stored ones.
     """
 
     def __call__(self, x, use_running_average=None):
@@ -87,7 +88,11 @@ class MixedBatchNorm(BatchNorm):
 
 
 def batch_part(moved, stored):
-    """The batch's statistics, from the moving ones after and before it; trees of arrays."""
+    """Recovers the statistics of a batch from the moving ones after and before it.
+
+    Args:
+      moved, stored: moving statistics after and before the batch; trees of the same structure.
+    """
     return jax.tree.map(lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), moved, stored)
 
 
@@ -96,13 +101,16 @@ HEAD_INITS = ('uniform', 'normal', 'zero')
 
 
 def draw_head(key: jax.Array, inputs: int, outputs: int, law: str) -> dict[str, jax.Array]:
-    """A new head: 'kernel' float32 [D, K] and 'bias' [K].
+    """Draws the parameters of a new head.
 
     Args:
       key: random key.
       inputs, outputs: D and K.
-      law: 'uniform', as PyTorch's `Linear` (kernel and bias in +-1/sqrt(D)); 'normal' (kernel with
-        standard deviation 0.01, bias 0); 'zero'.
+      law: the distribution. 'uniform': kernel and bias in +-1/sqrt(D), as PyTorch's `Linear`;
+        'normal': kernel with standard deviation 0.01, bias 0; 'zero'.
+
+    Returns:
+      {'kernel' float32 [D, K], 'bias' float32 [K]}.
 
     >>> head = draw_head(jax.random.key(0), 100, 5, 'uniform')
     >>> head['kernel'].shape, bool(jnp.abs(head['bias']).max() <= 0.1)
@@ -124,10 +132,16 @@ def draw_head(key: jax.Array, inputs: int, outputs: int, law: str) -> dict[str, 
 
 
 def conv(inputs, outputs, kernel, stride, rngs, *, padding=None) -> nnx.Conv:
-    """A convolution without bias; `kernel` is a side or (height, width), `padding` likewise.
+    """Makes a convolution without bias.
 
-    Padding is explicit where PyTorch's networks have it so: 'SAME' would pad a strided
-    convolution on one side only. By default it keeps the size at stride 1.
+    Args:
+      inputs, outputs: numbers of channels.
+      kernel: side, or (height, width).
+      stride: of both axes.
+      rngs: for the parameters.
+      padding: a number, one number for each axis, or 'SAME'. By default it keeps the size of the
+        map at stride 1. PyTorch's networks pad both sides explicitly, whereas 'SAME' may pad a
+        strided convolution on one side only.
     """
     kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
     if padding is None:
@@ -148,12 +162,12 @@ def conv(inputs, outputs, kernel, stride, rngs, *, padding=None) -> nnx.Conv:
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's Phi(x), without the usual approximation by a tanh."""
+    """GELU, x * Phi(x) with the normal distribution function Phi; not the tanh approximation."""
     return nnx.gelu(x, approximate=False)
 
 
 class Mlp(nnx.Module):
-    """Two layers with a GELU between them, four times as wide; over the last axis."""
+    """Two linear layers on the last axis, four times as wide in between, with a GELU."""
 
     def __init__(self, width: int, rngs: nnx.Rngs, act: Callable = exact_gelu):
         self.fc1 = nnx.Linear(width, 4 * width, rngs=rngs)
@@ -164,14 +178,17 @@ class Mlp(nnx.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
-def renamed(key: str, patterns: Iterable[tuple[str, str]]) -> str | None:
-    """A key by the first pattern that matches all of it; None if none does.
+def rename_key(key: str, patterns: Iterable[tuple[str, str]]) -> str | None:
+    """Renames a key by the first pattern that matches it entirely.
 
     Args:
-      key: of a tensor in a file of weights.
-      patterns: (regular expression, replacement as of `re.Match.expand`).
+      key: of a tensor in a weights file.
+      patterns: (regular expression, replacement), the latter as for `re.Match.expand`.
 
-    >>> renamed('ln.weight', [(r'ln\\.(.*)', r'norm.\\1')])
+    Returns:
+      the new key; None if no pattern matches.
+
+    >>> rename_key('ln.weight', [(r'ln\\.(.*)', r'norm.\\1')])
     'norm.weight'
     """
     matches = ((re.fullmatch(pattern, key), replacement) for pattern, replacement in patterns)
@@ -179,21 +196,21 @@ def renamed(key: str, patterns: Iterable[tuple[str, str]]) -> str | None:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """float32 from narrower types, float64 as it is."""
+    """Converts narrower types to float32; leaves float64 alone."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def run_block(block: Callable, x: jax.Array, remat: bool, *args):
-    """`block(x, *args)`; with `remat` its inside is computed again for the gradient, not kept."""
+    """Runs `block(x, *args)`; with `remat`, the backward pass recomputes its activations."""
     return nnx.remat(lambda block, x: block(x, *args))(block, x) if remat else block(x, *args)
 
 
 Hook = Callable[[jax.Array, int, str], jax.Array]
-"""(x, stage, place) to what takes the place of x, [B, h, w, c] (of a ViT [B, n, c]). Places are
-'conv', the output of the stage's last convolution, and 'end', the end of the stage; stages count
-from 0."""
+"""Maps (x, stage, place) to a replacement of x, [B, h, w, c] (in a ViT [B, n, c]). `stage` counts
+from 0. `place` is 'conv', the output of the stage's last convolution, or 'end', the end of the
+stage."""
 
 
-def at_hook(x: jax.Array, hook: Hook | None, stage: int, place: str) -> jax.Array:
-    """`hook(x, stage, place)`, or x where there is no hook."""
+def apply_hook(x: jax.Array, hook: Hook | None, stage: int, place: str) -> jax.Array:
+    """Returns `hook(x, stage, place)`, or x if there is no hook."""
     return x if hook is None else hook(x, stage, place)

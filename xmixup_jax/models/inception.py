@@ -1,7 +1,8 @@
-"""Inception-v3 (Szegedy et al., CVPR 2016), in torchvision's (and timm's) layout.
+"""Inception-v3 (Szegedy et al., CVPR 2016, https://arxiv.org/abs/1512.00567).
 
-Without the auxiliary classifier: it serves training from scratch. Attribute names are
-torchvision's, so that a parameter's path is its key there. Images of 299 px; at least 75.
+Attribute names are those of torchvision and timm, so a parameter's path is its key there. The
+auxiliary classifier is for training from scratch, and left out. Images are usually 299 px, at least
+75 px.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
-from xmixup_jax.models.base import Outputs, at_hook, at_least_float32, conv, run_block
+from xmixup_jax.models.base import Outputs, apply_hook, at_least_float32, conv, run_block
 
 MIN_SIZE = 75
 
@@ -27,7 +28,7 @@ class BasicConv2d(nnx.Module):
 
 
 def _pool(x):
-    """3x3 means at stride 1; the zeros at the border count, as in PyTorch."""
+    """3x3 average pooling at stride 1; as in PyTorch, the zero padding counts."""
     return nnx.avg_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
 
 
@@ -40,7 +41,7 @@ def _join(*branches):
 
 
 class InceptionA(nnx.Module):
-    """Branches of 1x1, 5x5, two 3x3 convolutions, and a pool (figure 5 of the paper)."""
+    """Branches: 1x1 convolution, 5x5, two 3x3, and pooling (figure 5 of the paper)."""
 
     def __init__(self, inputs, pooled, make):
         self.branch1x1 = make(inputs, 64, 1)
@@ -61,7 +62,7 @@ class InceptionA(nnx.Module):
 
 
 class InceptionB(nnx.Module):
-    """Halves the map, by a 3x3 convolution, two of them, and a pool."""
+    """Halves the map. Branches: 3x3 convolution, two 3x3, and pooling."""
 
     def __init__(self, inputs, make):
         self.branch3x3 = make(inputs, 384, 3, stride=2)
@@ -78,7 +79,7 @@ class InceptionB(nnx.Module):
 
 
 class InceptionC(nnx.Module):
-    """Branches of 1x1, factorised 7x7, two of them, and a pool (figure 6)."""
+    """Branches: 1x1 convolution, factorised 7x7, two factorised 7x7, and pooling (figure 6)."""
 
     def __init__(self, inputs, width, make):
         row = {'kernel': (1, 7), 'padding': (0, 3)}
@@ -106,7 +107,7 @@ class InceptionC(nnx.Module):
 
 
 class InceptionD(nnx.Module):
-    """Halves the map, behind a factorised 7x7 convolution in one branch."""
+    """Halves the map. Branches: 3x3 convolution, factorised 7x7 and 3x3, and pooling."""
 
     def __init__(self, inputs, make):
         self.branch3x3_1 = make(inputs, 192, 1)
@@ -122,7 +123,7 @@ class InceptionD(nnx.Module):
 
 
 class InceptionE(nnx.Module):
-    """Branches whose 3x3 convolutions are expanded side by side (figure 7)."""
+    """Branches: 1x1 convolution, 1x3 beside 3x1 (twice), and pooling (figure 7)."""
 
     def __init__(self, inputs, make):
         row = {'kernel': (1, 3), 'padding': (0, 1)}
@@ -151,7 +152,7 @@ class InceptionE(nnx.Module):
 
 
 class InceptionV3(nnx.Module):
-    """A stem of plain convolutions, then eleven Inception blocks."""
+    """A stem of plain convolutions, eleven Inception blocks, global average pooling, a head."""
 
     def __init__(self, num_logits: int, norm: Callable[..., nnx.Module], rngs: nnx.Rngs):
         norm = partial(norm, epsilon=1e-3)
@@ -176,7 +177,7 @@ class InceptionV3(nnx.Module):
         self.fc = nnx.Linear(2048, num_logits, rngs=rngs)
 
     def __call__(self, x, hook=None) -> Outputs:
-        """float32 [B, H, W, 3], normalised, to `Outputs` with five stages."""
+        """Maps normalised images, float32 [B, H, W, 3], to `Outputs` with five stages."""
         parts = (
             (self.Conv2d_1a_3x3, self.Conv2d_2a_3x3, self.Conv2d_2b_3x3),
             (_max_pool, self.Conv2d_3b_1x1, self.Conv2d_4a_3x3),
@@ -189,9 +190,9 @@ class InceptionV3(nnx.Module):
         for part in parts:
             for layer in part:
                 x = run_block(layer, x, self.remat and isinstance(layer, nnx.Module))
-            x = at_hook(x, hook, len(stages), 'conv')
+            x = apply_hook(x, hook, len(stages), 'conv')
             convs.append(x)
-            x = at_hook(x, hook, len(stages), 'end')
+            x = apply_hook(x, hook, len(stages), 'end')
             stages.append(x)
         features = jnp.mean(at_least_float32(x), axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages), tuple(convs))

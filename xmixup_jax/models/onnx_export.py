@@ -1,13 +1,12 @@
-"""Writes a function from images to logits as an ONNX graph, equation by equation of its jaxpr.
+"""Converts a function from images to logits to an ONNX graph, one jaxpr equation at a time.
 
-The operations are those of this package's networks at test time, in float32. What depends on no
-image is computed here (the scale and shift of a batch norm, indices), and of operations that
-differ between platforms the default is taken, not the one for CPUs. Convolutions, pools and what
-is between them run in ONNX's layout, [B, C, H, W]; there is a transpose only where the layout
-changes.
+It covers the operations of this package's networks at test time, in float32. Values that depend on
+no image (scale and shift of a batch norm, indices) are computed during the conversion. Where an
+operation has a CPU version, the default one is used instead. Convolutions, pooling and everything
+between them use ONNX's layout, [B, C, H, W]; transposes appear only where the layout changes.
 
-The package jax2onnx does the same for more programs. Its version 0.17.1 stops at the max pool of a
-ResNet, and the EfficientNet that it writes does not pass ONNX's checker.
+The package jax2onnx converts more programs. Its version 0.17.1 fails on the max pooling of a
+ResNet, and writes an EfficientNet that ONNX's checker rejects.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +16,11 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
-from xmixup_jax.models.onnx_operations import OPERATIONS, Graph, Value, check, constant, known
+from xmixup_jax.models.onnx_operations import OPERATIONS, Graph, Value, constant, known, require
 
 OPSET = 18
-"""Of ONNX; ONNX Runtime reads it from version 1.14 (2023) on."""
-_IR_VERSION = 8  # of the file; the oldest for this opset
+"""Version of ONNX's operators; supported by ONNX Runtime 1.14 (2023) and later."""
+_IR_VERSION = 8  # of the file format; the oldest for this opset
 
 
 def to_onnx(
@@ -29,18 +28,18 @@ def to_onnx(
     image_size: int,
     metadata: Mapping[str, str],
 ) -> Any:
-    """The `onnx.ModelProto` of a function.
+    """Converts a function to an `onnx.ModelProto`.
 
     Args:
-      function: from uint8 [B, image_size, image_size, 3] to float32 [B, K].
+      function: maps uint8 [B, image_size, image_size, 3] to float32 [B, K].
       image_size: in px.
       metadata: entries of `metadata_props`.
 
     Returns:
-      a model with the input `images` and the output `logits`, whose first size is `batch`.
+      a model with the input `images` and the output `logits`; their first dimension is `batch`.
 
     Raises:
-      DataError: the function has an operation that is not known here.
+      DataError: the function has an operation that cannot be converted.
     """
     from onnx import TensorProto, helper
 
@@ -100,7 +99,7 @@ def _needed(jaxpr) -> list:
 
 
 def _equation(graph: Graph, equation, given: list[Value]) -> list[Value]:
-    """The outputs of one equation."""
+    """Adds one equation to the graph, or computes it if it depends on no image."""
     name, params = equation.primitive.name, equation.params
     if name == 'platform_index':
         return [constant(np.int32(params['platforms'].index(None)))]
@@ -112,5 +111,5 @@ def _equation(graph: Graph, equation, given: list[Value]) -> list[Value]:
     shape = output.aval.shape
     if all(value.array is not None for value in given) and all(map(known, shape)):
         return [constant(equation.primitive.bind(*(value.array for value in given), **params))]
-    check(name in OPERATIONS, name)
+    require(name in OPERATIONS, name)
     return [OPERATIONS[name](graph, given, shape, **params)]

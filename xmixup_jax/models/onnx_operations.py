@@ -1,4 +1,4 @@
-"""The operations of this package's networks in ONNX, as `onnx_export` adds them to a graph."""
+"""Converts the JAX operations of this package's networks to ONNX, for `onnx_export`."""
 
 import math
 from collections.abc import Callable
@@ -16,26 +16,26 @@ _TO_CHANNELS_LAST: Axes = (0, 2, 3, 1)
 
 @dataclass(frozen=True)
 class Value:
-    """What a variable of the jaxpr stands for."""
+    """The value of a variable in the jaxpr: a tensor of the graph, or a constant."""
 
     shape: tuple
-    """As JAX has it; the size of the batch is symbolic."""
+    """The shape in JAX; the batch size is symbolic."""
     name: str = ''
-    """Of a tensor in the graph."""
+    """Name of the tensor in the graph; '' for a constant."""
     array: np.ndarray | None = None
-    """If it is the same for all images; then it has no name."""
+    """The constant; None for a tensor."""
     channels_first: bool = False
     """Whether the tensor is [B, C, H, W] where JAX has [B, H, W, C]."""
 
 
 @dataclass
 class Graph:
-    """Nodes and constants so far."""
+    """An ONNX graph under construction."""
 
     nodes: list = field(default_factory=list)
     constants: list = field(default_factory=list)
     names: dict[Any, str] = field(default_factory=dict)
-    """Of constants and transposed tensors that are there already."""
+    """Names of constants and transposed tensors that the graph already has."""
 
     def node(self, operation: str, *inputs: str, **attributes) -> str:
         """Adds a node; returns the name of its output."""
@@ -46,7 +46,7 @@ class Graph:
         return name
 
     def constant(self, array) -> str:
-        """The name of an array in the graph."""
+        """Adds an array, unless the graph has it already; returns its name."""
         from onnx import numpy_helper
 
         array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
@@ -60,7 +60,7 @@ class Graph:
         return self.constant(np.asarray(values, np.int64))
 
     def tensor(self, value: Value, channels_first: bool = False) -> str:
-        """The name of a value's tensor in the wanted layout; scalars have none."""
+        """Returns the name of a value's tensor in the wanted layout."""
         axes = _TO_CHANNELS_FIRST if channels_first else _TO_CHANNELS_LAST
         if value.array is not None:
             turn = channels_first and value.array.ndim == 4
@@ -73,9 +73,9 @@ class Graph:
         return self.names[key]
 
     def reshape(self, name: str, shape: tuple) -> str:
-        """Reshapes a tensor; one size may be symbolic."""
+        """Reshapes a tensor; at most one size may be symbolic."""
         sizes = [size if known(size) else -1 for size in shape]
-        check(sizes.count(-1) <= 1, 'reshape with two unknown sizes')
+        require(sizes.count(-1) <= 1, 'reshape with two unknown sizes')
         return self.node('Reshape', name, self.integers(sizes))
 
     def transpose(self, name: str, axes: Axes) -> str:
@@ -84,30 +84,30 @@ class Graph:
 
 
 def constant(array) -> Value:
-    """An array that is the same for all images."""
+    """A value that is the same for all images."""
     return Value(np.shape(array), array=np.asarray(array))
 
 
 def known(size) -> bool:
-    """Whether the size is a number, not the batch's."""
+    """Whether the size is a number, not the symbolic batch size."""
     return isinstance(size, int | np.integer)
 
 
-def check(there: bool, what: str) -> None:
-    """Raises DataError, which names the operation, if it is not there."""
-    if not there:
+def require(supported: bool, operation: str) -> None:
+    """Raises a DataError that names the operation if it is not supported."""
+    if not supported:
         raise DataError(
-            f'the network has an operation that is not written to ONNX ({what}): take '
+            f'the network has an operation that cannot be exported to ONNX ({operation}): use '
             '--format=stablehlo'
         )
 
 
-# One function for each primitive: (graph, inputs, shape of the output, **parameters) to the output.
-# Those without a comment do what the primitive's documentation in jax.lax says.
+# One function for each primitive of jax.lax. Each maps (graph, inputs, shape of the output,
+# **parameters of the primitive) to the output.
 
 
 def _elementwise(operation: str) -> Callable[..., Value]:
-    """An operation that broadcasts; the result is in the layout of the first tensor in ONNX's."""
+    """An operation that broadcasts; it is channels-first if any of its inputs is."""
 
     def convert(graph, given, shape, **_):
         first = any(value.channels_first for value in given)
@@ -122,7 +122,7 @@ _maximum, _relu = _elementwise('Max'), _elementwise('Relu')
 
 
 def _subtract(graph, given, shape, **_):
-    # Runtimes merge additions into the convolution before them, but not subtractions.
+    # Runtimes fuse additions into the preceding convolution, but not subtractions.
     x, y = given
     if y.array is not None:
         return _add(graph, [x, constant(-y.array)], shape)
@@ -163,7 +163,7 @@ def _convert_element_type(graph, given, shape, new_dtype, **_):
 
 
 def _reshape(graph, given, shape, dimensions=None, **_):
-    check(dimensions is None, 'reshape in another order')
+    require(dimensions is None, 'reshape in another order')
     return Value(shape, graph.reshape(graph.tensor(given[0]), shape))
 
 
@@ -196,7 +196,7 @@ def _concatenate(graph, given, shape, dimension):
 def _reduce(operation: str) -> Callable[..., Value]:
     def convert(graph, given, shape, axes, **_):
         (x,) = given
-        # What is left is in the same order in both layouts if the channels alone are.
+        # The layouts agree after the reduction only if nothing but [B, C] remains.
         first = x.channels_first and tuple(axes) == (1, 2)
         axes = [_TO_CHANNELS_FIRST.index(axis) if first else axis for axis in axes]
         name = graph.node(operation, graph.tensor(x, first), graph.integers(axes), keepdims=0)
@@ -206,7 +206,7 @@ def _reduce(operation: str) -> Callable[..., Value]:
 
 
 def _gather(graph, given, shape, dimension_numbers, slice_sizes, **_):
-    # x[:, 2], with a constant index for each axis that it removes; others are whole.
+    # Only indexing like x[:, 2]: constant indices, each of which removes an axis.
     x, indices = given
     axes = dimension_numbers.collapsed_slice_dims
     whole = all(
@@ -214,7 +214,7 @@ def _gather(graph, given, shape, dimension_numbers, slice_sizes, **_):
         for axis, (size, full) in enumerate(zip(slice_sizes, x.shape, strict=True))
     )
     plain = whole and axes == dimension_numbers.start_index_map
-    check(plain and indices.array is not None and indices.array.ndim == 1, 'gather')
+    require(plain and indices.array is not None and indices.array.ndim == 1, 'gather')
     name = graph.tensor(x)
     for axis, index in sorted(zip(axes, indices.array, strict=True), reverse=True):
         name = graph.node('Gather', name, graph.integers(index), axis=axis)
@@ -230,7 +230,7 @@ def _dot(graph, given, shape, dimension_numbers, **_):
         inner = math.prod(x.shape[axis] for axis in contract)
         sizes = [x.shape[axis] for axis in free]
         free_sizes += sizes
-        # A matrix product has one free axis on each side, but on the left where there is no batch.
+        # MatMul takes one free axis on each side; without batch axes, any number on the left.
         outer = sizes if is_left and not batch else [math.prod(sizes)]
         both = [*outer, inner] if is_left else [inner, *outer]
         wanted = tuple([x.shape[axis] for axis in batch] + both)
@@ -266,7 +266,7 @@ def _convolution(
         _TO_CHANNELS_FIRST,
     )
     plain = usual and set(lhs_dilation) == {1} and batch_group_count == 1
-    check(plain and kernel.array is not None, 'conv_general_dilated')
+    require(plain and kernel.array is not None, 'conv_general_dilated')
     name = graph.node(
         'Conv',
         graph.tensor(x, channels_first=True),
@@ -280,12 +280,12 @@ def _convolution(
 
 
 def _pads(padding) -> list[int]:
-    """ONNX's order: before each axis, then behind each."""
+    """Padding in ONNX's order: first before all axes, then after all axes."""
     return [int(sides[i]) for i in (0, 1) for sides in padding]
 
 
 def _pool(operation: str, **attributes) -> Callable[..., Value]:
-    """Pools over height and width; sums are means times their number."""
+    """Pools over height and width; a sum is an average times the size of the window."""
 
     def convert(
         graph,
@@ -299,7 +299,7 @@ def _pool(operation: str, **attributes) -> Callable[..., Value]:
     ):
         (x,) = given
         (one, *window, last), dilations = window_dimensions, {*base_dilation, *window_dilation}
-        check((one, last, dilations) == (1, 1, {1}), 'pool over other axes')
+        require((one, last, dilations) == (1, 1, {1}), 'pool over other axes')
         name = graph.node(
             operation,
             graph.tensor(x, channels_first=True),

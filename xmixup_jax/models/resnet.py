@@ -1,8 +1,10 @@
-"""ResNet v1.5 (He et al., CVPR 2016; stride in the 3x3 convolution), in torchvision's layout.
+"""ResNet v1.5 and ResNet-D, in the layouts of torchvision and timm.
 
-Attribute names are torchvision's (`conv1`, `bn1`, `layer1`, ..., `fc`), so that a parameter's
-path is its key in a PyTorch state dict (see `pretrained`). Those of the ResNet-D networks (He et
-al., "Bag of Tricks for Image Classification with CNNs", CVPR 2019, figure 2c) are timm's.
+ResNet: He et al., CVPR 2016, https://arxiv.org/abs/1512.03385; v1.5 has the stride in the 3x3
+convolution of a bottleneck. ResNet-D: He et al., "Bag of Tricks for Image Classification with
+CNNs", CVPR 2019, https://arxiv.org/abs/1812.01187, figure 2c. Attribute names are those of
+torchvision (`conv1`, `bn1`, `layer1`, ..., `fc`), for ResNet-D those of timm, so a parameter's path
+is its key in a PyTorch state dict (see `weights.files`).
 """
 
 from collections.abc import Callable
@@ -12,18 +14,18 @@ from typing import NamedTuple
 from flax import nnx
 from jax import numpy as jnp
 
-from xmixup_jax.models.base import Outputs, at_hook, at_least_float32, conv, run_block
+from xmixup_jax.models.base import Outputs, apply_hook, at_least_float32, conv, run_block
 
 
 class Variant(NamedTuple):
-    """What tells one network of the family from another."""
+    """The properties in which networks of this family differ."""
 
     depths: tuple[int, ...]
-    """Blocks in each stage."""
+    """Number of blocks in each stage."""
     bottleneck: bool
     deep: bool = False
-    """ResNet-D: a stem of three 3x3 convolutions, and shortcuts that average before they project
-    where the block halves the map."""
+    """ResNet-D: a stem of three 3x3 convolutions, and average pooling before the projection in
+    shortcuts that halve the map."""
 
 
 DEPTHS = {
@@ -37,12 +39,12 @@ DEPTHS |= {
     f'{name}d': DEPTHS[name]._replace(deep=True)
     for name in ('resnet18', 'resnet34', 'resnet50', 'resnet101')
 }
-# First convolution's kernel (3 in ResNet-D) and stride, and whether a max pool of stride 2 follows.
+# Kernel (ResNet-D: always 3) and stride of the first convolution, and whether max pooling follows.
 STEMS = {'imagenet': (7, 2, True), 'tiny': (3, 2, False), 'cifar': (3, 1, False)}
 
 
 def _halved(x):
-    """The mean over 2x2 pixels; over those that there are at an odd margin."""
+    """2x2 average pooling; at an odd border only the pixels inside count."""
     return nnx.avg_pool(x, (2, 2), strides=(2, 2), padding='SAME', count_include_pad=False)
 
 
@@ -51,7 +53,7 @@ def _same(x):
 
 
 def _deep_stem(width, stride, norm, rngs):
-    """Three 3x3 convolutions, the first two half as wide; `bn1` follows the last."""
+    """Three 3x3 convolutions, the first two with half the width; `bn1` follows the last."""
     half = (width + 1) // 2
     return nnx.List(
         [
@@ -63,7 +65,7 @@ def _deep_stem(width, stride, norm, rngs):
 
 
 class Block(nnx.Module):
-    """Two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1 ones (`expansion` = 4)."""
+    """A residual block of two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1."""
 
     def __init__(self, inputs, width, stride, variant, norm, rngs):
         bottleneck = variant.bottleneck
@@ -86,7 +88,7 @@ class Block(nnx.Module):
         self.bottleneck = bottleneck
 
     def __call__(self, x, hook=lambda x: x):
-        """Returns (the block's output, that of its last convolution as `hook` leaves it)."""
+        """Returns (output of the block, output of its last convolution after `hook`)."""
         y = nnx.relu(self.bn1(self.conv1(x)))
         y = self.conv2(y)
         if self.bottleneck:
@@ -100,10 +102,11 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A residual network; `width` is the first stage's (64 in the papers).
+    """A residual network.
 
-    The stem reduces the resolution by 4 (`imagenet`), 2 (`tiny`, for 64 px) or 1 (`cifar`, for
-    32 px). `norm` is `base.BatchNorm` or takes the same arguments.
+    `width` is the number of channels of the first stage, 64 in the papers. The stem reduces the
+    resolution by a factor of 4 (`imagenet`), 2 (`tiny`, for 64 px) or 1 (`cifar`, for 32 px).
+    `norm` is `base.BatchNorm`, or takes the same arguments.
     """
 
     def __init__(
@@ -134,11 +137,11 @@ class ResNet(nnx.Module):
                 blocks.append(Block(channels, stage_width, stride, variant, norm, rngs))
                 channels = stage_width * 4 if variant.bottleneck else stage_width
             setattr(self, f'layer{stage + 1}', nnx.List(blocks))
-        self.remat = False  # as in all networks, set by `create_model`
+        self.remat = False  # set by `create_model`, as in all networks
         self.fc = nnx.Linear(channels, num_logits, rngs=rngs)
 
     def __call__(self, x, hook=None) -> Outputs:
-        """float32 [B, H, W, 3], normalised, to `Outputs`.
+        """Maps normalised images, float32 [B, H, W, 3], to `Outputs`.
 
         `hook` is as in `models.forward`.
         """
@@ -153,9 +156,9 @@ class ResNet(nnx.Module):
             for block in blocks:
                 x, _ = run_block(block, x, self.remat)
             x, last = run_block(
-                last_block, x, self.remat, partial(at_hook, hook=hook, stage=i, place='conv')
+                last_block, x, self.remat, partial(apply_hook, hook=hook, stage=i, place='conv')
             )
-            x = at_hook(x, hook, i, 'end')
+            x = apply_hook(x, hook, i, 'end')
             stages.append(x)
             convs.append(last)
         features = jnp.mean(at_least_float32(x), axis=(1, 2))

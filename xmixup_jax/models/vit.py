@@ -1,10 +1,10 @@
-"""Vision transformers (Dosovitskiy et al., ICLR 2021), in timm's layout.
+"""Vision transformers, in timm's layout: ViT, DINOv2 and the image towers of CLIP.
 
-ViT itself; DINOv2's (Oquab et al., TMLR 2024, https://arxiv.org/abs/2304.07193), without and with
-registers (Darcet et al., ICLR 2024, https://arxiv.org/abs/2309.16588); and the image towers of CLIP
-(Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020). Attribute names are those of timm's
-`vit_small_patch16_224`, so that a parameter's path is its key there, but for the head (`fc` here).
-There are no batch statistics.
+ViT: Dosovitskiy et al., ICLR 2021, https://arxiv.org/abs/2010.11929. DINOv2: Oquab et al., TMLR
+2024, https://arxiv.org/abs/2304.07193; with registers: Darcet et al., ICLR 2024,
+https://arxiv.org/abs/2309.16588. CLIP: Radford et al., ICML 2021, https://arxiv.org/abs/2103.00020.
+Attribute names are those of timm's `vit_small_patch16_224`, so a parameter's path is its key in
+timm's files, except for the head (`fc` here). There are no batch statistics.
 """
 
 import math
@@ -15,28 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from xmixup_jax.models.base import Mlp, Outputs, at_hook, exact_gelu, renamed, run_block
+from xmixup_jax.models.base import Mlp, Outputs, apply_hook, exact_gelu, rename_key, run_block
 
 
 class Variant(NamedTuple):
-    """What tells one network of the family from another."""
+    """The properties in which networks of this family differ."""
 
     width: int
     heads: int
     depth: int = 12
     patch: int = 16
-    """Side, px."""
+    """Side of a patch, px."""
     epsilon: float = 1e-6
     """Of the layer norms."""
     layer_scale: bool = False
-    """Whether attention and perceptron are scaled by channel before they are added."""
+    """Whether the outputs of attention and MLP are scaled for each channel."""
     registers: int = 0
-    """Tokens beside the class token that stand for nothing. In a network that has them, class token
-    and registers have no positions."""
+    """Number of register tokens. In networks with registers, they and the class token have no
+    position embeddings."""
     pre_norm: bool = False
-    """A layer norm before the blocks, and no bias in the map of the patches."""
+    """Layer norm before the blocks, and a patch embedding without bias."""
     quick_gelu: bool = False
-    """x sigmoid(1.702 x) for the GELU, as in the weights of OpenAI."""
+    """x * sigmoid(1.702 x) in place of GELU, as OpenAI's weights need it."""
 
 
 _TI, _S, _B = Variant(192, 3), Variant(384, 6), Variant(768, 12)
@@ -62,11 +62,11 @@ CLIP = {
     for size, patch, base in (('b', 16, _B), ('b', 32, _B), ('l', 14, _L))
 }
 VARIANTS = _PLAIN | DINOV2 | CLIP
-_STAGES = 4  # of equally many blocks
+_STAGES = 4  # with the same number of blocks each
 
 
 class PatchEmbed(nnx.Module):
-    """A linear map of each patch of `side` x `side` pixels."""
+    """A linear map of patches of `side` x `side` pixels."""
 
     def __init__(self, width, side, use_bias, rngs):
         self.proj = nnx.Conv(
@@ -75,7 +75,7 @@ class PatchEmbed(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over the tokens [B, N, width]."""
+    """Multi-head self-attention over tokens [B, N, width]."""
 
     def __init__(self, width, heads, rngs):
         self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
@@ -89,7 +89,7 @@ class Attention(nnx.Module):
 
 
 class LayerScale(nnx.Module):
-    """A factor for each channel."""
+    """A learnt factor for each channel."""
 
     def __init__(self, width):
         self.gamma = nnx.Param(jnp.full(width, 1e-5))
@@ -103,7 +103,7 @@ def _quick_gelu(x):
 
 
 class Block(nnx.Module):
-    """Attention and perceptron, each behind a layer norm and beside a shortcut."""
+    """A transformer block: attention, then MLP, each with a layer norm before it and a shortcut."""
 
     def __init__(self, variant: Variant, rngs):
         width, epsilon = variant.width, variant.epsilon
@@ -123,9 +123,9 @@ class Block(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """Patches and a class token, whose last state, normalised, is the feature.
+    """A vision transformer; the features are its class token after the last layer norm.
 
-    Positions are learnt, so that the network is made for one `image_size`; see `resize_positions`.
+    Position embeddings are learnt for one `image_size`; see `resize_positions`.
     """
 
     def __init__(self, name: str, num_logits: int, image_size: int, rngs: nnx.Rngs):
@@ -147,35 +147,38 @@ class VisionTransformer(nnx.Module):
         self.fc = nnx.Linear(width, num_logits, rngs=rngs)
 
     def embed(self, x):
-        """[B, h, w, width] to the tokens [B, n, width]: class, registers, patches."""
+        """Maps patches [B, h, w, width] to tokens [B, n, width]: class, registers, patches."""
 
         batch, _, _, width = x.shape
 
-        def of_all(param):
+        def broadcast(param):
             return jnp.broadcast_to(param[...].astype(x.dtype), (batch, *param.shape[1:]))
 
         positions = self.pos_embed[...].astype(x.dtype)
-        token, patches = of_all(self.cls_token), x.reshape(batch, -1, width)
+        token, patches = broadcast(self.cls_token), x.reshape(batch, -1, width)
         if self.variant.registers:
-            tokens = [token, of_all(self.reg_token), patches + positions]
+            tokens = [token, broadcast(self.reg_token), patches + positions]
             return jnp.concatenate(tokens, axis=1)
         return jnp.concatenate([token, patches], axis=1) + positions
 
     def __call__(self, x, hook=None) -> Outputs:
-        """float32 [B, H, W, 3], normalised, to `Outputs` with four stages of patch tokens."""
+        """Maps normalised images, float32 [B, H, W, 3], to `Outputs`.
+
+        Its four stages are maps of the patch tokens. `hook` gets all tokens, [B, n, width].
+        """
         x = self.patch_embed.proj(x)
         _, height, width, channels = x.shape
         x = self.embed(x)
         if self.variant.pre_norm:
             x = self.norm_pre(x).astype(x.dtype)
-        first = 1 + self.variant.registers  # of the patches
+        first = 1 + self.variant.registers  # position of the first patch
         stages: list = []
         convs: list = []
         for i, block in enumerate(self.blocks, 1):
             x = run_block(block, x, self.remat)
             if i % (len(self.blocks) // _STAGES) == 0:
                 for place, kept in (('conv', convs), ('end', stages)):
-                    x = at_hook(x, hook, len(stages), place)
+                    x = apply_hook(x, hook, len(stages), place)
                     kept.append(x[:, first:].reshape(-1, height, width, channels))
         features = self.norm(x[:, 0])
         return Outputs(self.fc(features), features, tuple(stages), tuple(convs))
@@ -184,17 +187,20 @@ class VisionTransformer(nnx.Module):
 def resize_positions(
     positions: jax.Array | np.ndarray, shape: tuple[int, ...]
 ) -> jax.Array | np.ndarray:
-    """Learnt positions for another number of patches, bicubic as in the ViT's paper (3.2).
+    """Resizes learnt position embeddings to another number of patches, with bicubic interpolation.
+
+    See the ViT paper, section 3.2.
 
     Args:
-      positions: [1, n, D] of the patches, or [1, 1 + n, D] of class token and patches.
-      shape: of the result, with or without the class token likewise.
+      positions: [1, n, D] for the patches, or [1, 1 + n, D] for class token and patches.
+      shape: of the result, with or without the class token as in `positions`.
 
     Returns:
-      `positions` itself if the shape is theirs already, or if either is not of a square image.
+      the resized embeddings; `positions` itself if it already has the shape, or if either number of
+      patches is not a square.
     """
     counts = positions.shape[1], shape[1]
-    first = 0 if all(_side(count) for count in counts) else 1  # of the patches
+    first = 0 if all(_side(count) for count in counts) else 1  # position of the first patch
     old, new = (_side(count - first) for count in counts)
     if old == new or not (old and new):
         return positions
@@ -204,7 +210,7 @@ def resize_positions(
 
 
 def _side(count: int) -> int:
-    """The side of a square of so many patches; 0 where there is none."""
+    """The side of a square of `count` patches; 0 if `count` is not a square."""
     side = math.isqrt(count)
     return side if side**2 == count else 0
 
@@ -238,8 +244,8 @@ _OPENAI = (
 
 
 def timm_key(name: str, key: str) -> str:
-    """A key in timm's layout; others as they are.
+    """Renames keys of torchvision's `vit_b_16`, OpenAI's and OpenCLIP's CLIP to timm's layout.
 
-    Those of torchvision's `vit_b_16`, and for CLIP those of OpenAI and OpenCLIP without `visual.`.
+    Keys of CLIP come without their prefix `visual.`. Other keys are returned as they are.
     """
-    return renamed(key, _OPENAI if VARIANTS[name].pre_norm else _TORCHVISION) or key
+    return rename_key(key, _OPENAI if VARIANTS[name].pre_norm else _TORCHVISION) or key

@@ -1,1 +1,1 @@
-"""Finding, reading and writing weights."""
+"""Finds, reads and writes weights."""

@@ -1,8 +1,8 @@
-"""Files of weights, by their keys in timm's layout (for ResNets also torchvision's).
+"""Reads and writes weights files, with the keys of timm (for ResNets also torchvision's).
 
-`layer1.0.conv1.weight` [O, I, kH, kW] here is `layer1` / 0 / `conv1` / `kernel` [kH, kW, I, O];
-`bn1.weight`, `.bias`, `.running_mean` and `.running_var` are scale, bias, mean and var. The head,
-`fc` here, has timm's name in files.
+A file's `layer1.0.conv1.weight` [O, I, kH, kW] is `layer1` / 0 / `conv1` / `kernel` [kH, kW, I, O]
+in a network's params; `bn1.weight`, `.bias`, `.running_mean` and `.running_var` are `scale`,
+`bias`, `mean` and `var`. The head has timm's name in files, and is always `fc` in params.
 """
 
 import json
@@ -25,11 +25,17 @@ from xmixup_jax.weights.npz_file import NpzFileError, read_npz_file
 from xmixup_jax.weights.torch_file import FoundSet, TorchFileError, read_torch_file
 
 PyTree = Any
-_HEADER = 'xmixup_jax'  # entry of a file's header
+_HEADER = 'xmixup_jax'  # name of our entry in a file's header
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 
 
 def tensor_key(model: str, path) -> str:
+    """The key in timm's layout of the parameter or statistic at a path in the tree.
+
+    Args:
+      model: config.model.name.
+      path: as from `jax.tree.leaves_with_path`.
+    """
     *parents, leaf = [str(entry.key) for entry in path]
     if parents and parents[0] == HEAD:
         parents[0] = MODELS[model].head
@@ -45,16 +51,18 @@ def _to_torch(array: np.ndarray) -> np.ndarray:
 
 
 def from_torch(array: np.ndarray) -> np.ndarray:
+    """Converts kernels from PyTorch's axes [O, I, ...] to Flax's [..., I, O]."""
     if array.ndim == 4:
         return array.transpose(2, 3, 1, 0)
     return array.T if array.ndim == 2 else array
 
 
 def torch_tensors(model: str, params: PyTree, batch_stats: PyTree) -> dict[str, np.ndarray]:
-    """All parameters and statistics by timm's keys, with PyTorch's axes.
+    """Converts all parameters and statistics to timm's keys and PyTorch's axes.
 
     Args:
       model: config.model.name.
+      params, batch_stats: of the network.
     """
     tensors = {}
     for tree in (params, batch_stats):
@@ -66,13 +74,13 @@ def torch_tensors(model: str, params: PyTree, batch_stats: PyTree) -> dict[str, 
 def save_weights(
     path: Path, model: str, params: PyTree, batch_stats: PyTree, metadata: dict[str, Any]
 ) -> None:
-    """Writes a safetensors file; it appears whole or not at all, and holds a digest of itself.
+    """Writes a safetensors file atomically, with a digest of its content.
 
-    `metadata`, JSON values, becomes one entry of the file's header: safetensors writes several in
-    an order that changes, and equal runs should leave equal files.
+    `metadata` (JSON values) becomes a single entry of the header. safetensors writes several
+    entries in random order, and equal runs should leave equal files.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     tensors = torch_tensors(model, params, batch_stats)
     header = {'content': metadata, 'digest': _digest(tensors, metadata)}
@@ -88,15 +96,18 @@ def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> str:
 
 
 def read_tensors(path: Path, model: str, entry: str = '') -> FoundSet:
-    """All tensors by the keys that the file has; its content tells the format, not its name.
+    """Reads all tensors of a weights file, in a format detected from its content.
 
     Args:
       path: of a file, or of the folder of an orbax checkpoint.
       model: config.model.name.
-      entry: which of several sets in a file of PyTorch, see `sets.choose_set`.
+      entry: chooses among several sets in a PyTorch file, see `sets.choose_set`.
+
+    Returns:
+      the tensors, by the keys of the file.
 
     Raises:
-      DataError: it cannot be read; says what it is and what to do.
+      DataError: the file cannot be read; says why and what to do.
     """
     kind = kind_of(path)
     if kind == 'orbax':
@@ -118,34 +129,34 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             header = _read_header(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(
-            f'weights file {path} is not a readable safetensors file, it is damaged or cut short '
+            f'weights file {path} is a corrupted or incomplete safetensors file '
             f'({first_line(error)}): download or copy it again'
         ) from error
-    except (TypeError, AttributeError) as error:  # NumPy has no such type
+    except (TypeError, AttributeError) as error:  # NumPy has no such dtype
         raise DataError(
-            f'weights file {path} holds numbers of a type that is not read ({first_line(error)}): '
+            f'weights file {path} contains numbers of an unsupported type ({first_line(error)}): '
             'save float32 tensors'
         ) from error
     if header and header['digest'] != _digest(tensors, header['content']):
         raise DataError(
-            f'weights file {path} is damaged, it is not what was written: restore it from a copy'
+            f'weights file {path} is corrupted, its checksum differs: restore it from a copy'
         )
     return tensors
 
 
 def _read_header(file: safe_open) -> dict[str, Any]:
-    """What `save_weights` wrote beside the tensors; {} in files from elsewhere."""
+    """The header entry of `save_weights`; {} in files of other programs."""
     header = json.loads((file.metadata() or {}).get(_HEADER, '{}'))
     if header and not (isinstance(header, dict) and {'content', 'digest'} <= header.keys()):
-        raise ValueError(f'its header {_HEADER} is damaged')
+        raise ValueError(f'its header {_HEADER} is corrupted')
     return header
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `save_weights` was given as `metadata`; {} for files from elsewhere.
+    """Reads the `metadata` that `save_weights` wrote; {} for files of other programs.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: the file cannot be read.
     """
     try:
         with safe_open(path, framework='numpy') as file:
@@ -155,7 +166,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file is there, and is what `save_weights` wrote."""
+    """Whether a file exists and is intact, as `save_weights` wrote it."""
     try:
         return path.is_file() and bool(read_metadata(path)) and bool(read_tensors(path, '').tensors)
     except DataError:
@@ -163,18 +174,23 @@ def is_whole(path: Path) -> bool:
 
 
 def _read_orbax(path: Path, model: str) -> dict[str, np.ndarray]:
-    """'params' and 'batch_stats' of an orbax checkpoint, which may hold more."""
+    """Reads 'params' and 'batch_stats' of an orbax checkpoint, and ignores the rest."""
     try:
         tree = read_tree(path)
-    except Exception as error:  # orbax has no common class for what a damaged file raises
+    except Exception as error:  # orbax's errors on corrupted files have no common class
         raise DataError(
             f'weights {path} cannot be read as an orbax checkpoint: {first_line(error)}'
         ) from error
     if not {'params', 'batch_stats'} <= tree.keys():
-        raise DataError(f"weights {path} hold no 'params' and 'batch_stats', as this program's do")
+        raise DataError(
+            f"weights {path} have no 'params' and 'batch_stats', so they are not a checkpoint of "
+            'xmixup-jax'
+        )
     meta = path.with_name('meta') / 'metadata'  # of a run's checkpoint, see `Checkpoints`
     if meta.is_file():
         found = network_digest(tree['params'], tree['batch_stats'])
         if read_json(meta).get('network') != found:
-            raise DataError(f'weights {path} are damaged, they are not what was written')
+            raise DataError(
+                f'weights {path} are corrupted, their checksum differs: restore them from a copy'
+            )
     return torch_tensors(model, tree['params'], tree['batch_stats'])

@@ -1,4 +1,4 @@
-"""Where weights are: a file, a run's folder, a name on the Hugging Face Hub, or a package."""
+"""Locates weights: a file, a run folder, a name on the Hugging Face Hub, or a package."""
 
 import importlib.metadata
 import re
@@ -12,20 +12,23 @@ from xmixup_jax.errors import DataError, first_line
 
 WEIGHTS_FILE = 'model.safetensors'
 _SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.tar', '.npz', '.ckpt')
-# Names that end so are files, never names on the Hub.
+# Names with these endings are files, never names on the Hub.
 _FILES = (*_SUFFIXES, '.pkl', '.pickle', '.h5', '.hdf5', '.keras', '.onnx', '.msgpack', '.gguf')
 _HUB_FILES = (WEIGHTS_FILE, 'pytorch_model.bin')
 
 
 def find_weights(name: str) -> Path:
-    """The file or orbax folder behind config.weights; downloads it from the Hub if it is there.
+    """Finds the file or orbax folder of config.weights; downloads it from the Hub if needed.
 
     Args:
-      name: a path; or OWNER/NAME on the Hugging Face Hub; or the name of an installed package. It
-        may end in #ENTRY, which chooses among several sets of weights; so does the result then.
+      name: a path, OWNER/NAME on the Hugging Face Hub, or the name of an installed package. A
+        final #ENTRY chooses among several sets of weights.
+
+    Returns:
+      the path, with #ENTRY at its end if `name` has it.
 
     Raises:
-      DataError: there is none; says what to do.
+      DataError: there are no such weights; says what to do.
     """
     place, entry = split_entry(Path(name).expanduser())
     found = _find(str(place) if entry else name)
@@ -33,7 +36,7 @@ def find_weights(name: str) -> Path:
 
 
 def split_entry(path: Path) -> tuple[Path, str]:
-    """(path, entry) of PATH#ENTRY; the entry is '' where there is none."""
+    """Splits PATH#ENTRY into (path, entry); the entry is '' if there is none."""
     text = str(path)
     if '#' not in text or path.exists():
         return path, ''
@@ -54,13 +57,13 @@ def _find(name: str) -> Path:
             return _from_package(name)
     raise DataError(
         f'weights file {path} does not exist: give a .safetensors or .pth file, OWNER/NAME on the '
-        'Hugging Face Hub (for resnet50, timm/resnet50.tv_in1k), the folder of a finished run, or '
-        'train the network on the source first with --config.weights=source'
+        'Hugging Face Hub (for resnet50, timm/resnet50.tv_in1k) or the folder of a finished run; '
+        'or train the network on the source first, with --config.weights=source'
     )
 
 
 def _in_folder(folder: Path) -> Path:
-    """A finished run's weights, or the newest checkpoint of one that is not, or `folder` itself."""
+    """The weights in a folder: a finished run's, the newest checkpoint, or the folder itself."""
     if (folder / WEIGHTS_FILE).is_file():
         return folder / WEIGHTS_FILE
     steps = [path for path in (folder / 'checkpoints').glob('*') if path.name.isdigit()]
@@ -74,22 +77,22 @@ def _in_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise DataError(
-        f'folder {folder} holds no weights: neither {WEIGHTS_FILE}, nor checkpoints/, nor an orbax '
-        f'checkpoint{_what_instead(folder)}'
+        f'folder {folder} contains no weights: neither {WEIGHTS_FILE}, nor checkpoints/, nor an '
+        f'orbax checkpoint{_advice(folder)}'
     )
 
 
-def _what_instead(folder: Path) -> str:
-    """The step that helps with a folder of another program."""
+def _advice(folder: Path) -> str:
+    """What to do about a folder of another program."""
     if (folder / '.metadata').is_file():
         return (
             '; it is a distributed checkpoint of PyTorch: run  python -m '
             f'torch.distributed.checkpoint.format_utils dcp_to_torch {folder} weights.pth'
         )
     if (folder / 'saved_model.pb').is_file():
-        return "; it is TensorFlow's SavedModel, which is not read"
+        return '; it is a SavedModel of TensorFlow, which is not supported'
     if list(folder.glob('*.index.json')):
-        return '; its weights are in several files, which are not read: save them as one'
+        return '; its weights are sharded, which is not supported: save them as one file'
     files = sorted(path for path in folder.rglob('*') if path.suffix in _SUFFIXES)
     return f': give the path of a file in it, for example {files[0]}' if files else ''
 
@@ -99,7 +102,7 @@ def _from_hub(name: str) -> Path:
     for file in _HUB_FILES:
         try:
             cached = huggingface_hub.try_to_load_from_cache(name, file)
-            if isinstance(cached, str):  # no need of a connection
+            if isinstance(cached, str):  # works without a connection
                 return Path(cached)
             return Path(huggingface_hub.hf_hub_download(name, file))
         except LocalEntryNotFoundError as error:  # no connection, and not in the cache
@@ -112,10 +115,10 @@ def _from_hub(name: str) -> Path:
             continue
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise DataError(
-                f'weights {name} cannot be had from the Hugging Face Hub '
+                f'weights {name} cannot be downloaded from the Hugging Face Hub '
                 f'({first_line(error)}): check the name, or give a path'
             ) from error
-    raise DataError(f'{name} on the Hugging Face Hub holds neither {" nor ".join(_HUB_FILES)}')
+    raise DataError(f'{name} on the Hugging Face Hub has neither {" nor ".join(_HUB_FILES)}')
 
 
 def _from_package(name: str) -> Path:
@@ -129,6 +132,6 @@ def _from_package(name: str) -> Path:
     found = [Path(file.locate()) for file in files if file.suffix in _SUFFIXES]
     if len(found) != 1:
         raise DataError(
-            f'package {name} holds {len(found)} files of weights, not one: give the path of one'
+            f'package {name} contains {len(found)} weights files, not one: give the path of one'
         )
     return found[0]

@@ -1,13 +1,13 @@
-"""Brings the keys of other programs' weights into timm's layout.
+"""Converts weights of other programs to timm's key layout.
 
 Wrappers put a prefix before every key: `module.` (DataParallel), `_orig_mod.` (torch.compile),
-`model.` (Lightning and others). Hugging Face's transformers and Google's vision transformers have
-key layouts of their own:
+`model.` (Lightning and others). Two projects have key layouts of their own:
 
-- transformers': see `transformers_layout`
-- Google's .npz files (https://github.com/google-research/vision_transformer; AugReg: Steiner et
-  al., https://arxiv.org/abs/2106.10270):
+- Hugging Face's transformers: see `transformers_layout`.
+- Google's vision transformers in .npz files, for example
   `Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel`
+  (https://github.com/google-research/vision_transformer; AugReg: Steiner et al.,
+  https://arxiv.org/abs/2106.10270).
 """
 
 import re
@@ -23,13 +23,13 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.errors import DataError
 from xmixup_jax.models import MODELS, create_model
-from xmixup_jax.models.base import renamed
+from xmixup_jax.models.base import rename_key
 from xmixup_jax.models.vit import VARIANTS
 from xmixup_jax.optimizer import HEAD
 from xmixup_jax.text import some
 from xmixup_jax.weights import transformers_layout
 from xmixup_jax.weights.files import tensor_key
-from xmixup_jax.weights.sets import is_average, say, two_sets
+from xmixup_jax.weights.sets import is_average, log_once, several_sets
 
 Tensors = dict[str, np.ndarray]
 
@@ -44,7 +44,7 @@ _MAX_KEY = 500  # characters
 _AGAIN = 'download or copy it again'
 _NO_WEIGHTS = ('num_batches_tracked', 'n_averaged')  # last parts of keys
 
-# Google's names within a block; the numbers differ between Flax's old and new modules.
+# Google's names inside a block; their numbers differ between Flax's old and new API.
 _GOOGLE_BLOCK = (
     (r'LayerNorm_0', 'norm1'),
     (r'LayerNorm_[12]', 'norm2'),
@@ -72,34 +72,37 @@ _GOOGLE_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
 
 
 def to_timm(tensors: Tensors, model: str, path: Path, part: str = '') -> tuple[Tensors, str]:
-    """The tensors of a file by timm's keys, without prefixes and bookkeeping.
+    """Converts the tensors of a file to timm's keys and axes.
 
     Args:
       tensors: by the keys of the file, with PyTorch's axes (Google's files: with Flax's).
       model: config.model.name.
       path: of the file, for the log and errors.
-      part: take only the tensors whose keys begin with it; '': those that fit the network best.
+      part: use only the tensors whose keys begin with it; '' uses those that fit the network best.
 
     Returns:
-      (arrays by timm's keys, the prefix that has been stripped: text that ends in '.', or '')
+      (tensors, prefix): arrays by timm's keys, without entries that are not weights; and the
+      stripped prefix, which ends in '.', or ''.
 
     Raises:
       DataError: no key begins with `part`, or there are far too many tensors.
     """
     if len(tensors) > _MAX_TENSORS:
         raise DataError(
-            f'weights {path} hold {len(tensors):,} tensors: give those of one network, which has '
-            f'fewer than {_MAX_TENSORS:,}'
+            f'weights {path} contain {len(tensors):,} tensors: give those of one network, which '
+            f'has fewer than {_MAX_TENSORS:,}'
         )
     if any(len(key) > _MAX_KEY for key in tensors):
-        raise DataError(f'weights {path} hold a key of more than {_MAX_KEY} characters: {_AGAIN}')
+        raise DataError(
+            f'weights {path} contain a key of more than {_MAX_KEY} characters: {_AGAIN}'
+        )
     tensors = {
         key: tensor for key, tensor in tensors.items() if key.split('.')[-1] not in _NO_WEIGHTS
     }
     if model in VARIANTS:
         tensors = _from_google(tensors)
     for tower in () if part else MODELS[model].towers:
-        if any(_begin(tower).match(key) for key in tensors):
+        if any(_prefix_pattern(tower).match(key) for key in tensors):
             part = tower
     tensors = _part(tensors, part, path) if part else tensors
     tensors, prefix = _without_prefix(tensors, model, path)
@@ -113,13 +116,13 @@ def to_timm(tensors: Tensors, model: str, path: Path, part: str = '') -> tuple[T
 
 
 def timm_key(model: str, key: str) -> str:
-    """A key of transformers' or another project's layout in timm's; others as they are."""
+    """Renames a key of transformers' or another known layout to timm's; keeps other keys."""
     return transformers_layout.timm_key(model, key) or MODELS[model].timm_key(model, key)
 
 
 @lru_cache(maxsize=16)
 def network_keys(model: str) -> frozenset[str]:
-    """timm's keys of a network's tensors, all but the head."""
+    """timm's keys of all tensors of a network except the head."""
     architecture = MODELS[model]
     config = ConfigDict({'name': model, 'width': 64, 'stem': 'imagenet'})
     size = max(32, architecture.min_size)
@@ -129,7 +132,7 @@ def network_keys(model: str) -> frozenset[str]:
 
 
 def best_prefix(tensors: Tensors, model: str) -> str:
-    """The beginning of the keys, whatever it is, after which they are the network's; '': none."""
+    """Finds the prefix, known or not, after which the network's keys follow; '' if none."""
     counts = Counter(
         key[: match.end()] for key in tensors for match in list(re.finditer(r'\.', key))[:5]
     )
@@ -140,7 +143,7 @@ def best_prefix(tensors: Tensors, model: str) -> str:
 
 
 def _fits(tensors: Tensors, model: str, prefixes: Iterable[str]) -> dict[str, int]:
-    """How many of the network's keys there are after each prefix."""
+    """Counts how many of the network's keys follow each prefix."""
     wanted = network_keys(model)
     fits = {}
     for prefix in prefixes:
@@ -150,8 +153,8 @@ def _fits(tensors: Tensors, model: str, prefixes: Iterable[str]) -> dict[str, in
     return fits
 
 
-def _chains(tensors: Tensors) -> list[str]:
-    """The known prefixes of the keys, alone and nested, those of most keys first."""
+def _known_prefixes(tensors: Tensors) -> list[str]:
+    """The known prefixes of the keys, single and nested, the most frequent first."""
     counts: Counter = Counter()
     for key in tensors:
         end = 0
@@ -162,15 +165,19 @@ def _chains(tensors: Tensors) -> list[str]:
 
 
 def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, str]:
-    """Strips the known prefix after which most keys are the network's."""
-    chains = _chains(tensors)
+    """Strips the known prefix that most of the network's keys follow.
+
+    Returns:
+      (tensors, prefix): '' if nothing was stripped.
+    """
+    chains = _known_prefixes(tensors)
     if not chains:
         return tensors, ''
     fits = _fits(tensors, model, ['', *chains])
     best = max(fits.values())
     if fits[''] == best:
         return tensors, ''
-    # Several networks, as teacher and student, each with (nearly) all keys: the average.
+    # Several networks with (nearly) all keys each, such as teacher and student: take the average.
     sets = [prefix for prefix, fit in fits.items() if prefix and fit > best / 2]
     prefix = next((each for each in sets if is_average(each) and fits[each] == best), '')
     prefix = prefix or next(each for each in sets if fits[each] == best)
@@ -178,34 +185,35 @@ def _without_prefix(tensors: Tensors, model: str, path: Path) -> tuple[Tensors, 
     rest = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
     taken = {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
     if others:
-        say(two_sets(path, prefix.removesuffix('.'), [each.removesuffix('.') for each in others]))
+        names = [each.removesuffix('.') for each in others]
+        log_once(several_sets(path, prefix.removesuffix('.'), names))
         rest = {key: tensor for key, tensor in rest.items() if not key.startswith(tuple(others))}
     else:
-        say(f'weights {path}: the prefix {prefix} before {len(taken)} keys is left out')
+        log_once(f'weights {path}: stripping the prefix {prefix} from {len(taken)} keys')
     return rest | taken, prefix
 
 
-def _begin(part: str) -> re.Pattern[str]:
-    """Of the keys under a prefix, which may stand behind known ones."""
+def _prefix_pattern(part: str) -> re.Pattern[str]:
+    """Matches the start of keys under a prefix, which may follow known prefixes."""
     return re.compile(rf'(?:{_PREFIX.pattern})*?{re.escape(part.rstrip("."))}\.')
 
 
 def _part(tensors: Tensors, part: str, path: Path) -> Tensors:
-    """The tensors under a prefix, which may stand behind known ones."""
-    begin = _begin(part)
+    """Selects the tensors under a prefix, which may follow known prefixes, and strips it."""
+    begin = _prefix_pattern(part)
     matches = {key: begin.match(key) for key in tensors}
     taken = {key[match.end() :]: tensors[key] for key, match in matches.items() if match}
     if not taken:
         first = sorted({key.split('.')[0] for key in tensors})
         raise DataError(
-            f'weights {path} hold nothing named {part!r}: their keys begin with '
+            f'weights {path} contain nothing named {part!r}: their keys begin with '
             f'{some([repr(each[:80]) for each in first])}'
         )
     return taken
 
 
 def _joined_attention(tensors: Tensors) -> Tensors:
-    """Query, key and value, one tensor in timm's layout [3 * D, D]; others as they are."""
+    """Joins query, key and value into timm's single tensor, [3 * D, D] or [3 * D]."""
     joined = dict(tensors)
     for key in tensors:
         match = re.fullmatch(r'(blocks\.\d+\.attn\.)query\.(weight|bias)', key)
@@ -221,9 +229,9 @@ def _joined_attention(tensors: Tensors) -> Tensors:
 
 
 def _timm_axes(key: str, tensor: np.ndarray) -> np.ndarray:
-    """The axes that timm's tensors have and other projects' have not, or the other way round.
+    """Adds or removes axes of size 1, to agree with timm.
 
-    torchvision's layer scale is [C, 1, 1], CLIP's class token [D] and its positions [n, D].
+    torchvision's layer scale is [C, 1, 1]; CLIP's class token is [D], its positions are [n, D].
     """
     if key.endswith('.gamma') and tensor.shape[1:] == (1, 1):
         return tensor.reshape(-1)
@@ -233,7 +241,7 @@ def _timm_axes(key: str, tensor: np.ndarray) -> np.ndarray:
 
 
 def _own_position(tensors: Tensors) -> Tensors:
-    """DINOv2 with registers as its authors have it: the class token's position is added to it."""
+    """Adds its position to the class token, in the authors' weights of DINOv2 with registers."""
     if 'register_tokens' not in tensors:
         return tensors
     rest = dict(tensors)
@@ -247,7 +255,7 @@ def _own_position(tensors: Tensors) -> Tensors:
 
 
 def _hide_head_behind_layer(tensors: Tensors) -> Tensors:
-    """Renames a head that takes another layer's output, not the features: it is none here."""
+    """Hides a head whose input is not the features but a further layer's output."""
     layer = {key for key in tensors if key.startswith('pre_logits.')}
     if not layer:
         return tensors
@@ -258,7 +266,7 @@ def _hide_head_behind_layer(tensors: Tensors) -> Tensors:
 
 
 def _from_google(tensors: Tensors) -> Tensors:
-    """Google's vision transformers, with Flax's axes, in timm's layout; others as they are."""
+    """Converts Google's vision transformers, with Flax's axes, to timm's; keeps other tensors."""
     begins = [
         key.removesuffix('embedding/kernel') for key in tensors if key.endswith('embedding/kernel')
     ]
@@ -270,18 +278,18 @@ def _from_google(tensors: Tensors) -> Tensors:
 
 
 def _google_tensor(key: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """(timm's key, array with PyTorch's axes); query, key and value are still apart."""
+    """Returns (timm's key, array with PyTorch's axes); query, key and value stay separate."""
     if key in _GOOGLE_WHOLE:
         return _GOOGLE_WHOLE[key], array
     layer, _, leaf = key.rpartition('/')
-    name = renamed(layer, _GOOGLE)
+    name = rename_key(layer, _GOOGLE)
     if name is None or leaf not in _GOOGLE_LEAVES:
         return key, array
     return f'{name}.{_GOOGLE_LEAVES[leaf]}', _google_axes(name, leaf, array)
 
 
 def _google_axes(name: str, leaf: str, array: np.ndarray) -> np.ndarray:
-    """Kernels [D, heads, D / heads] and [heads, D / heads, D] become [D, D]; biases [D]."""
+    """Merges the axes of heads: [D, heads, D / heads] and [heads, D / heads, D] become [D, D]."""
     if leaf == 'bias':
         return array.reshape(-1)
     if array.ndim == 3 and array.size:

@@ -1,4 +1,4 @@
-"""Pre-trained networks: read a file of weights, and fill a network with it."""
+"""Loads pre-trained networks: reads a weights file and fills a network with it."""
 
 import itertools
 from collections.abc import Sequence
@@ -29,28 +29,28 @@ from xmixup_jax.weights.kinds import kind_of
 from xmixup_jax.weights.layouts import best_prefix, to_timm
 
 PyTree = Any
-_SHOWN = 5  # faults
-# Parts of keys in files that are no network by themselves.
+_SHOWN = 5  # mismatches in an error message
+# Parts of keys in files that are not a complete float32 network.
 _NO_NETWORK = {
     'lora_A lora_B lora_down lora_up': 'these are LoRA adapters; merge them into the network first '
     "(peft's merge_and_unload) and save it",
     '.SCB .qweight .qzeros .weight_scale .absmax': 'these weights are quantised; '
-    'save the float32 ones',
+    'save float32 weights',
 }
 
 
 class Weights:
-    """The tensors of a file of weights, for a network of the kind `model`."""
+    """The tensors of a weights file, for the network `model`."""
 
     def __init__(self, path: Path, model: str):
         """Reads the file, or the folder of an orbax checkpoint.
 
         Args:
-          path: as `find_weights` gives it, perhaps with #ENTRY.
+          path: from `find_weights`, perhaps with #ENTRY.
           model: config.model.name.
 
         Raises:
-          DataError: it cannot be read; says why.
+          DataError: the weights cannot be read; says why.
         """
         self.path = path
         self.model = model
@@ -61,12 +61,12 @@ class Weights:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with any tensor."""
+        """SHA-256 of all tensors and the name of the model."""
         return arrays_digest({**self.tensors, 'model': json_array(self.model)})
 
     @property
     def head(self) -> dict[str, np.ndarray] | None:
-        """Float32 'kernel' [D, K] and 'bias' [K]; None if the file holds none."""
+        """The head: float32 'kernel' [D, K] and 'bias' [K]; None if the file has none."""
         name = MODELS[self.model].head
         kernel, bias = self.tensors.get(f'{name}.weight'), self.tensors.get(f'{name}.bias')
         if kernel is None or bias is None or (kernel.ndim, bias.ndim) != (2, 1) or not bias.size:
@@ -75,34 +75,33 @@ class Weights:
         return {'kernel': kernel, 'bias': bias.astype(np.float32)}
 
     def head_columns(self, class_names: Sequence[str]) -> np.ndarray:
-        """Finds the columns of the file's own head that stand for these classes.
+        """Finds the columns of the pre-trained head for the given classes.
 
-        Names are compared as they are, then as words: WordNet ids and their words are the same
-        class, whatever the case of the letters and with '_' for ' '.
+        Names match exactly, or else as words: a WordNet id and its words are the same class; case
+        does not matter, and '_' stands for ' '.
 
         Args:
-          class_names: K names, as of a source data set.
+          class_names: K names, for example of a source data set.
 
         Returns:
           int32 [K].
 
         Raises:
-          DataError: the file has no head or does not say what its columns are, or a class has no
-            column.
+          DataError: the file has no head or does not name its columns, or a class has no column.
         """
         if self.head is None:
-            raise DataError(f'weights {self.path} hold no head: give weights with their head')
+            raise DataError(f'weights {self.path} have no head: give weights with their head')
         known = _head_classes(self.path, len(self.head['bias']))
         if known is None:
             raise DataError(
-                f'weights {self.path} do not name the {len(self.head["bias"])} columns of their '
+                f'weights {self.path} do not name the {len(self.head["bias"])} classes of their '
                 'head, which are not the 1,000 of ImageNet: use --config.match.similarity=cosine '
                 'and --config.xmixup.source_head=random'
             )
         words = readable(known)
         folded = [_folded(word) for word in words]
         exact = {name: i for names in (words, known) for i, name in enumerate(names)}
-        # Only where it is one class: 'Cardigan' is a dog, 'cardigan' a garment.
+        # Only unambiguous words: 'Cardigan' is a dog, 'cardigan' a garment.
         similar = {word: i for i, word in enumerate(folded) if folded.count(word) == 1}
         found = [exact.get(name, similar.get(_folded(name))) for name in class_names]
         missing = [name for name, i in zip(class_names, found, strict=True) if i is None]
@@ -118,15 +117,20 @@ class Weights:
     def fill(
         self, params: PyTree, batch_stats: PyTree, *, with_head: bool = False
     ) -> tuple[PyTree, PyTree]:
-        """A network with these weights, all but the head unless `with_head`.
+        """Fills a network with these weights.
+
+        The positions of a vision transformer are resized to the network's image size.
 
         Args:
-          params, batch_stats: of the network; they give names and shapes, and the head. A vision
-            transformer's positions are resized to the network's image size.
+          params, batch_stats: of the network; they give names and shapes, and the head.
+          with_head: whether to fill the head too.
+
+        Returns:
+          (params, batch_stats), float32.
 
         Raises:
-          DataError: the tensors are not this network's; names the first ones that are missing,
-            unexpected or misshapen, and counts them.
+          DataError: the tensors do not fit this network; counts those that are missing, unexpected
+            or of the wrong shape, and names the first ones.
         """
 
         def wanted(tensors):
@@ -140,17 +144,17 @@ class Weights:
         theirs = wanted(self.tensors)
         own = wanted(torch_tensors(self.model, params, batch_stats))
         ours = {key: tensor.shape for key, tensor in own.items()}
-        if 'pos_embed' in ours and _are_positions(theirs.get('pos_embed')):
+        if 'pos_embed' in ours and _can_resize(theirs.get('pos_embed')):
             theirs['pos_embed'] = np.asarray(
                 resize_positions(theirs['pos_embed'], ours['pos_embed'])
             )
-        faults = _faults(ours, theirs)
-        if any(faults):
-            count = sum(map(len, faults))
+        mismatches = _mismatches(ours, theirs)
+        if any(mismatches):
+            count = sum(map(len, mismatches))
             raise DataError(
                 f'weights {self.path} do not fit config.model.name={self.model} '
                 f'({count} {"tensor differs" if count == 1 else "tensors differ"}): '
-                f'{_first_of(faults)}{self._advice(faults)}'
+                f'{_summary(mismatches)}{self._advice(mismatches)}'
             )
 
         def value(path, array):
@@ -159,31 +163,31 @@ class Weights:
 
         return jax.tree.map_with_path(value, params), jax.tree.map_with_path(value, batch_stats)
 
-    def _advice(self, faults: list[list[str]]) -> str:
-        """What to do about weights that do not fit, beginning with ': '; '' if it is not known."""
+    def _advice(self, mismatches: list[list[str]]) -> str:
+        """What to do about weights that do not fit, after a ': '; '' if that is unknown."""
         for marks, words in _NO_NETWORK.items():
             if any(mark in key for key in self.tensors for mark in marks.split()):
                 return f': {words}'
         file, _ = split_entry(self.path)
-        if self._prefix and len(faults[1]) == sum(map(len, faults)):
-            prefix, words = self._prefix, 'to leave out what is not under'
+        if self._prefix and len(mismatches[1]) == sum(map(len, mismatches)):
+            prefix = self._prefix  # the unexpected tensors are outside of it
         else:
-            prefix, words = best_prefix(self.tensors, self.model), 'to take the keys under'
+            prefix = best_prefix(self.tensors, self.model)
         if not prefix:
             return ''
         entry = '/'.join(part for part in (self._set, prefix.removesuffix('.')) if part)
-        return f': {words} {prefix[:80]!r}, give {file.name}#{entry[:80]}'
+        return f': to use only the keys under {prefix[:80]!r}, give {file.name}#{entry[:80]}'
 
 
-def _are_positions(array: np.ndarray | None) -> bool:
-    """Whether they can be resized: floating-point numbers [1, n, D]."""
+def _can_resize(array: np.ndarray | None) -> bool:
+    """Whether an array can be resized as positions: floating-point numbers [1, n, D]."""
     if array is None or array.ndim != 3 or not jnp.issubdtype(array.dtype, jnp.floating):
         return False
     return array.shape[0] == 1 and min(array.shape) > 0
 
 
-def _faults(ours: dict[str, tuple[int, ...]], theirs: dict[str, np.ndarray]) -> list[list[str]]:
-    """What is missing, unexpected, misshapen and no floating-point number."""
+def _mismatches(ours: dict[str, tuple[int, ...]], theirs: dict[str, np.ndarray]) -> list[list[str]]:
+    """Lists tensors that are missing, unexpected, of the wrong shape, and of the wrong type."""
     shared = sorted(ours.keys() & theirs.keys())
     return [
         [f'missing {key}' for key in sorted(ours.keys() - theirs.keys())],
@@ -202,15 +206,15 @@ def _faults(ours: dict[str, tuple[int, ...]], theirs: dict[str, np.ndarray]) -> 
     ]
 
 
-def _first_of(faults: list[list[str]]) -> str:
-    """The first faults, some of each kind, and how many more there are."""
-    turns = [fault for turn in itertools.zip_longest(*faults) for fault in turn if fault]
+def _summary(mismatches: list[list[str]]) -> str:
+    """The first mismatches, with some of each kind, and the number of the others."""
+    turns = [each for turn in itertools.zip_longest(*mismatches) for each in turn if each]
     rest = len(turns) - _SHOWN
     return '; '.join(turns[:_SHOWN]) + (f'; and {rest} more' if rest > 0 else '')
 
 
 def _head_classes(path: Path, num_logits: int) -> tuple[str, ...] | None:
-    """The classes of the head's first columns; None where nothing names them."""
+    """The classes of the head's first columns; None if they are unknown."""
     file, _ = split_entry(path)
     content = read_metadata(file) if kind_of(file) == 'safetensors' else {}
     if 'class_names' in content:
@@ -223,7 +227,7 @@ def _folded(name: str) -> str:
 
 
 class Network(NamedTuple):
-    """What `models.forward` takes before the images."""
+    """A network, in the order of the first arguments of `models.forward`."""
 
     graphdef: nnx.GraphDef
     params: PyTree
@@ -240,19 +244,22 @@ def load_weights(
     width: int = 64,
     stem: str = 'imagenet',
 ) -> Network:
-    """A pre-trained network, for `models.forward(*network, images, train=False)`.
+    """Loads a pre-trained network, for `models.forward(*network, images, train=False)`.
 
     Args:
-      weights: a file of weights (see "Networks and weights" for the formats and key layouts), the
-        folder of a run, OWNER/NAME on the Hugging Face Hub, or an installed package; with #ENTRY
-        at its end, one of several sets of weights in the file.
+      weights: a weights file (see "Networks and weights" for formats and key layouts), the folder
+        of a run, OWNER/NAME on the Hugging Face Hub, or an installed package. A final #ENTRY
+        chooses among several sets of weights in a file.
       model: a key of `models.MODELS`, for example 'resnet50'.
-      num_classes: of a new head, drawn at random; 0: with the weights' own head.
-      image_size: side of the images, px; only vision transformers depend on it.
-      width, stem: of a ResNet, where it is not the usual one.
+      num_classes: width of a new, random head; 0 keeps the head of the weights.
+      image_size: side of the images in px; only vision transformers depend on it.
+      width, stem: of a ResNet that is not the usual one, as in config.model.
+
+    Returns:
+      a `Network` with float32 parameters.
 
     Raises:
-      DataError: there are no such weights, or they are another network's.
+      DataError: there are no such weights, or they do not fit the network.
 
     >>> from xmixup_jax.models import forward
     >>> form = {'width': 4, 'stem': 'cifar'}
@@ -266,6 +273,6 @@ def load_weights(
     logits = num_classes or (1 if found.head is None else len(found.head['bias']))
     graphdef, params, batch_stats = create_model(config, logits, image_size, 0)
     if not num_classes and found.head is None:
-        found.fill(params, batch_stats)  # what is wrong besides is the better message
-        raise DataError(f'weights {weights} hold no head: give num_classes, for a new one')
+        found.fill(params, batch_stats)  # if the backbone does not fit, say that instead
+        raise DataError(f'weights {weights} have no head: give num_classes for a new one')
     return Network(graphdef, *found.fill(params, batch_stats, with_head=not num_classes))

@@ -1,8 +1,8 @@
-"""Chooses among the sets of tensors that a checkpoint holds.
+"""Chooses among several sets of tensors in a checkpoint.
 
-Training programs wrap the weights in a dictionary with the state of the optimiser, and many keep a
-second set: a moving average of the weights (EMA), or a teacher. Where there is an average it is
-taken, as timm's `load_state_dict` does; `FILE#ENTRY` names another one.
+Training programs wrap the weights in a dictionary with the state of the optimiser, and many store a
+second set: a moving average of the weights (EMA), or a teacher. If there is an average, it is used,
+as in timm's `load_state_dict`; `FILE#ENTRY` chooses another set.
 """
 
 import logging
@@ -31,29 +31,30 @@ _MAX_NAME = 1000  # characters
 
 
 @lru_cache(maxsize=256)
-def say(message: str) -> None:
-    """Logs a line, once: weights may be read several times in a run."""
+def log_once(message: str) -> None:
+    """Logs a message only once, since a run may read the same weights several times."""
     log.info('%s', message)
 
 
 def is_average(name: str) -> bool:
-    """Whether a set's name says that it is a moving average of another one."""
+    """Whether a set is a moving average of another one, judging by its name."""
     return bool(_AVERAGE.fullmatch(name))
 
 
 def choose_set(value: Any, entry: str, path: Path) -> tuple[dict[str, Any], str, str]:
-    """The weights in the value that a file of PyTorch holds.
+    """Chooses the set of weights in the content of a PyTorch file.
 
     Args:
-      value: of its pickle.
-      entry: the names of entries, from the outside in, joined by '/'; '': the weights.
+      value: the unpickled content.
+      entry: names of nested entries, joined by '/'; '' chooses by the usual names.
       path: of the file, for the log and errors.
 
     Returns:
-      (the set, by key; what is left of `entry`, no entry but perhaps a prefix of keys; its name)
+      (tensors, part, name): the set, by key; the part of `entry` that names no entry, and so
+      perhaps a prefix of keys; and the name of the set.
 
     Raises:
-      TorchFileError: there are no tensors, or several sets and none is known by its name.
+      TorchFileError: there are no tensors, or several sets under unknown names.
     """
     rest = entry
     while rest and (found := _descend(value, rest)):
@@ -61,29 +62,29 @@ def choose_set(value: Any, entry: str, path: Path) -> tuple[dict[str, Any], str,
     sets = find_sets(value)
     if not sets:
         raise TorchFileError(_no_tensors(value))
-    name = _choice(sets)
+    name = _choose_name(sets)
     if name is None:
         raise TorchFileError(
-            f'it holds {len(sets)} sets of tensors, {_listed(sets)}: choose one by its '
+            f'it contains {len(sets)} sets of tensors, {_listed(sets)}: choose one by its '
             f'name, as in {path.name}#{min(sets)}'
         )
     if rest and not any(f'.{rest}.' in f'.{key}' for key in sets[name]):
         raise TorchFileError(
-            f'it holds neither an entry nor keys named {rest[:80]!r}: it holds {_listed(sets)}'
+            f'it has neither an entry nor keys named {rest[:80]!r}: it contains {_listed(sets)}'
         )
     others = [other for other in _known(sets) if other != name]
     if others and rest == entry:
-        say(two_sets(path, name, others))
+        log_once(several_sets(path, name, others))
     taken = entry.removesuffix(rest).rstrip('/')
     return sets[name], rest, '/'.join(part for part in (taken, name) if part)
 
 
-def two_sets(path: Path, taken: str, others: Iterable[str]) -> str:
-    """The line of the log on a file with several sets of weights."""
+def several_sets(path: Path, taken: str, others: Iterable[str]) -> str:
+    """The log message for a file with several sets of weights."""
     others = list(others)
     average = ', a moving average of the weights' if is_average(taken) else ''
     return (
-        f'weights {path} hold {_listed([taken, *others])}: taking {taken}{average}; '
+        f'weights {path} contain {_listed([taken, *others])}: using {taken}{average}; '
         f'give {path.name}#{others[0]} for the other'
     )
 
@@ -97,7 +98,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _descend(value: Any, entry: str) -> tuple[Any, str] | None:
-    """(the entry's value, what is left of its name); None where there is none."""
+    """Returns (value of the entry, rest of its name); None if there is no such entry."""
     entries = _entries(value) or {}
     for name in (entry, entry.split('/')[0]):
         if _entries(entries.get(name)):
@@ -106,7 +107,11 @@ def _descend(value: Any, entry: str) -> tuple[Any, str] | None:
 
 
 def find_sets(value: Any) -> dict[str, dict[str, Any]]:
-    """Every dictionary in it that holds a tensor, by its names joined by '/' ('': `value`)."""
+    """Finds every nested dictionary that contains a tensor.
+
+    Returns:
+      the dictionaries by their path, names joined by '/'; `value` itself is ''.
+    """
     found: dict[str, dict[str, Any]] = {}
     seen: set[int] = set()
     waiting = deque([('', value)])
@@ -132,18 +137,18 @@ def find_sets(value: Any) -> dict[str, dict[str, Any]]:
 
 
 def _known(sets: Mapping[str, Any]) -> list[str]:
-    """Those whose every name is usual for weights, the usual ones first."""
+    """The sets all of whose names are usual for weights, the most usual first."""
     known = [name for name in sets if all(part in _NAMES for part in name.split('/'))]
     return sorted(known, key=lambda name: [_NAMES.index(part) for part in name.split('/')])
 
 
-def _choice(sets: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The name of the set to take; None if that is not clear."""
+def _choose_name(sets: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The name of the set to use; None if that is not clear."""
     known = _known(sets)
     if known:
         plain = next((name for name in known if not is_average(name)), None)
         average = next((name for name in known if is_average(name)), None)
-        # An average of the parameters alone lacks the statistics of batch norm.
+        # An average that covers the parameters only lacks the batch statistics.
         if average is None or (plain is not None and _count(sets[average]) < _count(sets[plain])):
             return plain
         return average
@@ -158,7 +163,7 @@ def _count(tensors: Mapping[str, Any]) -> int:
 
 
 def _entries(value: Any) -> dict | None:
-    """Of a dictionary, one of a class of its own, or a network that was pickled whole."""
+    """The entries of a dictionary, of a subclass of dict, or of a pickled network."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, Foreign):
@@ -175,7 +180,7 @@ def _is_module(value: Any) -> bool:
 
 
 def _module_tensors(module: Foreign) -> dict[str, Tensor]:
-    """What state_dict() of a pickled network would be."""
+    """The state_dict() of a pickled network."""
     tensors: dict[str, Tensor] = {}
     waiting: deque[tuple[str, Foreign]] = deque([('', module)])
     for _ in range(_MAX_MODULES):
@@ -189,28 +194,28 @@ def _module_tensors(module: Foreign) -> dict[str, Tensor]:
                     tensors[f'{prefix}{name}'] = inner
                 elif _is_module(inner) and len(prefix) + len(str(name)) < _MAX_NAME:
                     waiting.append((f'{prefix}{name}.', inner))
-    raise TorchFileError('its network has too many parts: save its state_dict() alone')
+    raise TorchFileError('its network has too many modules: save only its state_dict()')
 
 
 def _no_tensors(value: Any) -> str:
     if isinstance(value, Tensor):
-        return 'it holds one tensor, not a dictionary of tensors: save a state_dict()'
+        return 'it contains one tensor, not a dictionary of tensors: save a state_dict()'
     if isinstance(value, Foreign):
         return (
-            f'it holds a {value.name}, which is not a dictionary of tensors and is not built: save '
-            'its state_dict() alone'
+            f'it contains a {value.name}, not a dictionary of tensors, and such objects are not '
+            'loaded: save only its state_dict()'
         )
-    if isinstance(value, dict) and _holds_arrays(value):
-        return 'it holds NumPy arrays, not tensors: save them with np.savez'
+    if isinstance(value, dict) and _has_arrays(value):
+        return 'it contains NumPy arrays, not tensors: save them with np.savez'
     if isinstance(value, dict) and value:
         return (
-            f'its entries ({_listed(str(key) for key in value)}) hold no tensors: save a '
+            f'its entries ({_listed(str(key) for key in value)}) contain no tensors: save a '
             'state_dict() with torch.save'
         )
-    return f'it holds a {type(value).__name__}, not a dictionary of tensors: save a state_dict()'
+    return f'it contains a {type(value).__name__}, not a dictionary of tensors: save a state_dict()'
 
 
-def _holds_arrays(value: dict) -> bool:
+def _has_arrays(value: dict) -> bool:
     inner = [each for part in value.values() if isinstance(part, dict) for each in part.values()]
     return any(
         isinstance(each, Foreign) and each.name.startswith('numpy.')

@@ -1,7 +1,7 @@
-"""Tensors out of PyTorch's `.pth` files, without PyTorch and without running what they hold.
+"""Reads tensors from PyTorch's `.pth` files, without PyTorch and without running code from them.
 
-Both formats are read: the zip archive of PyTorch 1.6 and later, and the sequence of pickles from
-before. `torch_pickle` evaluates the pickles; objects beside the tensors are never built.
+Both formats are supported: the zip archive of PyTorch 1.6 and later, and the sequence of pickles of
+earlier versions. `torch_pickle` evaluates the pickles; it never builds any other objects.
 """
 
 import contextlib
@@ -31,35 +31,35 @@ __all__ = ['FoundSet', 'TorchFileError', 'read_torch_file']
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-# Tensors may share their data; a file whose tensors together are so many times its size is a trap.
+# Tensors may share data, so a small malicious file could describe huge arrays.
 _MAX_GROWTH = 16
-# Keys that end so are tensors of a network in every program.
+# Keys with these endings are always tensors of a network.
 _LEAVES = ('weight', 'bias', 'running_mean', 'running_var', 'cls_token', 'pos_embed')
 
 
 class FoundSet(NamedTuple):
-    """The tensors of a file."""
+    """A set of tensors found in a file."""
 
     tensors: dict[str, np.ndarray]
     """By the keys of the file."""
     part: str
-    """What the wanted entry says beside the set's name: perhaps a prefix of keys."""
+    """The part of the requested entry after the set's name; perhaps a prefix of keys."""
     name: str = ''
-    """Of the set, among several in the file."""
+    """Name of the set, if the file has several."""
 
 
 def read_torch_file(path: Path, entry: str = '') -> FoundSet:
-    """The tensors of a state dict, a checkpoint's entry or a network that was pickled whole.
+    """Reads the tensors of a state dict, an entry of a checkpoint, or a pickled network.
 
     Args:
       path: of the file.
-      entry: which of several sets, see `choose_set`.
+      entry: chooses among several sets, see `choose_set`.
 
     Returns:
-      The set, float16 and bfloat16 made float32.
+      the set, with float16 and bfloat16 converted to float32.
 
     Raises:
-      TorchFileError: the file is damaged or holds no tensors; says what to do.
+      TorchFileError: the file is corrupted or contains no tensors; says what to do.
       OSError: the file cannot be read.
     """
     try:
@@ -73,15 +73,15 @@ def read_torch_file(path: Path, entry: str = '') -> FoundSet:
             }
     except TorchFileError:
         raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place that there is not
+    except Exception as error:  # a corrupted pickle can raise nearly anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a bad offset
             raise
         raise TorchFileError(
-            f'it is damaged or cut short ({type(error).__name__}: {first_line(error)}): download '
-            'or copy it again'
+            f'it is corrupted or incomplete ({type(error).__name__}: {first_line(error)}): '
+            'download or copy it again'
         ) from error
     if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_GROWTH * path.stat().st_size:
-        raise TorchFileError('its tensors take far more memory than the file')
+        raise TorchFileError('its tensors would take far more memory than the file has bytes')
     half = (np.float16, ml_dtypes.bfloat16)
     tensors = {
         key: tensor.astype(np.float32) if tensor.dtype in half else tensor
@@ -91,7 +91,7 @@ def read_torch_file(path: Path, entry: str = '') -> FoundSet:
 
 
 def _check_leaves(chosen: dict[str, Any]) -> None:
-    """Raises TorchFileError if there is an object where a network has a tensor."""
+    """Raises TorchFileError if an entry that should be a tensor is another object."""
     for key, value in chosen.items():
         leaf = str(key).split('.')[-1]
         if isinstance(value, Foreign) and leaf in _LEAVES:
@@ -100,12 +100,12 @@ def _check_leaves(chosen: dict[str, Any]) -> None:
                 'float32 tensors'
             )
         if leaf == '_packed_params':
-            raise TorchFileError('its network is quantised: save the float32 one')
+            raise TorchFileError('its network is quantised: save the float32 network')
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The value in the file; its tensors can be read until the end."""
+    """Yields the content of the file, whose tensors can be read until the context ends."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             yield _read_zip(archive, path.stat().st_size)
@@ -117,7 +117,7 @@ def _read_zip(archive: zipfile.ZipFile, size: int) -> Any:
     names = archive.namelist()
     pickled = [name for name in names if name.split('/')[-1] == 'data.pkl']
     if len(pickled) != 1:
-        raise TorchFileError('it is a zip archive, but not one of PyTorch')
+        raise TorchFileError('it is a zip archive, but not a file of PyTorch')
     folder = pickled[0].removesuffix('data.pkl')
     if sum(item.file_size for item in archive.infolist()) > size:
         raise TorchFileError('it is compressed, which PyTorch does not do')
@@ -140,11 +140,11 @@ def _read_sequence(path: Path) -> Any:
     file = io.BytesIO(content)
     if Interpreter().run(file) != _MAGIC:
         raise TorchFileError(
-            'it is a pickle, but not of PyTorch: save a state_dict() with torch.save'
+            'it is a pickle, but not from PyTorch: save a state_dict() with torch.save'
         )
     if Interpreter().run(file) != _PROTOCOL:
-        raise TorchFileError('it does not begin as a file of PyTorch')
-    Interpreter().run(file)  # the machine that wrote it
+        raise TorchFileError('it does not begin like a file of PyTorch')
+    Interpreter().run(file)  # skip the description of the machine that wrote it
     storages: dict[str, Storage] = {}
 
     def storage(key, dtype, numel):
@@ -154,11 +154,9 @@ def _read_sequence(path: Path) -> Any:
     for key in Interpreter().run(file):
         numel = int.from_bytes(file.read(8), 'little', signed=True)
         if key not in storages:
-            raise TorchFileError(
-                'it holds tensors of a type that is not read: save float32 tensors'
-            )
+            raise TorchFileError('it contains tensors of an unsupported type: save float32 tensors')
         if numel != storages[key].numel or numel < 0:
-            raise TorchFileError("a tensor's data is cut short: download or copy it again")
+            raise TorchFileError("a tensor's data is incomplete: download or copy it again")
         end = file.tell() + numel * np.dtype(storages[key].dtype).itemsize
         storages[key].load = partial(_slice, content, file.tell(), end)
         file.seek(end)

@@ -1,8 +1,8 @@
-"""Follows the instructions of a pickle without running what they ask for.
+"""A safe interpreter for pickles of tensors.
 
-A pickle can call anything. Here it is never unpickled: dictionaries, lists, plain values and
-PyTorch's tensors are made, and every other object becomes a `Foreign`, which does nothing. Nothing
-is imported for it and nothing called.
+A pickle can call any function. This interpreter imports nothing and calls only its own functions:
+it builds dictionaries, lists, plain values and PyTorch's tensors, and replaces every other object
+by a `Foreign`, an inert placeholder.
 """
 
 import math
@@ -28,30 +28,30 @@ DTYPES = {
     'ComplexFloatStorage': np.complex64,
     'ComplexDoubleStorage': np.complex128,
 }
-_MAX_INSTRUCTIONS = 2_000_000  # some thirty a tensor
+_MAX_INSTRUCTIONS = 2_000_000  # a tensor takes about thirty
 _MAX_RANK = 32
 _MAX_NAME = 1000  # characters
 
 
 class TorchFileError(ValueError):
-    """The file is damaged, or holds no tensors; says what is wrong and what to do."""
+    """The file is corrupted or contains no tensors; says what is wrong and what to do."""
 
 
 @dataclass(eq=False, slots=True)
 class Foreign:
-    """Stands for a class, a function or an object that is not built."""
+    """A placeholder for a class, a function or an object that is not built."""
 
     name: str
     """MODULE.NAME of its class, or of the function that would have made it."""
     items: dict[str | int, Any] | None = None
-    """Its entries, of a subclass of dict."""
+    """The entries, if the object is of a subclass of dict."""
     state: Any = None
-    """What its attributes would have been, in a dict for most objects."""
+    """The pickled attributes of the object, usually a dict."""
 
 
 @dataclass(eq=False)
 class Storage:
-    """The data of tensors, read when they are first asked for."""
+    """The data of one or more tensors, read on first use."""
 
     dtype: Any
     numel: int
@@ -63,14 +63,14 @@ class Storage:
         if self._data is None:
             raw = self.load() if self.load else b''
             if self.numel < 0 or len(raw) != self.numel * np.dtype(self.dtype).itemsize:
-                raise TorchFileError("a tensor's data is cut short: download or copy it again")
+                raise TorchFileError("a tensor's data is incomplete: download or copy it again")
             self._data = np.frombuffer(raw, self.dtype)
         return self._data
 
 
 @dataclass(eq=False)
 class Tensor:
-    """A view into a storage; offset and strides count elements."""
+    """A view into a storage; offset and strides are in elements."""
 
     storage: Storage
     offset: int
@@ -78,10 +78,10 @@ class Tensor:
     stride: tuple[int, ...]
 
     def array(self) -> np.ndarray:
-        """The values, read-only.
+        """Returns the values as a read-only array.
 
         Raises:
-          TorchFileError: they reach beyond the data, or the data is cut short.
+          TorchFileError: the tensor reaches beyond its data, or the data is incomplete.
         """
         values = (self.offset, *self.size[:_MAX_RANK], *self.stride[:_MAX_RANK])
         if not len(self.size) == len(self.stride) <= _MAX_RANK or not all(
@@ -103,14 +103,14 @@ class Tensor:
 
 @dataclass(eq=False)
 class _Known:
-    """A function that is called here, in place of PyTorch's."""
+    """A function of this module, called in place of PyTorch's."""
 
     call: Callable[..., Any]
 
 
 @dataclass(eq=False)
 class _Type:
-    """The class of a storage."""
+    """The class of a storage, such as `FloatStorage`."""
 
     name: str
 
@@ -122,18 +122,18 @@ def _tensor(storage, offset, size, stride, *others) -> Tensor | Foreign:
     if not isinstance(storage, Storage) or not all(
         isinstance(value, tuple | list) for value in (size, stride)
     ):
-        raise TorchFileError('a tensor is not described as PyTorch does it')
+        raise TorchFileError('a tensor is not described in the way PyTorch does it')
     return Tensor(storage, offset, tuple(size), tuple(stride))
 
 
 def _first(data, *others) -> Any:
-    """Of a parameter, or of a tensor that was saved on another device: the tensor."""
+    """Rebuilds a parameter, or a tensor saved on another device, as a plain tensor."""
     del others
     return data
 
 
 def _subclassed(function, type_, arguments, *others) -> Any:
-    """Of a subclass of Tensor: the tensor."""
+    """Rebuilds a tensor of a subclass as a plain tensor."""
     del others
     if isinstance(function, _Known) and isinstance(arguments, tuple):
         return _TENSORS['torch._utils _rebuild_tensor_v2'].call(*arguments)
@@ -141,7 +141,7 @@ def _subclassed(function, type_, arguments, *others) -> Any:
 
 
 def _dictionary(pairs=()) -> dict:
-    """Stands for collections.OrderedDict."""
+    """Replaces collections.OrderedDict."""
     made: dict = {}
     for key, value in pairs.items() if isinstance(pairs, dict) else pairs:
         set_item(made, key, value)
@@ -149,18 +149,19 @@ def _dictionary(pairs=()) -> dict:
 
 
 def _default_dictionary(*others) -> dict:
-    del others  # the function that makes missing values
+    """Replaces collections.defaultdict."""
+    del others  # default_factory
     return {}
 
 
 def set_item(made: Any, key: Any, value: Any) -> None:
-    """Sets an entry; those whose key is neither a text nor a usual integer are left out."""
+    """Sets an entry; ignores keys other than strings and 64-bit integers."""
     if isinstance(made, Foreign) and made.items is None:
         made.items = {}
     items = made.items if isinstance(made, Foreign) else made
     if not isinstance(items, dict):
-        raise TorchFileError('its dictionaries are not those of a state dict')
-    # The hash of a deeply nested key would overflow the stack; that of a long integer takes long.
+        raise TorchFileError('it is corrupted: it sets items of something other than a dictionary')
+    # Hashing a deeply nested key overflows the stack; hashing a huge integer takes very long.
     if isinstance(key, str) or (isinstance(key, int) and -(2**63) < key < 2**63):
         items[key] = value
 
@@ -169,7 +170,7 @@ _TENSORS = {
     'torch._utils _rebuild_tensor': _Known(_tensor),
     'torch._utils _rebuild_tensor_v2': _Known(_tensor),
 }
-# What a pickle of tensors names, and what stands for it here.
+# The globals that a pickle of tensors names, and their replacements here.
 _NAMED: dict[str, Any] = {
     'collections OrderedDict': _Known(_dictionary),
     'collections defaultdict': _Known(_default_dictionary),
@@ -190,15 +191,15 @@ _VALUES = (
 class Interpreter:
     """Evaluates one pickle.
 
-    Python's own unpickler is not used: none of the instructions here imports anything, or calls
-    anything but the functions in `_NAMED`.
+    Unlike Python's own unpickler, it imports nothing and calls only the functions in `_NAMED`.
     """
 
     def __init__(self, persistent: Callable[[Any], Any] | None = None):
         """Makes an interpreter with an empty stack.
 
         Args:
-          persistent: gives a tensor's data by what identifies it.
+          persistent: maps the persistent id of a tensor's data to the data, see
+            `persistent_storage`.
         """
         self._persistent = persistent
         self._stack: list[Any] = []
@@ -207,11 +208,11 @@ class Interpreter:
         self._copied = 0
 
     def run(self, file: IO[bytes]) -> Any:
-        """The value that the next pickle in the file describes; the file is at its end then.
+        """Evaluates the next pickle in the file, and leaves the file at the end of that pickle.
 
         Raises:
-          TorchFileError: it is too long, or has an instruction that no program writes here.
-          Exception: a damaged pickle can raise nearly anything.
+          TorchFileError: the pickle is too long, or has an instruction that such files never need.
+          Exception: a corrupted pickle can raise nearly anything.
         """
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
             if count == _MAX_INSTRUCTIONS:
@@ -225,9 +226,9 @@ class Interpreter:
                 _STEPS[name](self, argument)
             else:
                 raise TorchFileError(
-                    f'it holds the instruction {name}: save its state_dict() alone'
+                    f'it contains the pickle instruction {name}: save only its state_dict()'
                 )
-        raise TorchFileError('it is cut short: download or copy it again')
+        raise TorchFileError('it is incomplete: download or copy it again')
 
     def _push(self, value: Any) -> None:
         self._stack.append(value)
@@ -249,7 +250,7 @@ class Interpreter:
 
     def _tuple(self, size: int) -> None:
         if len(self._stack) < size:
-            raise TorchFileError('it is damaged: download or copy it again')
+            raise TorchFileError('it is corrupted: download or copy it again')
         self._stack[-size:] = [tuple(self._stack[-size:])]
 
     def _append(self, items: list[Any]) -> None:
@@ -257,7 +258,7 @@ class Interpreter:
         if isinstance(target, list):
             target.extend(items)
         elif not isinstance(target, Foreign):
-            raise TorchFileError('it is damaged: it appends to something other than a list')
+            raise TorchFileError('it is corrupted: it appends to something other than a list')
 
     def _set(self, items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -272,7 +273,7 @@ class Interpreter:
         if name is None:
             parts = [self._stack.pop(-2), self._stack.pop()]
             if not all(isinstance(part, str) and len(part) < _MAX_NAME for part in parts):
-                raise TorchFileError('it is damaged: a name is not a short text')
+                raise TorchFileError('it is corrupted: a name is not a short string')
             name = ' '.join(parts)
         self._push(_NAMED.get(name) or Foreign(name.replace(' ', '.')))
 
@@ -284,7 +285,7 @@ class Interpreter:
             self._push(Foreign(getattr(function, 'name', 'object')))
             return
         if not isinstance(function, _Known) or not isinstance(arguments, tuple):
-            raise TorchFileError('it is damaged: it calls something that is no function')
+            raise TorchFileError('it is corrupted: it calls something that is not a function')
         self._copied += sum(
             len(each) for each in arguments if isinstance(each, list | tuple | dict)
         )
@@ -312,11 +313,11 @@ class Interpreter:
         state = self._stack.pop()
         if isinstance(self._stack[-1], Foreign):
             self._stack[-1].state = state
-        # Else attributes of a dictionary: versions of modules.
+        # Otherwise attributes of a dictionary, the versions of modules, which are not needed.
 
     def _find_persistent(self, _) -> None:
         if self._persistent is None:
-            raise TorchFileError('it is damaged: data where there are no tensors')
+            raise TorchFileError('it is corrupted: it has data outside of tensors')
         self._stack[-1] = self._persistent(self._stack[-1])
 
 
@@ -361,22 +362,24 @@ _STEPS: dict[str, Callable[[Interpreter, Any], Any]] = {
 
 
 def persistent_storage(saved: Any, storage: Callable[[str, Any, int], Storage]) -> Any:
-    """A tensor's data by what a pickle of PyTorch says of it.
+    """Resolves the persistent id of a tensor's data in a pickle of PyTorch.
 
     Args:
-      saved: ('storage', type, key, device, number of elements), in old files also a view of it;
-        or ('module', class, ...) of a whole network in an old file.
-      storage: gives the data by key, NumPy type and number of elements.
+      saved: the persistent id: ('storage', type, key, device, number of elements), in old files
+        with a view as well; or ('module', class, ...) for a pickled network in an old file.
+      storage: maps (key, NumPy dtype, number of elements) to the data.
     """
     if isinstance(saved, tuple) and len(saved) > 1 and saved[0] == 'module':
         return saved[1]
     if not isinstance(saved, tuple) or len(saved) < 5 or saved[0] != 'storage':
-        raise TorchFileError('a tensor is not described as PyTorch does it')
+        raise TorchFileError('a tensor is not described in the way PyTorch does it')
     kind, key, numel = saved[1], saved[2], saved[4]
     if isinstance(kind, Foreign):
         return kind  # quantised numbers, for example
     if not isinstance(kind, _Type) or type(key) is not str or type(numel) is not int:
-        raise TorchFileError('a tensor is not described as PyTorch does it')
+        raise TorchFileError('a tensor is not described in the way PyTorch does it')
     if len(saved) > 5 and saved[5] is not None:
-        raise TorchFileError('its tensors share their data as before PyTorch 0.4: save it anew')
+        raise TorchFileError(
+            'its tensors share data as in PyTorch before 0.4: save it again with a newer PyTorch'
+        )
     return storage(key, DTYPES[kind.name], numel)

@@ -1,18 +1,18 @@
-"""Keys of Hugging Face's transformers in timm's layout.
+"""Renames keys of Hugging Face's transformers to timm's layout.
 
-As in https://github.com/huggingface/transformers, `models/vit`, `dinov2`, `dinov2_with_registers`,
-`clip` (the image tower), `resnet` and `convnext`, for example
-`vit.encoder.layer.0.attention.attention.query.weight`. Query, key and value are still apart.
+It covers `vit`, `dinov2`, `dinov2_with_registers`, `clip` (the image tower), `resnet` and
+`convnext` in https://github.com/huggingface/transformers, for example
+`vit.encoder.layer.0.attention.attention.query.weight`. Query, key and value stay separate.
 """
 
 import re
 
-from xmixup_jax.models.base import renamed
+from xmixup_jax.models.base import rename_key
 from xmixup_jax.models.convnext import SIZES
 from xmixup_jax.models.resnet import DEPTHS
 from xmixup_jax.models.vit import VARIANTS
 
-# A pattern, and what replaces it (numbers in braces are one more there). ViT and DINOv2:
+# (pattern, replacement); numbers in braces are increased by one. For ViT and DINOv2:
 _VIT = (
     (r'embeddings\.cls_token', 'cls_token'),
     (r'embeddings\.position_embeddings', 'pos_embed'),
@@ -79,14 +79,17 @@ _BASE = re.compile(r'(?:vit|dinov2|dinov2_with_registers|resnet|convnext)\.')
 
 
 def timm_key(model: str, key: str) -> str | None:
-    """The key of a tensor in timm's layout; None where it is none of transformers'.
+    """Renames a key to timm's layout.
 
     Args:
       model: config.model.name.
       key: in transformers' layout, with or without the network's prefix (`vit.`).
+
+    Returns:
+      the key in timm's layout; None if `key` is not in transformers' layout.
     """
     base = _BASE.match(key)
-    found = renamed(key[base.end() :] if base else key, _patterns(model))
+    found = rename_key(key[base.end() :] if base else key, _patterns(model))
     return found and re.sub(r'\{(\d+)\}', lambda number: str(int(number[1]) + 1), found)
 
 
