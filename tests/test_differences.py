@@ -114,14 +114,15 @@ def test_images_against_pandas(pairs):
     np.testing.assert_array_equal(images.label, table.groupby('number').label.first())
     np.testing.assert_array_equal(images.tests, table.groupby('number').seed.nunique())
     np.testing.assert_allclose(images.right / images.tests, share.T)
+    # Rounded: equal gains of thirds differ in floating point.
     sure = table[table.right & (table.method == 1)].groupby('number').probability.mean()
-    won = share.assign(gain=(share[1] - share[0]).round(9), sure=sure)  # thirds are not exact
+    won = share.assign(gain=(share[1] - share[0]).round(9), sure=sure)
     won = won[(share[1] > 0.5) & (share[0] < 0.5)]
     won = won.reset_index().sort_values(['gain', 'sure'], ascending=False, kind='stable')
     assert list(images.number[images.won]) == list(won.number)
     other = image_changes(swapped(pairs))
     assert list(images.lost) == list(other.won) and list(images.won) == list(other.lost)
-    for number in share.index:
+    for number in share.index[:4]:
         for method, wrong in itertools.product((0, 1), (False, True)):
             rows = table[(table.number == number) & (table.method == method)]
             answered = rows[~rows.right] if wrong else rows
@@ -414,17 +415,22 @@ def test_runs_that_cannot_be_compared(digits, tmp_path):
     refused(ConfigError, r'name two run folders, not 1', ours)
     refused(ConfigError, r'there is no flag --methods', ours, copy, '--methods=bss')
     data = json.loads((copy / 'data.json').read_text())
-    write_json(copy / 'data.json', data | {'test': None})
+
+    def write_test(test):
+        write_json(copy / 'data.json', data | {'test': test})
+
+    write_test(None)
     refused(DataError, r'data.json is not what the run wrote', ours, copy)
     seal(copy)
     refused(DataError, r'had no test images', ours, copy)
-    names = [f'class {i}' for i in range(10)]
-    write_json(
-        copy / 'data.json',
-        data | {'test': data['test'] | {'class_names': names, 'digest': '', 'lasting': ''}},
-    )
+    other = data['test'] | {'digest': 'other', 'lasting': 'other'}
+    write_test(other | {'class_names': [f'class {i}' for i in range(10)]})
     seal(copy)
-    refused(ConfigError, r'have different classes', ours, copy)
+    refused(ConfigError, r"have different classes \(.*'class 0'", ours, copy)
+    write_test(other | {'counts': [count + 1 for count in other['counts']]})
+    seal(copy)
+    refused(ConfigError, r'seed0 and .* were tested on different images \(images are', ours, copy)
+    refused(ConfigError, r'no longer those .* \(images are gone: 10 of 10 classes', copy, copy)
 
 
 def test_gallery(digits, tmp_path):

@@ -36,6 +36,7 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -45,6 +46,7 @@ from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.cli.report import check_finished, check_whole
 from xmixup_jax.compute import cost
 from xmixup_jax.config import from_stored
+from xmixup_jax.data.selection import Opened, train_and_test
 from xmixup_jax.errors import ConfigError, DataError, UserError
 from xmixup_jax.files import CONFIG, DATA, REPORT, RESULT, read_json, write_json
 from xmixup_jax.methods import METHODS
@@ -193,22 +195,32 @@ def compare_two(first: Path, second: Path, output: Path | None) -> None:
     Raises:
       DataError: a run is not finished, is damaged or had no test images, or its images cannot be
         opened.
-      ConfigError: the runs have other classes, or were tested on other images.
+      ConfigError: the runs have other classes, or were tested on other images, or the images have
+        changed since.
     """
     for workdir in (first, second):
         check_finished(workdir)
         check_whole(workdir)
-    _check_same_test(first, second)
+    stored = _same_test(first, second)
     ours, theirs = (
         Finished(each, from_stored(read_json(each / CONFIG))) for each in (second, first)
     )
     setup(ours.config.cache_dir)
+    opened: Opened = {}
+    _, test = train_and_test(ours.config.target, ours.config, opened)
+    words = difference(stored, None if test is None else test.summary())
+    if words:
+        raise ConfigError(
+            f'the test images of {one_line(second)} are no longer those that it was tested on '
+            f'({words}): restore them'
+        )
     output = output or second / DIFFERENCES
-    part = write_pair(output, theirs, ours, _names(first, second))
+    part = write_pair(output, theirs, ours, _names(first, second), opened)
     print(f'{one_line(pair_sentence(part))}  ->  {one_line(output)}')
 
 
-def _check_same_test(first: Path, second: Path) -> None:
+def _same_test(first: Path, second: Path) -> dict[str, Any]:
+    """`Records.summary` of the test images of two runs, which are the same."""
     tests = []
     for workdir in (first, second):
         data = read_json(workdir / DATA)
@@ -228,6 +240,7 @@ def _check_same_test(first: Path, second: Path) -> None:
             f'{one_line(first)} and {one_line(second)} {what} ({words}): name two runs with the '
             'same test images'
         )
+    return tests[1]
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:

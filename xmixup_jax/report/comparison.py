@@ -76,7 +76,7 @@ def write_report(
 
 
 def write_pair(
-    output: Path, first: Finished, second: Finished, names: tuple[str, str]
+    output: Path, first: Finished, second: Finished, names: tuple[str, str], opened: Opened
 ) -> dict[str, Any]:
     """Writes the page that compares two runs.
 
@@ -84,6 +84,7 @@ def write_pair(
       output: the file.
       first, second: runs with the same test images.
       names: what to call them.
+      opened: data sets that have been opened; extended.
 
     Returns:
       the values of the macro in differences.html.
@@ -91,7 +92,7 @@ def write_pair(
     Raises:
       DataError: the data cannot be opened, or a run's answers cannot be read.
     """
-    part = where_they_differ({0: first}, {0: second}, names, {})
+    part = where_they_differ({0: first}, {0: second}, names, opened)
     differing = changes(first.config, second.config)
     write(
         output,
