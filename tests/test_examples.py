@@ -20,6 +20,10 @@ MODULES = [module.name for module in pkgutil.walk_packages(xmixup_jax.__path__, 
 WITH_EXAMPLES = [name for name in MODULES if '>>>' in Path(
     importlib.util.find_spec(name).origin).read_text()]  # fmt: skip
 DOCS = Path(__file__).parents[1] / 'docs'
+# The folders that Sphinx writes begin with an underscore.
+PAGES = sorted(
+    path for path in DOCS.rglob('*.md') if not path.relative_to(DOCS).as_posix().startswith('_')
+)
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def test_docstrings(name, example_files):
     assert tried and not failed
 
 
-@pytest.mark.parametrize('path', sorted(DOCS.glob('*.md')), ids=lambda path: path.name)
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
 def test_documents(path, example_files):
     failed, tried = doctest.testfile(str(path), module_relative=False)
     assert not failed and (tried or '>>>' not in path.read_text())

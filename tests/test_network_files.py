@@ -123,7 +123,7 @@ def test_keys_and_shapes_are_timms(name):
 
 
 def test_recipes_of_one_network():
-    """What docs/networks.md says of them."""
+    """What docs/howto/networks.md says of them."""
     crops = {'a1_in1k': 0.95, 'a2_in1k': 0.95, 'tv_in1k': 0.875}
     for recipe, crop in crops.items():
         config = timm.models.get_pretrained_cfg(f'resnet50.{recipe}')

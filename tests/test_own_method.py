@@ -24,7 +24,7 @@ from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS, find
 from xmixup_jax.run.train import train_and_evaluate
 
-PAGE = Path(__file__).parents[1] / 'docs' / 'methods.md'
+PAGE = Path(__file__).parents[1] / 'docs' / 'howto' / 'add_method.md'
 EXAMPLE = re.search(r'```python\n(.*?)```', PAGE.read_text(), re.DOTALL)[1]
 NAME = 'poly'
 

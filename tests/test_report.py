@@ -124,7 +124,7 @@ def test_report_of_a_run(config, named, tmp_path):
         assert alternatives.count(f'source image: {source}') == 2
         assert f'← {source} ({row["similarity"][0]:.3f})' in page.text
     mixed = [words for words in alternatives if words.startswith('mixed image')]
-    assert len(mixed) == 12
+    assert len(mixed) == 16
     for words in mixed:
         lam, rest = re.fullmatch(
             r'mixed image: ([01]\.\d\d) × .+ \+ (0\.\d\d) × .+', words

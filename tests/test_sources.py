@@ -99,8 +99,8 @@ def test_opening_a_module_imports_no_heavy_library():
 
 
 def test_a_kind_of_another_package(tmp_path, monkeypatch, config):
-    """The example of docs/add_data.md."""
-    page = (Path(__file__).parents[1] / 'docs' / 'add_data.md').read_text()
+    """The example of docs/howto/data_sources.md."""
+    page = (Path(__file__).parents[1] / 'docs' / 'howto' / 'data_sources.md').read_text()
     (tmp_path / 'zipped.py').write_text(re.search('```python\n(.*?)```', page, re.DOTALL)[1])
     monkeypatch.syspath_prepend(tmp_path)
     point = importlib.metadata.EntryPoint('zip', 'zipped', 'xmixup_jax.sources')

@@ -73,7 +73,7 @@ def test_content(wheel):
         expected = {
             f'{place}/{path.relative_to(ROOT / folder)}'
             for path in (ROOT / folder).rglob('*')
-            if path.is_file() and path.suffix in ('.py', '.txt', '.html')
+            if path.is_file() and path.suffix in ('.py', '.txt', '.html', '.jinja')
         }
         assert len(expected) > 5 and expected <= set(names)
     assert any(name.endswith('wordnet.txt') for name in names)

@@ -16,6 +16,8 @@ A JSON file beside it has the classes and how images have to be prepared: for on
 whatever config.test_views says. An ONNX file has the same in its metadata. Weights can be given to
 --config.weights. The head is the target's alone.
 
+A model card beside it, PATH.md, has data, training, scores, limits, licences and how to load it.
+
 """
 
 import json
@@ -25,15 +27,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import xmixup_jax
 from xmixup_jax.cli.program import Parser
 from xmixup_jax.compute import augment
 from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.files import atomic_write, write_json
 from xmixup_jax.models.onnx_export import to_onnx
 from xmixup_jax.predictor import NETWORKS, TrainedModel, load
+from xmixup_jax.report.card import MARK, card
+from xmixup_jax.report.facts import read_run
 from xmixup_jax.text import one_line
 from xmixup_jax.trees import write_tree
 from xmixup_jax.weights.files import save_weights, torch_tensors
+from xmixup_jax.weights.licences import licence_of
 
 FILES = {
     'safetensors': 'model.safetensors',
@@ -45,11 +51,13 @@ FILES = {
 
 
 def export(trained: TrainedModel, form: str, output: Path) -> None:
-    """Writes the network in one of `FILES`' formats, and `output`.json.
+    """Writes the network in one of `FILES`' formats, `output`.json, and the card `output`.md.
 
     Raises:
+      ConfigError: somebody else's file is where the card would be.
       DataError: `torch` or `onnx` is asked for and its package is not installed.
     """
+    _check_card(_card_path(output))
     config, model = trained.config, trained.config.model
     mean, std = augment.normalization(model)
     description = {
@@ -80,6 +88,41 @@ def export(trained: TrainedModel, form: str, output: Path) -> None:
         with atomic_write(output) as partial:
             partial.write_bytes(exported.serialize())
     write_json(output.with_name(output.name + '.json'), description)
+    with atomic_write(_card_path(output)) as partial:
+        partial.write_text(_card(trained, form, output.name), encoding='utf-8')
+
+
+def _card_path(output: Path) -> Path:
+    return output.with_name(output.name + '.md')
+
+
+def _check_card(path: Path) -> None:
+    """Refuses to overwrite a card that was edited, or another file.
+
+    Raises:
+      ConfigError: it is one.
+    """
+    if path.exists() and MARK not in path.read_text(encoding='utf-8', errors='replace'):
+        raise ConfigError(
+            f'{one_line(path)} is not, or no longer, a card that this command wrote: move it, or '
+            'choose another --output'
+        )
+
+
+def _card(trained: TrainedModel, form: str, file: str) -> str:
+    config = trained.config
+    networks = {name: network for network, name in NETWORKS.items()}
+    network = networks.get(trained.path.name)
+    return card(
+        config,
+        trained.class_names,
+        network or 'final',
+        read_run(trained.path.parent) if network else None,
+        None if config.weights in ('', 'source') else licence_of(config.weights),
+        form,
+        file,
+        xmixup_jax.__version__,
+    )
 
 
 def _save_torch(output: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""What a test says about each class: confusion, accuracy, mistakes and calibration."""
+"""The results of a test by class: mistakes, accuracy, confusion and calibration."""
 
 from typing import Any
 
@@ -11,36 +11,40 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.errors import DataError
 from xmixup_jax.report import figures
 from xmixup_jax.report.page import figure_tag, image_uri
-from xmixup_jax.report.scores import class_rows, reliability
+from xmixup_jax.report.scores import Reliability, class_rows
 
-_MISTAKEN, _MISTAKES = 6, 8  # classes and images of each, shown at most
+_MISTAKEN, _MISTAKES = 6, 8  # limits: classes, and images of each
 
 
 def thumbnail(records: Records, i: int, config: ConfigDict) -> str | None:
-    """Record i as a data URI; None if it cannot be read."""
+    """Record i as a data URI; None if it cannot be decoded."""
     try:
         image = records.image(i, config.resize, config.fit)
-    except DataError:  # too many images are damaged; the run had no need of this one
+    except DataError:  # too many images are damaged; the report can do without this one
         return None
     return None if image is None else image_uri(image)
 
 
 def classes_part(
-    tested: Tested | None, names: list[str], test: Records | None, config: ConfigDict
+    tested: Tested | None,
+    bins: Reliability | None,
+    names: list[str],
+    test: Records | None,
+    config: ConfigDict,
 ) -> dict[str, Any]:
-    """The values of classes.html.
+    """The values of mistakes.html and classes.html.
 
     Args:
-      tested: the network's outputs; None where there was no test.
-      names: of the classes, for people.
+      tested: the network's outputs; None without a test.
+      bins: their calibration.
+      names: readable class names.
       test: the records of `tested`; some images are read.
-      config: of the run; gives size and shape of the images.
+      config: of the run; gives the size and shape of the images.
     """
     if tested is None:
         return {'tested': False}
-    assert test is not None  # the records of `tested`
-    probabilities = softmax(tested.logits.astype(np.float64), axis=1)
-    answer, matrix = tested.predicted, tested.confusion
+    assert test is not None and bins is not None  # both are of `tested`
+    matrix = tested.confusion
     rows: list[dict[str, Any]] = []
     for c, row in enumerate(class_rows(tested, names)):
         count, right = row['images'], int(matrix[c, c])
@@ -53,19 +57,9 @@ def classes_part(
     rows.sort(key=lambda row: row['percent'])
     mistakes = []
     for row in rows[:_MISTAKEN]:
-        wrong = np.flatnonzero((tested.label == row['c']) & (answer != row['c']))
-        surest = wrong[np.argsort(-probabilities[wrong, answer[wrong]])][:_MISTAKES]
-        images = [
-            {
-                'uri': thumbnail(test, tested.index[i], config),
-                'answer': names[answer[i]],
-                'probability': f'{probabilities[i, answer[i]]:.0%}',
-            }
-            for i in surest
-        ]
+        images = _mistakes(tested, row['c'], names, test, config)
         if images:
             mistakes.append(row | {'images': [each for each in images if each['uri']]})
-    bins = reliability(probabilities, tested.label)
     return {
         'tested': True,
         'classes': rows,
@@ -81,3 +75,27 @@ def classes_part(
             f'Reliability: accuracy over confidence, expected calibration error {bins.ece:.3f}.',
         ),
     }
+
+
+def classes_contents(part: dict[str, Any]) -> list[tuple[str, str]]:
+    """Id and name of each section that the values of `classes_part` fill."""
+    if not part['tested']:
+        return []
+    sections = [('classes', 'Classes'), ('confusion', 'Confusion'), ('calibration', 'Calibration')]
+    return [('mistakes', 'Mistakes'), *sections] if part['mistakes'] else sections
+
+
+def _mistakes(
+    tested: Tested, c: int, names: list[str], test: Records, config: ConfigDict
+) -> list[dict[str, Any]]:
+    """The most confident wrong predictions for images of class c."""
+    wrong = np.flatnonzero((tested.label == c) & (tested.predicted != c))
+    confidence = softmax(tested.logits[wrong].astype(np.float64), axis=1).max(axis=1, initial=0)
+    return [
+        {
+            'uri': thumbnail(test, tested.index[wrong[i]], config),
+            'answer': names[tested.predicted[wrong[i]]],
+            'probability': f'{confidence[i]:.0%}',
+        }
+        for i in np.argsort(-confidence)[:_MISTAKES]
+    ]

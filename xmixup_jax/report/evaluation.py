@@ -1,4 +1,4 @@
-"""report.html of a test on other data: `xmixup evaluate`."""
+"""Writes report.html of a test on other data (`xmixup evaluate`)."""
 
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import short_name
 from xmixup_jax.files import REPORT
 from xmixup_jax.predictor import TrainedModel
-from xmixup_jax.report.classes import classes_part
+from xmixup_jax.report.classes import classes_contents, classes_part
 from xmixup_jax.report.page import write
+from xmixup_jax.report.scores import calibration
 
 
 def write_report(
@@ -19,11 +20,11 @@ def write_report(
     """Writes report.html.
 
     Args:
-      output: the folder that gets it.
+      output: the folder for it.
       model: the network.
       result: the content of result.json.
-      records: what was tested; some images are read.
-      tested: the network's outputs on them.
+      records: the tested images; some are read.
+      tested: the network's outputs for them.
     """
     names, config = readable(model.class_names), model.config
     left_out = ', '.join(f'{count} {what}' for what, count in result['left_out'].items())
@@ -35,6 +36,7 @@ def write_report(
         ('left out', left_out or 'nothing'),
         ('digest of the data', result['digest']),
     ]
+    classes = classes_part(tested, calibration(tested), names, records, config)
     write(
         output / REPORT,
         'evaluation.html',
@@ -43,7 +45,14 @@ def write_report(
             f'{100 * result["top1"]:.2f} % top-1, {100 * result["macro_top1"]:.2f} % macro top-1 '
             f'on {result["test_images"]} images of {short_name(result["data"])}'
         ),
+        key_facts=[
+            ('Top-1', f'{100 * result["top1"]:.2f} %'),
+            ('Macro top-1', f'{100 * result["macro_top1"]:.2f} %'),
+            ('Images', result['test_images']),
+            ('Classes', result['num_classes']),
+        ],
+        contents=[*classes_contents(classes), ('configuration', 'Data and network')],
         pixelated=config.resize < 64,
         facts=facts,
-        **classes_part(tested, names, records, config),
+        **classes,
     )

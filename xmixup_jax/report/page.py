@@ -1,4 +1,4 @@
-"""From values to one HTML file: templates that escape what they are given, and pictures inside."""
+"""Fills a template and writes one HTML file, with its pictures inside and all values escaped."""
 
 import base64
 from pathlib import Path
@@ -11,6 +11,7 @@ import simplejpeg
 from markupsafe import Markup
 
 from xmixup_jax.files import atomic_write
+from xmixup_jax.report import palette
 
 THUMBNAIL = 96  # px, at most
 
@@ -21,17 +22,19 @@ _templates = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_templates.globals['light'] = palette.properties(palette.LIGHT)
+_templates.globals['dark'] = palette.properties(palette.DARK)
 
 
 def write(path: Path, template: str, **values: Any) -> None:
-    """Fills a template of this folder; names from outside are escaped.
+    """Fills a template of this folder. All values are escaped.
 
     Raises:
-      OSError: there is no room.
+      OSError: the disk is full.
     """
     with atomic_write(path) as partial:
         text = _templates.get_template(template).render(**values)
-        # Names may be no text.
+        # Names need not be valid Unicode.
         partial.write_bytes(text.encode('utf-8', 'backslashreplace'))
 
 
@@ -44,11 +47,11 @@ def image_uri(image: np.ndarray) -> str:
 
 
 def figure_tag(document: str, description: str) -> Markup:
-    """An <img> of an SVG document.
+    """An <img> of an SVG document. Within an image its scripts do not run.
 
     Args:
       document: the SVG.
-      description: its alternative text.
+      description: the alternative text.
     """
     uri = (
         'data:image/svg+xml;base64,'

@@ -1,4 +1,4 @@
-"""report.html of a run."""
+"""Writes report.html of a run."""
 
 import csv
 import itertools
@@ -17,11 +17,14 @@ from xmixup_jax.data.selection import Data
 from xmixup_jax.files import ENVIRONMENT, METRICS, REPORT, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.report import figures
-from xmixup_jax.report.classes import classes_part, thumbnail
+from xmixup_jax.report.advice import Numbers, advice
+from xmixup_jax.report.classes import classes_contents, classes_part, thumbnail
 from xmixup_jax.report.page import figure_tag, image_uri, write
+from xmixup_jax.report.scores import Reliability, calibration
 from xmixup_jax.text import shell_line
 
-_PAIRS, _INPUTS = 200, 12  # shown at most
+_PAIRS, _INPUTS = 200, 16  # limits
+_PAIRS_OPEN = 12  # the others are folded
 _IMAGES = 2  # of each class in the match
 _SIMILARITY = {
     'cosine': 'the cosine of their mean features in the pre-trained network',
@@ -40,32 +43,48 @@ def write_report(
     inputs: dict[str, np.ndarray],
     tested: Tested | None,
 ) -> None:
-    """Writes report.html, from what the run found and from its metrics.csv.
+    """Writes report.html from the result and metrics.csv of a run.
 
     Args:
       workdir: of the run.
       config: of the run.
       result: the content of result.json.
       data: its records; some images are read.
-      match: of the classes, where the method pairs.
+      match: of the classes, if the method pairs.
       inputs: of the first batch, see `step.input_step`.
-      tested: the network's outputs on data.test.
+      tested: the network's outputs for data.test.
     """
     names = readable(data.target.class_names)
     environment = read_json(workdir / ENVIRONMENT)
+    rows = _rows(workdir / METRICS)
+    bins = None if tested is None else calibration(tested)
+    classes = classes_part(tested, bins, names, data.test, config)
+    curves = _curves(rows, result)
+    follows = advice(_numbers(rows, result, data, match, tested, bins), config)
+    mixed = 'lam' in inputs
     write(
         workdir / REPORT,
         'run.html',
         title=f'{config.target.name.split("/")[-1]} · {result["method"]}',
         sentence=sentence(result),
-        contents=_contents(match, 'lam' in inputs, tested),
+        key_facts=_key_facts(result, config),
+        contents=[
+            *([('training', 'Training')] if curves else []),
+            *([('advice', 'What to try next')] if follows else []),
+            ('inputs', 'Mixed images' if mixed else 'Training images'),
+            *([('match', 'Class match')] if match is not None else []),
+            *classes_contents(classes),
+            ('configuration', 'Configuration'),
+        ],
         pixelated=config.resize < 64,
-        curves=_curves(_rows(workdir / METRICS), result),
+        curves=curves,
+        advice=follows,
         inputs=_inputs(inputs, names, data, match),
-        mixed='lam' in inputs,
+        mixed=mixed,
         similarity=_SIMILARITY[config.match.similarity] if match else '',
+        pairs_open=_PAIRS_OPEN,
         **_match(match, data, config),
-        **classes_part(tested, names, data.test, config),
+        **classes,
         facts=_facts(result, environment[-1]),
         config=json.dumps(config.to_dict(), indent=2),
         environment=json.dumps(environment, indent=2),
@@ -91,20 +110,57 @@ def sentence(result: dict[str, Any]) -> str:
     return f'{100 * result["top1"]:.2f} % top-1 on {result["test_images"]} test images: {trained}'
 
 
-def _contents(match, mixed: bool, tested) -> list[tuple[str, str]]:
-    parts = [
-        (True, 'training', 'training'),
-        (match is not None, 'match', 'class match'),
-        (True, 'inputs', 'mixed images' if mixed else 'training images'),
-        (tested is not None, 'classes', 'classes'),
-        (tested is not None, 'calibration', 'calibration'),
-        (True, 'configuration', 'configuration'),
+def duration(seconds: float) -> str:
+    """A time in its two largest units.
+
+    >>> duration(47.6), duration(200), duration(7500)
+    ('48 s', '3 min 20 s', '2 h 5 min')
+    """
+    whole, minutes = round(seconds), round(seconds / 60)
+    if minutes >= 60:
+        return f'{minutes // 60} h {minutes % 60} min'
+    return f'{whole // 60} min {whole % 60} s' if whole >= 60 else f'{whole} s'
+
+
+def _key_facts(result: dict[str, Any], config: ConfigDict) -> list[tuple[str, Any]]:
+    scores = {'top1': 'Top-1', 'top5': 'Top-5', 'macro_top1': 'Macro top-1'}
+    return [
+        *((name, f'{100 * result[key]:.2f} %') for key, name in scores.items() if key in result),
+        ('Test images', result['test_images']),
+        ('Training images', result['train_images']),
+        ('Classes', result['num_classes']),
+        ('Steps', result['steps']),
+        ('Time', duration(result['seconds'])),
+        ('Method', result['method']),
+        ('Network', config.model.name),
     ]
-    return [(id, name) for there, id, name in parts if there]
+
+
+def _numbers(
+    rows: list[dict[str, float]],
+    result: dict[str, Any],
+    data: Data,
+    match: ClassMatch | None,
+    tested: Tested | None,
+    bins: Reliability | None,
+) -> Numbers:
+    names = readable(data.target.class_names)
+    return Numbers(
+        class_names=names,
+        class_images=np.bincount(data.target.labels, minlength=len(names)),
+        loss=[row['loss'] for row in rows if 'loss' in row],
+        top1=[row['top1'] for row in rows if 'top1' in row],
+        stopped='stopped_of' in result,
+        test_top1=result.get('top1'),
+        similarity=None if match is None else match.similarity[:, 0],
+        confusion=None if tested is None else tested.confusion,
+        ece=None if bins is None else bins.ece,
+        confidence=None if bins is None else bins.mean_confidence,
+    )
 
 
 def _rows(path: Path) -> list[dict[str, float]]:
-    """Of metrics.csv, what each row has."""
+    """The values of each row of metrics.csv, without empty cells."""
     with path.open(newline='') as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
@@ -119,25 +175,33 @@ def _curves(rows: list[dict[str, float]], result: dict[str, Any]) -> list[Markup
     for kind in ('validation', 'test'):
         if points(f'{kind}_loss'):
             loss[kind], top1[kind] = points(f'{kind}_loss'), points(f'{kind}_top1', 100)
-    speed = figures.curves({'images/s': points('images_per_second')}, 'training images/s')
-    rate = figures.curves({'rate': points('learning_rate')}, 'learning rate')
+    rate = {'rate': points('learning_rate')}
     values = [value for line in loss.values() for _, value in line]
     log = bool(values) and 0 < 20 * min(values) < max(values)
+    plots = [
+        (loss, 'loss', log, _ends('Loss', loss)),
+        (top1, 'top-1, %', False, _ends('Top-1 accuracy in %', top1)),
+        (rate, 'learning rate', False, 'Learning rate over the steps.'),
+    ]
     return [
-        figure_tag(figures.curves(loss, 'loss', log), _ends('Loss', loss)),
-        figure_tag(figures.curves(top1, 'top-1, %'), _ends('Top-1 accuracy in %', top1)),
-        figure_tag(rate, 'Learning rate over the steps.'),
-        figure_tag(speed, 'Training images a second over the steps.'),
+        figure_tag(figures.curves(lines, label, logarithmic), words)
+        for lines, label, logarithmic, words in plots
+        if any(len(line) > 1 for line in lines.values())
     ]
 
 
 def _ends(what: str, lines: dict[str, list[tuple[float, float]]]) -> str:
-    ends = [f'{name} from {x[0][1]:.3g} to {x[-1][1]:.3g}' for name, x in lines.items() if x]
+    ends = [f'{name} {_range(points)}' for name, points in lines.items() if points]
     return f'{what} over the steps: {", ".join(ends)}.'
 
 
+def _range(points: list[tuple[float, float]]) -> str:
+    first, last = points[0][1], points[-1][1]
+    return f'{last:.3g}' if len(points) == 1 else f'from {first:.3g} to {last:.3g}'
+
+
 def _first_images(records: Records, c: int, config: ConfigDict) -> list[str]:
-    """Thumbnails of the first images of a class that can be read."""
+    """Thumbnails of the first images of a class that can be decoded."""
     places = np.flatnonzero(records.labels == c)[: 3 * _IMAGES]
     uris = (thumbnail(records, i, config) for i in places)
     return list(itertools.islice(filter(None, uris), _IMAGES))
@@ -171,7 +235,7 @@ def _match(match: ClassMatch | None, data: Data, config: ConfigDict) -> dict[str
 def _inputs(
     inputs: dict[str, np.ndarray], names: list[str], data: Data, match: ClassMatch | None
 ) -> list[dict[str, Any]]:
-    """A card for each of the first images, or of the most mixed, with what is in it."""
+    """A card for each of the first images, or of the most evenly mixed ones, with its labels."""
     if 'source_label' in inputs:
         assert match is not None and data.source is not None  # the method pairs
         selected = readable(data.source.class_names)
@@ -199,7 +263,7 @@ def _inputs(
 
 
 def _facts(result: dict[str, Any], environment: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What a reader wants to know without opening the configuration."""
+    """The facts to see without opening the configuration."""
     keys = ('test_images', 'skipped_images', 'images_per_second', 'first_step_seconds', 'commit')
     facts = [(key.replace('_', ' '), result[key]) for key in keys if result[key] is not None]
     versions = ', '.join(f'{name} {value}' for name, value in environment['versions'].items())

@@ -1,4 +1,4 @@
-"""The figures of a test: over all classes, of each class and image as files, and calibration."""
+"""The numbers of a test: overall scores, calibration, and files with each class and image."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -23,22 +23,22 @@ from xmixup_jax.files import CONFUSION, PER_CLASS, PREDICTIONS, atomic_write
 from xmixup_jax.text import valid_text
 
 TOP = 5
-MANY_CLASSES = 10  # with more of them top-5 accuracy says something
-_LISTED = 200  # with more classes a prediction's row has its best TOP probabilities alone
+MANY_CLASSES = 10  # with more of them, top-5 accuracy is meaningful
+_LISTED = 200  # with more classes, predictions.csv has only the TOP highest probabilities
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often a network is right that is so sure; in bins of equal width."""
+    """Accuracy by confidence, in bins of equal width."""
 
     edges: np.ndarray
-    """float64 [bins + 1], of the confidence, 0 to 1."""
+    """float64 [bins + 1], confidences from 0 to 1."""
     count: np.ndarray
     """int [bins], images."""
     confidence: np.ndarray
-    """float64 [bins], mean of the largest probability; NaN in empty bins."""
+    """float64 [bins], mean largest probability; NaN in empty bins."""
     accuracy: np.ndarray
-    """float64 [bins], share of right answers; NaN in empty bins."""
+    """float64 [bins], share of correct predictions; NaN in empty bins."""
 
     @property
     def ece(self) -> float:
@@ -49,14 +49,19 @@ class Reliability:
         gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
         return float(np.sum(gaps * self.count) / np.sum(self.count))
 
+    @property
+    def mean_confidence(self) -> float:
+        """The mean largest probability over all images, 0 to 1."""
+        return float(np.sum(np.nan_to_num(self.confidence) * self.count) / np.sum(self.count))
+
 
 def reliability(probabilities: np.ndarray, label: np.ndarray, bins: int = 15) -> Reliability:
-    """Bins the answers by their confidence.
+    """Bins the predictions by their confidence.
 
     Args:
-      probabilities: [N, K], rows sum to 1.
+      probabilities: [N, K]; each row sums to 1.
       label: int [N].
-      bins: how many.
+      bins: their number.
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = (probabilities.argmax(axis=1) == label).astype(np.float64)
@@ -67,13 +72,17 @@ def reliability(probabilities: np.ndarray, label: np.ndarray, bins: int = 15) ->
     return Reliability(edges, count, *means)
 
 
+def calibration(tested: Tested) -> Reliability:
+    """The reliability of a network's outputs."""
+    return reliability(softmax(tested.logits.astype(np.float64), axis=1), tested.label)
+
+
 def scores(tested: Tested) -> dict[str, float]:
-    """The figures for result.json.
+    """The scores for result.json.
 
     Returns:
-      'top1' and 'loss'; 'macro_top1' and 'macro_f1', the means of recall and F1 over the classes
-      that have test images, in which each class counts alike; 'top5' where there are more than
-      MANY_CLASSES.
+      'top1' and 'loss'; 'macro_top1' and 'macro_f1', the unweighted means of recall and F1 over the
+      classes that have test images; 'top5' with more than MANY_CLASSES classes.
     """
     count, present = tested.logits.shape[1], np.unique(tested.label)
     common = {'labels': present, 'average': 'macro', 'zero_division': 0}
@@ -89,8 +98,8 @@ def scores(tested: Tested) -> dict[str, float]:
 
 
 def class_rows(tested: Tested, names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each class: 'class', 'images', 'precision', 'recall', 'f1', 'most_confused_with',
-    the other class that most of its images were taken for, and 'confused', how many."""
+    """A row for each class: 'class', 'images', 'precision', 'recall', 'f1'; 'most_confused_with',
+    the class most often predicted in its place, and 'confused', the number of those images."""
     columns = precision_recall_fscore_support(
         tested.label, tested.predicted, labels=range(len(names)), zero_division=0
     )
@@ -109,13 +118,13 @@ def class_rows(tested: Tested, names: Sequence[str]) -> list[dict[str, Any]]:
 def write_scores(folder: Path, tested: Tested, records: Records) -> None:
     """Writes per_class.csv, confusion.csv and predictions.csv.
 
-    The rows of confusion.csv are the true classes. A row of predictions.csv has the probabilities
-    of all classes, or of the TOP best where there are more than 200.
+    The rows of confusion.csv are the true classes. Each row of predictions.csv has the
+    probabilities of all classes; with more than 200 classes, only the TOP highest.
 
     Args:
-      folder: to write into.
+      folder: gets the files.
       tested: the network's outputs.
-      records: those that were tested.
+      records: the tested images.
     """
     names = readable(records.class_names)
     rows = class_rows(tested, names)
