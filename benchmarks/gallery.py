@@ -37,24 +37,20 @@ from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.files import CONFIG, MATCH, PREDICTIONS, RESULT, SUMS, atomic_write, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.report.answers import Finished, where_they_differ
 from xmixup_jax.report.classes import thumbnail
-from xmixup_jax.report.page import image_uri
+from xmixup_jax.report.page import image_uri, templates
+from xmixup_jax.report.predictions import Finished, where_they_differ
 from xmixup_jax.report.tables import BASELINE, paired_difference
 from xmixup_jax.run.inputs import first_inputs, open_data
 
 METHOD = 'xmixup'
-MATCHES, IMAGES, MIXED = 24, 2, 12  # classes, images of each, mixed images, at most
+MATCHES, IMAGES, MIXED = 24, 2, 16  # classes, images of each, mixed images, at most
 
 Group = dict[str, dict[int, Finished]]
 """The runs of a task by method and seed."""
 
-_templates = jinja2.Environment(
-    loader=jinja2.FileSystemLoader([Path(__file__).parent, *report.__path__]),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
+_templates = templates.overlay(
+    loader=jinja2.FileSystemLoader([Path(__file__).parent, *report.__path__])
 )
 
 
@@ -110,7 +106,7 @@ def page_of(task: str, group: Group) -> dict[str, Any]:
       group: its runs.
 
     Raises:
-      DataError: the data cannot be opened, or the answers of a run cannot be read.
+      DataError: the data cannot be opened, or the predictions of a run cannot be read.
     """
     seeds = sorted(group[BASELINE].keys() & group[METHOD].keys())
     run = group[METHOD][seeds[0]]
@@ -125,16 +121,34 @@ def page_of(task: str, group: Group) -> dict[str, Any]:
         name: {seed: 100 * result['top1'] for seed, result in each.items()}
         for name, each in results.items()
     }
+    means = {name: float(np.mean(list(each.values()))) for name, each in top1.items()}
+    difference, result = _difference(top1[METHOD], top1[BASELINE]), results[METHOD][seeds[0]]
+    several = f'mean of {len(seeds)} seeds' if len(seeds) > 1 else 'one seed'
+    interval = ', 95 % interval' if len(seeds) > 1 else ''
     return {
         'title': task,
+        'sentence': (
+            f'{METHOD} {means[METHOD]:.2f} %, {BASELINE} {means[BASELINE]:.2f} % top-1, {several}: '
+            f'{difference} points{interval}'
+        ),
+        'key_facts': [
+            ('training images', result['train_images']),
+            ('classes', result['num_classes']),
+            ('test images', result['test_images']),
+            ('network', run.config.model.name),
+            ('steps', result['steps']),
+        ],
+        'contents': [
+            ('match', 'Class match'),
+            ('mixed', 'Mixed images'),
+            ('differences', 'Where they differ'),
+        ],
         'pixelated': run.config.resize < 64,
-        'result': results[METHOD][seeds[0]],
-        'config': run.config,
         'seeds': len(seeds),
-        'top1': {name: float(np.mean(list(each.values()))) for name, each in top1.items()},
-        'difference': _difference(top1[METHOD], top1[BASELINE]),
+        'top1': means,
+        'difference': difference,
         'match': list(itertools.islice(_matched(rows, data, run), MATCHES)),
-        'classes': len(rows),
+        'match_left_out': max(0, len(rows) - MATCHES),
         'mixed': _mixed(rows, data, run),
         'part': where_they_differ(group[BASELINE], group[METHOD], (BASELINE, METHOD), {}),
     }

@@ -27,19 +27,19 @@ from xmixup_jax.data.selection import train_and_test
 from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.files import write_json
 from xmixup_jax.report import comparison
-from xmixup_jax.report.answers import Finished, read_answers, where_they_differ
 from xmixup_jax.report.differences import (
     CLASSES,
     IMAGES,
-    Answers,
     Counts,
+    Predictions,
     class_changes,
     counts,
     differences_part,
     image_changes,
     paired,
-    usual_answer,
+    usual_prediction,
 )
+from xmixup_jax.report.predictions import Finished, read_predictions, where_they_differ
 from xmixup_jax.report.scores import write_scores
 from xmixup_jax.run.workdir import seal
 
@@ -55,23 +55,23 @@ def made_up(draw):
     for _ in range(draw(st.integers(1, 4))):
         number = rng.permutation(30)[: draw(st.integers(1, 30))]
 
-        def answers(number=number):
+        def predictions(number=number):
             number = rng.permutation(number)
             right = rng.random(len(number)) < 0.6
             other = rng.integers(CLASS_COUNT, size=len(number))
             predicted = np.where(right, label[number], other)
-            return Answers(number, label[number], predicted, rng.uniform(0.3, 1, len(number)))
+            return Predictions(number, label[number], predicted, rng.uniform(0.3, 1, len(number)))
 
-        pairs.append(paired(answers(), answers()))
+        pairs.append(paired(predictions(), predictions()))
     return pairs
 
 
 def frame(pairs):
     """A row for each seed, method and image."""
     parts = [
-        pd.DataFrame(vars(answers)).assign(seed=seed, method=method)
+        pd.DataFrame(vars(predictions)).assign(seed=seed, method=method)
         for seed, pair in enumerate(pairs)
-        for method, answers in enumerate(pair)
+        for method, predictions in enumerate(pair)
     ]
     table = pd.concat(parts)
     return table.assign(right=table.predicted == table.label)
@@ -125,12 +125,12 @@ def test_images_against_pandas(pairs):
     for number in share.index[:4]:
         for method, wrong in itertools.product((0, 1), (False, True)):
             rows = table[(table.number == number) & (table.method == method)]
-            answered = rows[~rows.right] if wrong else rows
-            if answered.empty:
+            kept = rows[~rows.right] if wrong else rows
+            if kept.empty:
                 continue
-            kinds = answered.groupby('predicted').probability.agg(['size', 'mean'])
+            kinds = kept.groupby('predicted').probability.agg(['size', 'mean'])
             best = kinds.sort_values(['size', 'mean']).iloc[-1]
-            usual = usual_answer([pair[method] for pair in pairs], number, wrong)
+            usual = usual_prediction([pair[method] for pair in pairs], number, wrong)
             assert usual.tests == len(rows) and usual.given == best['size']
             assert usual.probability == pytest.approx(best['mean'])
             assert usual.probability == pytest.approx(kinds['mean'][usual.predicted])
@@ -158,10 +158,10 @@ def test_seeds_that_cancel_out_are_neither_won_nor_lost():
     rows = [(0, 1), (2, 1), (1, 1)]  # right of three, first and second method, for each seed
     label = np.zeros(3, int)
 
-    def answers(right):
-        return Answers(np.arange(3), label, (np.arange(3) >= right).astype(int), np.ones(3))
+    def predictions(right):
+        return Predictions(np.arange(3), label, (np.arange(3) >= right).astype(int), np.ones(3))
 
-    pairs = [paired(answers(first), answers(second)) for first, second in rows]
+    pairs = [paired(predictions(first), predictions(second)) for first, second in rows]
     (change,) = class_changes(pairs, 2)
     assert (change.difference, change.better, change.worse) == (0.0, 1, 1)
 
@@ -173,41 +173,41 @@ def arrays(names, count, side=8):
 
 
 @pytest.mark.parametrize('classes', [3, 201])
-def test_answers_are_those_that_the_run_wrote(classes, tmp_path):
+def test_predictions_are_those_that_the_run_wrote(classes, tmp_path):
     names = ['class1', 'probability1', 'two\nlines, "quoted"', *map(str, range(classes - 3))]
     records = arrays(names, 4 * classes).select(np.arange(5, 4 * classes))
     rng = np.random.default_rng(1)
     logits = rng.normal(size=(len(records), classes)).astype(np.float32)
     tested = evaluation.Tested(logits, records.labels, np.arange(len(records)))
     write_scores(tmp_path, tested, records)
-    answers = read_answers(tmp_path, records)
-    np.testing.assert_array_equal(answers.number, records.index)
-    np.testing.assert_array_equal(answers.label, records.labels)
-    np.testing.assert_array_equal(answers.predicted, logits.argmax(axis=1))
+    predictions = read_predictions(tmp_path, records)
+    np.testing.assert_array_equal(predictions.number, records.index)
+    np.testing.assert_array_equal(predictions.label, records.labels)
+    np.testing.assert_array_equal(predictions.predicted, logits.argmax(axis=1))
     probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(answers.probability, probability.max(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(predictions.probability, probability.max(axis=1), rtol=1e-5)
     # Two images could not be decoded.
     kept = np.delete(np.arange(len(records)), [1, 4])
     write_scores(tmp_path, evaluation.Tested(logits[kept], records.labels[kept], kept), records)
-    np.testing.assert_array_equal(read_answers(tmp_path, records).number, records.index[kept])
+    np.testing.assert_array_equal(read_predictions(tmp_path, records).number, records.index[kept])
 
 
-def test_answers_that_cannot_be_read(tmp_path):
+def test_predictions_that_cannot_be_read(tmp_path):
     records = arrays('abc', 9)
     with pytest.raises(DataError, match=r'predictions\.csv is missing: the run had no test images'):
-        read_answers(tmp_path, records)
+        read_predictions(tmp_path, records)
     tested = evaluation.Tested(np.eye(9, 3, dtype=np.float32), records.labels, np.arange(9))
     write_scores(tmp_path, tested, records)
     for other in (records.select(np.arange(7)), records.select(np.roll(np.arange(9), 1))):
         with pytest.raises(DataError, match=r'of other images than arrays: restore those'):
-            read_answers(tmp_path, other)
+            read_predictions(tmp_path, other)
     with pytest.raises(DataError, match=r'is damaged, or its classes are not those of arrays'):
-        read_answers(tmp_path, arrays('abd', 9))
+        read_predictions(tmp_path, arrays('abd', 9))
     path = tmp_path / 'predictions.csv'
     for text in ('', path.read_text()[:-40]):
         path.write_text(text)
         with pytest.raises(DataError, match=r'is damaged'):
-            read_answers(tmp_path, records)
+            read_predictions(tmp_path, records)
 
 
 def colours(uris):
@@ -230,7 +230,7 @@ def folder(config, tmp_path):
 
 
 def invented(workdir, config, predicted, sure=0.9):
-    """A run with these answers to the test images."""
+    """A run with these predictions for the test images."""
     _, test = train_and_test(config.target, config)
     logits = np.full((len(test), len(test.class_names)), 0.0, np.float32)
     logits[np.arange(len(test)), predicted] = np.log(sure / (1 - sure))
@@ -245,8 +245,8 @@ def test_pictures_are_those_of_the_images_that_differ(folder, tmp_path):
     first[[1, 3, 8]] ^= 1
     second[10] ^= 1
     runs = [
-        {0: invented(tmp_path / name, folder, answers)}
-        for name, answers in (('first', first), ('second', second))
+        {0: invented(tmp_path / name, folder, predictions)}
+        for name, predictions in (('first', first), ('second', second))
     ]
     # The data have moved since; their order is the same.
     shutil.move(tmp_path / 'data', tmp_path / 'moved')
@@ -272,7 +272,7 @@ def test_the_page_is_bounded():
     classes, each = 30, 20
     label = np.repeat(np.arange(classes), each)
     number, sure = np.arange(len(label)), np.full(len(label), 0.8)
-    right = Answers(number, label, label, sure)
+    right = Predictions(number, label, label, sure)
     half = np.where(number % 2, label, (label + 1) % classes)
     opened = []
 
@@ -280,7 +280,7 @@ def test_the_page_is_bounded():
         opened.append(number)
         return 'data:image/jpeg;base64,'
 
-    pairs = {7: paired(Answers(number, label, half, sure), right)}
+    pairs = {7: paired(Predictions(number, label, half, sure), right)}
     part = differences_part(pairs, ('a', 'b'), list(map(str, range(classes))), picture)
     won, lost = part['classes']
     assert (won['count'], len(won['rows']), lost['count']) == (classes, CLASSES, 0)

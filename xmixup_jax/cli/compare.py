@@ -7,7 +7,7 @@ r"""Runs methods with several seeds and tabulates what they reach and what they 
 Each run has a folder in DIR and is made once: the same command continues a comparison that was
 stopped, or extends it by methods, seeds or sample rates. DIR gets comparison.csv (one row a run),
 comparison.md (mean and standard deviation, paired differences to fine-tuning, cost),
-comparison.png and report.html, which shows accuracy against training time, the classes and test
+comparison.png and report.html, which shows accuracy against training time and the classes and test
 images on which the methods differ, and leads to the runs' own reports.
 
   --methods       names of methods, files that define one (mine.py), or all built-in ones
@@ -19,9 +19,9 @@ images on which the methods differ, and leads to the runs' own reports.
 
 The second form compares two finished runs that were tested on the same images, for example two
 methods, two seeds or two values of an option. RUN_A and RUN_B are their folders. Nothing is
-trained. It prints both accuracies with the p value of McNemar's test, and writes one page: which
-classes and images RUN_B wins and loses against RUN_A, and which values of their configurations
-differ.
+trained. It prints both accuracies with the p value of McNemar's test. It writes one page with the
+classes and images that RUN_B wins and loses against RUN_A, and the values of their configurations
+that differ.
 
   --output        the page (default: differences.html in RUN_B)
 
@@ -53,8 +53,8 @@ from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import connect, is_first
 from xmixup_jax.report import tables
-from xmixup_jax.report.answers import Finished
 from xmixup_jax.report.comparison import pair_sentence, write_pair, write_report
+from xmixup_jax.report.predictions import Finished
 from xmixup_jax.run.data_identity import difference
 from xmixup_jax.run.finished import measure
 from xmixup_jax.run.grid import Run, rows_of

@@ -16,8 +16,8 @@ from xmixup_jax.data.selection import Opened
 from xmixup_jax.errors import UserError
 from xmixup_jax.files import REPORT
 from xmixup_jax.report import figures, tables
-from xmixup_jax.report.answers import Finished, where_they_differ
 from xmixup_jax.report.page import figure_tag, write
+from xmixup_jax.report.predictions import Finished, where_they_differ
 
 log = logging.getLogger('xmixup_jax')
 
@@ -90,7 +90,7 @@ def write_pair(
       the values of the macro in differences.html.
 
     Raises:
-      DataError: the data cannot be opened, or a run's answers cannot be read.
+      DataError: the data cannot be opened, or a run's predictions cannot be read.
     """
     part = where_they_differ({0: first}, {0: second}, names, opened)
     differing = changes(first.config, second.config)
@@ -98,8 +98,10 @@ def write_pair(
         output,
         'pair.html',
         title=f'{names[1]} against {names[0]}',
-        pixelated=second.config.resize < 64,
         sentence=pair_sentence(part),
+        key_facts=[],
+        contents=[('differences', 'Where they differ'), ('configuration', 'Configuration')],
+        pixelated=second.config.resize < 64,
         part=part,
         changes=[(f'config.{key}', [*map(_value, values)]) for key, values in differing.items()],
     )
@@ -117,7 +119,7 @@ def pair_sentence(part: dict[str, Any]) -> str:
     images = both + a + b + neither
     return (
         f'{first} {100 * (both + a) / images:.2f} %, {second} {100 * (both + b) / images:.2f} % '
-        f'top-1 on {images} test images: {a} right by {first} alone, {b} by {second} alone '
+        f'top-1 on {images} test images; {a} are correct only with {first}, {b} only with {second} '
         f"(McNemar's test: p = {only['p']})"
     )
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-CLASSES, IMAGES = 10, 12  # won, and as many lost, shown at most
+CLASSES, IMAGES = 10, 16  # won, and as many lost, shown at most
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A network's answers to N different test images."""
+class Predictions:
+    """A network's predictions for N different test images."""
 
     number: np.ndarray
     """int64 [N], record numbers in their split."""
@@ -28,21 +28,21 @@ class Answers:
         """bool [N]."""
         return self.predicted == self.label
 
-    def select(self, positions: np.ndarray) -> 'Answers':
-        """The answers at these positions."""
+    def select(self, positions: np.ndarray) -> 'Predictions':
+        """The predictions at these positions."""
         columns = (self.number, self.label, self.predicted, self.probability)
-        return Answers(*(column[positions] for column in columns))
+        return Predictions(*(column[positions] for column in columns))
 
 
 class Pair(NamedTuple):
-    """Two networks' answers to the same images, row by row."""
+    """Two networks' predictions for the same images, row by row."""
 
-    first: Answers
-    second: Answers
+    first: Predictions
+    second: Predictions
 
 
-def paired(first: Answers, second: Answers) -> Pair:
-    """The answers to the images that both networks have seen, by ascending record number."""
+def paired(first: Predictions, second: Predictions) -> Pair:
+    """The predictions for the images that both networks have seen, by ascending record number."""
     _, i, j = np.intersect1d(first.number, second.number, assume_unique=True, return_indices=True)
     return Pair(first.select(i), second.select(j))
 
@@ -135,8 +135,8 @@ class ImageChanges(NamedTuple):
     """int [M], seeds with which the image was tested."""
     right: np.ndarray
     """int [2, M], seeds with which each method is right."""
-    sureness: np.ndarray
-    """float64 [2, M], mean probability of the right answers; 0 where there are none."""
+    confidence: np.ndarray
+    """float64 [2, M], mean probability of the right predictions; 0 where there are none."""
 
     @property
     def won(self) -> np.ndarray:
@@ -153,7 +153,7 @@ class ImageChanges(NamedTuple):
         more, less = self.right[winner], self.right[1 - winner]
         places = np.flatnonzero((2 * more > self.tests) & (2 * less < self.tests))
         share = ((more - less) / self.tests)[places]
-        return places[np.lexsort((-self.sureness[winner][places], -share))]
+        return places[np.lexsort((-self.confidence[winner][places], -share))]
 
 
 def image_changes(pairs: Sequence[Pair]) -> ImageChanges:
@@ -169,40 +169,40 @@ def image_changes(pairs: Sequence[Pair]) -> ImageChanges:
         return_counts=True,
     )
     label = np.concatenate([pair.first.label for pair in pairs])[first_place]
-    right, sureness = [], []
-    for answers in zip(*pairs, strict=True):
-        hit = np.concatenate([each.right for each in answers])
-        probability = np.concatenate([each.probability for each in answers])
+    right, confidence = [], []
+    for predictions in zip(*pairs, strict=True):
+        hit = np.concatenate([each.right for each in predictions])
+        probability = np.concatenate([each.probability for each in predictions])
         hits = np.bincount(place, hit, minlength=len(number)).astype(np.int64)
         total = np.bincount(place, hit * probability, minlength=len(number))
         right.append(hits)
-        sureness.append(total / np.maximum(1, hits))
-    return ImageChanges(number, label, tests, np.array(right), np.array(sureness))
+        confidence.append(total / np.maximum(1, hits))
+    return ImageChanges(number, label, tests, np.array(right), np.array(confidence))
 
 
 class Usual(NamedTuple):
-    """A method's most frequent answer to an image."""
+    """A method's most frequent prediction for an image."""
 
     predicted: int
     probability: float
-    """Mean over the seeds that gave this answer."""
+    """Mean over the seeds that gave this prediction."""
     given: int
     """Those seeds."""
     tests: int
     """All seeds with which the image was tested."""
 
 
-def usual_answer(answers: Sequence[Answers], number: int, wrong: bool = False) -> Usual:
-    """The most frequent answer to an image; of several equally frequent ones, the surest.
+def usual_prediction(predictions: Sequence[Predictions], number: int, wrong: bool = False) -> Usual:
+    """The most frequent prediction for an image; of several equally frequent ones, the most confident.
 
     Args:
-      answers: of a method, one for each seed.
+      predictions: of a method, one for each seed.
       number: of the record; at least one of them has it.
-      wrong: whether right answers are left out; at least one must be wrong.
+      wrong: whether right predictions are left out; at least one must be wrong.
     """
     found: dict[int, list[float]] = {}
     tests = 0
-    for each in answers:
+    for each in predictions:
         for i in np.flatnonzero(each.number == number):
             tests += 1
             if not (wrong and each.right[i]):
@@ -220,7 +220,7 @@ def differences_part(
     """The values of the macro in differences.html.
 
     Args:
-      pairs: the answers by seed.
+      pairs: the predictions by seed.
       methods: what to call the two.
       class_names: K names, for people.
       picture: record number to a thumbnail as a data URI, or None; called for 2 x IMAGES at most.
@@ -232,7 +232,7 @@ def differences_part(
     images = image_changes(both)
 
     def line(winner: int, method: int, number: int) -> dict[str, str]:
-        usual = usual_answer([pair[method] for pair in both], number, wrong=method != winner)
+        usual = usual_prediction([pair[method] for pair in both], number, wrong=method != winner)
         often = f', {usual.given}/{usual.tests}' if len(both) > 1 else ''
         words = f'{class_names[usual.predicted]} ({usual.probability:.0%}{often})'
         return {'method': methods[method], 'words': words}

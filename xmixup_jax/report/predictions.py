@@ -1,4 +1,4 @@
-"""Compares the answers of finished runs to their test images, from predictions.csv."""
+"""Compares the predictions of finished runs to their test images, from predictions.csv."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from xmixup_jax.data.selection import Opened, train_and_test
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import PREDICTIONS
 from xmixup_jax.report.classes import thumbnail
-from xmixup_jax.report.differences import Answers, differences_part, paired
+from xmixup_jax.report.differences import Predictions, differences_part, paired
 from xmixup_jax.text import one_line, valid_text
 
 
@@ -25,8 +25,8 @@ class Finished(NamedTuple):
     config: ConfigDict
 
 
-def read_answers(workdir: Path, records: Records) -> Answers:
-    """A run's answers, from its predictions.csv.
+def read_predictions(workdir: Path, records: Records) -> Predictions:
+    """A run's predictions, from its predictions.csv.
 
     Args:
       workdir: of the run.
@@ -47,8 +47,8 @@ def read_answers(workdir: Path, records: Records) -> Answers:
         with path.open(newline='', encoding='utf-8') as file:
             lines = csv.reader(file)
             few = next(lines)[3:] == names  # else the best ones, in descending order
-            for image, true_class, answer, *cells in lines:
-                c = label_of[answer]
+            for image, true_class, prediction, *cells in lines:
+                c = label_of[prediction]
                 images.append(image)
                 rows.append((label_of[true_class], c, float(cells[c if few else 1])))
     except (ValueError, LookupError, StopIteration) as error:
@@ -63,7 +63,7 @@ def read_answers(workdir: Path, records: Records) -> Answers:
             f'{one_line(path)} is of other images than {one_line(records.name)}: restore those '
             'that the run was tested on'
         )
-    return Answers(records.index[places], label.astype(int), predicted.astype(int), probability)
+    return Predictions(records.index[places], label.astype(int), predicted.astype(int), probability)
 
 
 def _places(images: Sequence[str], records: Records) -> np.ndarray | None:
@@ -93,7 +93,7 @@ def where_they_differ(
       opened: data sets that have been opened; extended.
 
     Raises:
-      DataError: the data cannot be opened, or a run's answers cannot be read.
+      DataError: the data cannot be opened, or a run's predictions cannot be read.
     """
     pairs, tests = {}, []
     for seed in sorted(first.keys() & second.keys()):
@@ -102,7 +102,9 @@ def where_they_differ(
         if test is None:
             raise DataError(f'{one_line(second[seed].workdir)} had no test images')
         tests.append(test)
-        pairs[seed] = paired(*(read_answers(each[seed].workdir, test) for each in (first, second)))
+        pairs[seed] = paired(
+            *(read_predictions(each[seed].workdir, test) for each in (first, second))
+        )
 
     def picture(number: int) -> str | None:
         records = next(each for each in tests if number in each.index)
