@@ -193,7 +193,7 @@ class Usual(NamedTuple):
 
 
 def usual_prediction(predictions: Sequence[Predictions], number: int, wrong: bool = False) -> Usual:
-    """The most frequent prediction for an image; of several equally frequent ones, the most confident.
+    """The most frequent prediction for an image; of equally frequent ones, the most confident.
 
     Args:
       predictions: of a method, one for each seed.
