@@ -2,12 +2,13 @@ r"""Runs methods with several seeds and tabulates what they reach and what they 
 
     xmixup compare --config=configs/digits.py --methods=all --seeds=0,1,2,3,4 \
         --workdir=DIR [--sample_rates=0.15,0.3,0.5,1.0] [--jobs=N] [--config.KEY=VALUE ...]
+    xmixup compare RUN_A RUN_B [--output=FILE]
 
 Each run has a folder in DIR and is made once: the same command continues a comparison that was
 stopped, or extends it by methods, seeds or sample rates. DIR gets comparison.csv (one row a run),
 comparison.md (mean and standard deviation, paired differences to fine-tuning, cost),
-comparison.png and report.html, which shows accuracy against training time and leads to the runs'
-own reports.
+comparison.png and report.html, which shows accuracy against training time and the classes and test
+images on which the methods differ, and leads to the runs' own reports.
 
   --methods       names of methods, files that define one (mine.py), or all built-in ones
   --seeds         of the few-shot draw, initialisation, order, pairing and augmentation
@@ -15,6 +16,14 @@ own reports.
   --workdir       holds a folder for each run
   --jobs          runs at once (default: 1), which share the GPU or divide the cores; each prints
                   to log.txt in its folder. Not on TPUs
+
+The second form compares two finished runs that were tested on the same images, for example two
+methods, two seeds or two values of an option. RUN_A and RUN_B are their folders. Nothing is
+trained. It prints both accuracies with the p value of McNemar's test. It writes one page with the
+classes and images that RUN_B wins and loses against RUN_A, and the values of their configurations
+that differ.
+
+  --output        the page (default: differences.html in RUN_B)
 
 Exit code 0: done; 1 some runs failed (comparison.csv says which and why) or something is missing;
 2 an impossible configuration; 75 stopped by a signal and saved, run the same command again.
@@ -27,20 +36,26 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from xmixup_jax.checks import validate
 from xmixup_jax.cli.flags import parse_flags
 from xmixup_jax.cli.program import Parser, setup
+from xmixup_jax.cli.report import check_finished, check_whole
 from xmixup_jax.compute import cost
-from xmixup_jax.errors import ConfigError, UserError
-from xmixup_jax.files import REPORT, write_json
+from xmixup_jax.config import from_stored
+from xmixup_jax.data.selection import Opened, train_and_test
+from xmixup_jax.errors import ConfigError, DataError, UserError
+from xmixup_jax.files import CONFIG, DATA, REPORT, RESULT, read_json, write_json
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.processes import connect, is_first
 from xmixup_jax.report import tables
-from xmixup_jax.report.comparison import write_report
+from xmixup_jax.report.comparison import pair_sentence, write_pair, write_report
+from xmixup_jax.report.predictions import Finished
+from xmixup_jax.run.data_identity import difference
 from xmixup_jax.run.finished import measure
 from xmixup_jax.run.grid import Run, rows_of
 from xmixup_jax.run.inputs import check_inputs
@@ -48,6 +63,8 @@ from xmixup_jax.run.workers import check_jobs, rows_at_once, share_devices
 from xmixup_jax.text import one_line
 
 log = logging.getLogger('xmixup_jax')
+
+DIFFERENCES = 'differences.html'
 
 
 def parse(argv: list[str]) -> tuple[list[Run], Path, int]:
@@ -110,8 +127,10 @@ def compare(runs: list[Run], workdir: Path, jobs: int = 1) -> list[Run]:
         if rows and is_first():
             write_outcome(runs, workdir, rows, {})
     failed = [run for number, run in enumerate(runs) if 'error' in rows[number]]
-    if jax.process_count() == 1:  # steps are timed, and their memory is read, in one process
-        write_outcome(runs, workdir, rows, step_costs(runs, failed, workdir))
+    # Steps are timed, and their memory is read, in one process.
+    costs = step_costs(runs, failed, workdir) if jax.process_count() == 1 else {}
+    if is_first():
+        write_outcome(runs, workdir, rows, costs, finished=True)
     return failed
 
 
@@ -122,7 +141,11 @@ def _rows(runs: list[Run], jobs: int) -> Iterator[tuple[int, tables.Row]]:
 
 
 def write_outcome(
-    runs: list[Run], workdir: Path, rows: dict[int, tables.Row], costs: dict[str, cost.StepCost]
+    runs: list[Run],
+    workdir: Path,
+    rows: dict[int, tables.Row],
+    costs: dict[str, cost.StepCost],
+    finished: bool = False,
 ) -> None:
     """Writes the tables and the report.
 
@@ -131,12 +154,14 @@ def write_outcome(
       workdir: its folder.
       rows: by the number of the run; some may be missing.
       costs: of a step of each method.
+      finished: whether the report shows where the methods differ.
     """
     numbers = sorted(rows)
     in_order = [rows[number] for number in numbers]
     tables.write(workdir, in_order, costs)
     folders = [str(runs[number].workdir.relative_to(workdir)) for number in numbers]
-    write_report(workdir, runs[0].config, in_order, folders, costs)
+    configs = [runs[number].config for number in numbers] if finished else []
+    write_report(workdir, runs[0].config, in_order, folders, costs, configs)
 
 
 def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, cost.StepCost]:
@@ -160,7 +185,82 @@ def step_costs(runs: list[Run], failed: list[Run], workdir: Path) -> dict[str, c
     return costs
 
 
+def compare_two(first: Path, second: Path, output: Path | None) -> None:
+    """Prints how two finished runs differ, and writes a page that shows it.
+
+    Args:
+      first, second: their folders.
+      output: the page; differences.html in the second folder by default.
+
+    Raises:
+      DataError: a run is not finished, is damaged or had no test images, or its images cannot be
+        opened.
+      ConfigError: the runs have other classes, or were tested on other images, or the images have
+        changed since.
+    """
+    for workdir in (first, second):
+        check_finished(workdir)
+        check_whole(workdir)
+    stored = _same_test(first, second)
+    ours, theirs = (
+        Finished(each, from_stored(read_json(each / CONFIG))) for each in (second, first)
+    )
+    setup(ours.config.cache_dir)
+    opened: Opened = {}
+    _, test = train_and_test(ours.config.target, ours.config, opened)
+    words = difference(stored, None if test is None else test.summary())
+    if words:
+        raise ConfigError(
+            f'the test images of {one_line(second)} are no longer those that it was tested on '
+            f'({words}): restore them'
+        )
+    output = output or second / DIFFERENCES
+    part = write_pair(output, theirs, ours, _names(first, second), opened)
+    print(f'{one_line(pair_sentence(part))}  ->  {one_line(output)}')
+
+
+def _same_test(first: Path, second: Path) -> dict[str, Any]:
+    """`Records.summary` of the test images of two runs, which are the same."""
+    tests = []
+    for workdir in (first, second):
+        data = read_json(workdir / DATA)
+        if data['test'] is None:
+            raise DataError(
+                f'{one_line(workdir)} had no test images (config.target.test_split): nothing to '
+                'compare'
+            )
+        tests.append(data['test'])
+    if tests[0]['class_names'] != tests[1]['class_names']:
+        what = 'have different classes'
+    else:
+        what = 'were tested on different images'
+    words = difference(*tests)
+    if words:
+        raise ConfigError(
+            f'{one_line(first)} and {one_line(second)} {what} ({words}): name two runs with the '
+            'same test images'
+        )
+    return tests[1]
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """The runs' methods if they differ, else their folders."""
+    a, b = (read_json(each / RESULT)['method'] for each in (first, second))
+    return (a, b) if a != b else (one_line(first), one_line(second))
+
+
 def run(argv: list[str]) -> None:
+    """Parses the flags and compares: methods, or the two runs that the first words name."""
+    if argv[1:] and not argv[1].startswith('-'):
+        parser = Parser('compare')
+        parser.add_argument('runs', nargs='+', type=Path)
+        parser.add_argument('--output', type=Path)
+        args = parser.parse_args(argv[1:])
+        if len(args.runs) != 2:
+            parser.error(f'name two run folders, not {len(args.runs)}')
+        first, second = args.runs
+        compare_two(first, second, args.output)
+        return
     runs, workdir, jobs = parse(argv)
     setup(runs[0].config.cache_dir)
     failed = compare(runs, workdir, jobs)

@@ -4,6 +4,7 @@
     xmixup match --config=configs/digits.py        show which source class helps which class
     xmixup compare --config=configs/digits.py --methods=xmixup,finetune --workdir=runs/compare
                                                    several methods and seeds, in one table
+    xmixup compare RUN_A RUN_B                     where two finished runs differ, image by image
     xmixup predict --workdir=RUN photo.jpg dir/    classes of other images
     xmixup evaluate --workdir=RUN --data=folder:DIR
                                                    test a trained network on other images

@@ -41,7 +41,7 @@ def report(workdir: Path) -> Path:
       UserError: the run is not finished or is damaged, its last checkpoint is gone, or its data are
         others or cannot be opened.
     """
-    _check_finished(workdir)
+    check_finished(workdir)
     config = from_stored(read_json(workdir / CONFIG))
     validate(config, jax.device_count())
     check_inputs(config)
@@ -49,7 +49,7 @@ def report(workdir: Path) -> Path:
         locked(workdir),
         contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)) as checkpoints,
     ):
-        _check_whole(workdir)
+        check_whole(workdir)
         data = same_data(config, checkpoints, open_data(config), finished=True)
         assert data is not None  # it was given
         result = read_json(workdir / RESULT)
@@ -65,7 +65,8 @@ def report(workdir: Path) -> Path:
     return workdir / REPORT
 
 
-def _check_finished(workdir: Path) -> None:
+def check_finished(workdir: Path) -> None:
+    """Raises DataError if the folder holds no finished run."""
     missing = [name for name in (CONFIG, RESULT, SUMS) if not (workdir / name).is_file()]
     if missing:
         there = workdir.is_dir()
@@ -76,7 +77,8 @@ def _check_finished(workdir: Path) -> None:
         )
 
 
-def _check_whole(workdir: Path) -> None:
+def check_whole(workdir: Path) -> None:
+    """Raises DataError if a file of the finished run has changed; its report may have."""
     damaged = [name for name in damaged_files(workdir) if name != REPORT]
     if damaged:
         raise DataError(
@@ -101,6 +103,6 @@ def run(argv: list[str]) -> None:
     parser = Parser('report')
     parser.add_argument('--workdir', required=True, type=Path)
     args = parser.parse_args(argv[1:])
-    _check_finished(args.workdir)
+    check_finished(args.workdir)
     setup(read_json(args.workdir / CONFIG)['cache_dir'])
     print(f'->  {one_line(report(args.workdir))}')

@@ -15,15 +15,15 @@ from xmixup_jax.report import palette
 
 THUMBNAIL = 96  # px, at most
 
-_templates = jinja2.Environment(
+templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.globals['light'] = palette.properties(palette.LIGHT)
-_templates.globals['dark'] = palette.properties(palette.DARK)
+templates.globals['light'] = palette.properties(palette.LIGHT)
+templates.globals['dark'] = palette.properties(palette.DARK)
 
 
 def write(path: Path, template: str, **values: Any) -> None:
@@ -33,7 +33,7 @@ def write(path: Path, template: str, **values: Any) -> None:
       OSError: the disk is full.
     """
     with atomic_write(path) as partial:
-        text = _templates.get_template(template).render(**values)
+        text = templates.get_template(template).render(**values)
         # Names need not be valid Unicode.
         partial.write_bytes(text.encode('utf-8', 'backslashreplace'))
 
