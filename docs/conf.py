@@ -59,6 +59,8 @@ for name, module in {name: module_of(name) for name in ('program', *COMMANDS)}.i
 (help_folder / 'options.md').write_text(
     options_table({name: method.options for name, method in METHODS.items()})
 )
+for name, method in METHODS.items():
+    (help_folder / f'options_{name}.md').write_text(options_table({name: method.options}))
 
 project = 'xmixup-jax'
 author = 'The xmixup-jax authors'
