@@ -237,7 +237,7 @@ def _with_partner(bench, method, seed):
 
 
 def mixup(bench):
-    return _with_partner(bench, 'mixup', seed=5)
+    return _with_partner(bench, 'mixup', seed=1)
 
 
 def cutmix(bench):
@@ -279,9 +279,9 @@ def l2sp(bench):
         names, *arrays = zip(*_kernels(params, bench.params), strict=True)
         moved = [np.linalg.norm(w - w0) / np.linalg.norm(w0) for w, w0 in zip(*arrays, strict=True)]
         axis.bar(np.arange(len(names)) + 0.4 * shift, moved, 0.4, color=colour, label=method)
-    axis.set_xticks(np.arange(len(names)) + 0.2, names, size=8)
+    axis.set_xticks(np.arange(len(names)) + 0.2, names, rotation=70)
     axis.set(xlabel='stage: layer', ylabel='relative distance')
-    figure.legend(*axis.get_legend_handles_labels(), loc='outside right upper')
+    figure.legend(*axis.get_legend_handles_labels(), loc='outside upper right', ncols=2)
     return figure
 
 
