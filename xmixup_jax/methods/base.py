@@ -50,7 +50,7 @@ class View(NamedTuple):
     constants: PyTree
     """The constants from `prepare`, for example the reference network's parameters."""
     memory: PyTree
-    """The method's own state: `prepare` begins it, `after_step` changes it."""
+    """The method's own state, which `prepare` begins and `after_step` changes."""
     network: Callable[..., Outputs]
     """Maps (params, batch_stats, images, train=False) to Outputs; batch statistics stay."""
     batch_stats: PyTree
@@ -85,8 +85,8 @@ class Setup(NamedTuple):
     """The whole configuration."""
     sizes: Sizes
     state: Any
-    """The initial TrainState of NumPy arrays: the backbone is pre-trained, the head random or that
-    of `with_linear_head`."""
+    """The initial TrainState, in NumPy arrays. The backbone is pre-trained; the head is random or
+    that of `with_linear_head`."""
     head: dict[str, np.ndarray] | None
     """Kernel [D, K_0] and bias [K_0] of the pre-trained network's own head."""
     target: Any
@@ -121,7 +121,7 @@ class Prepared(NamedTuple):
 
 
 def no_extra_logits(options: ConfigDict, sizes: Sizes) -> int:
-    """0: the head has only the target's columns."""
+    """Returns 0, as the head has only the target's columns."""
     del options, sizes
     return 0
 
@@ -162,7 +162,7 @@ class Method(NamedTuple):
     """A method: its options and pure functions. Every default is that of plain fine-tuning."""
 
     loss: Callable[[View], jax.Array] = cross_entropy
-    """The loss: a scalar, the mean over this device's share of the batch."""
+    """The mean loss over this device's share of the batch, a scalar."""
 
     penalty: Callable[[View], jax.Array] | None = None
     """A second scalar, which is added to the loss, or kept apart for `combine`."""
