@@ -81,6 +81,8 @@ def write_all() -> None:
     (FOLDER / 'options.md').write_text(
         options_table({name: method.options for name, method in METHODS.items()})
     )
+    for name, method in METHODS.items():
+        (FOLDER / f'options_{name}.md').write_text(options_table({name: method.options}))
     for name, table in configuration_tables().items():
         (FOLDER / f'config_{name}.md').write_text(table)
 

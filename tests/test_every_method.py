@@ -30,7 +30,8 @@ from xmixup_jax.models import forward
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.train import train_and_evaluate
 
-PAGE = Path(__file__).parents[1] / 'docs' / 'methods.md'
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / 'docs' / 'methods' / 'index.md'
 
 
 # Whole runs of these are slow tests: quick tests run a training step of each, and other methods
@@ -188,16 +189,28 @@ def rows_of(header):
     """The names in the first column of a table on the page about methods."""
     lines = PAGE.read_text().splitlines()
     rows = itertools.takewhile(lambda line: line.startswith('|'), lines[lines.index(header) + 2 :])
-    return [re.match(r'\| `(\w+)` \|', row)[1] for row in rows]
+    return [re.match(r'\| \[?`(\w+)`', row)[1] for row in rows]
 
 
 def test_the_page_about_methods_has_all_of_them():
     assert rows_of('| name | paper | beside the cross-entropy on the target |') == list(METHODS)
-    formulas = rows_of('| method | added loss, or what is done instead |')
-    assert formulas == [name for name in METHODS if name not in ('finetune', 'xmixup')]
     public = rows_of('| method | public code | departures here |')
     assert set(METHODS) - set(public) == {'finetune', 'xmixup', 'seqtrain', 'dtnh'}
     assert set(public) < set(METHODS)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_each_method_has_a_page(name):
+    text = (PAGE.parent / f'{name}.md').read_text()
+    headings = re.findall(r'^#+ (.*)$', re.sub(r'```.*?```', '', text, flags=re.DOTALL), re.M)
+    parts = ['Formula', 'In a picture', 'Options', "The authors' code and this one"]
+    assert headings[1:] == [*parts, 'What was measured']
+    assert text.count('$$') >= 2 and text.count('$') % 2 == 0
+    assert (f'_help/options_{name}.md' in text) == bool(METHODS[name].options)
+    ((alt, picture),) = re.findall(r'!\[(.*?)\]\((.*?)\)', text)
+    drawn = PAGE.parent / picture
+    assert alt and drawn.name == f'{name}.png' and drawn.stat().st_size < 60_000
+    assert f'\n{name}\n' in PAGE.read_text()  # in the list of pages
 
 
 def test_the_page_about_methods_says_what_they_need():
@@ -212,14 +225,14 @@ def test_the_page_about_methods_says_what_they_need():
 
 def test_the_table_of_options_has_all_of_them():
     table = options_table({name: method.options for name, method in METHODS.items()})
-    listed = [tuple(re.findall(r'`([^`]*)`', row)[:2]) for row in table.splitlines()[2:]]
-    assert listed == [(name, key) for name, method in METHODS.items() for key in method.options]
-    assert '| `xmixup` | `alpha` | `0.2` | positive, below 2\\*\\*32 | lam ~ Beta(' in table
+    listed = [re.findall(r'`([^`]*)`', row)[0] for row in table.splitlines()[2:]]
+    assert listed == [f'{name}.{key}' for name, method in METHODS.items() for key in method.options]
+    assert '| `xmixup.alpha` | `0.2` | positive, below 2\\*\\*32 | lam ~ Beta(' in table
     assert '_help/options.md' in PAGE.read_text()
 
 
 def test_the_notebook_shows_every_method():
-    notebook = nbformat.read(PAGE.parents[1] / 'notebooks' / 'method_tour.ipynb', as_version=4)
+    notebook = nbformat.read(ROOT / 'notebooks' / 'method_tour.ipynb', as_version=4)
     text = ''.join(cell.source for cell in notebook.cells if cell.cell_type == 'markdown')
     assert set(METHODS) <= set(re.findall(r'`(\w+)`', text))
 
@@ -246,6 +259,6 @@ def test_methods_do_without_scikit_learn_until_they_fit_a_classifier():
         capture_output=True,
         text=True,
         check=True,
-        cwd=PAGE.parents[1],
+        cwd=ROOT,
     )
     assert done.stdout == 'False\n'

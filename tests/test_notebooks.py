@@ -1,5 +1,6 @@
 """The notebooks run from top to bottom in their short setting, and are stored without outputs."""
 
+import itertools
 from pathlib import Path
 
 import nbformat
@@ -20,6 +21,8 @@ def test_kept_without_outputs_and_with_a_badge(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == 'code']
     assert code and not any(cell.outputs or cell.execution_count for cell in code)
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert ('code', 'code') not in itertools.pairwise(kinds)  # each is explained
     repository = 'https://colab.research.google.com/github/xmixup-jax/xmixup-jax'
     assert f'({repository}/blob/main/notebooks/{path.name})' in notebook.cells[0].source
 

@@ -31,12 +31,12 @@ class Sizes(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a method sees of one step, on one device, under the mapped axis 'batch'."""
+    """Everything a method sees of one step, on one device, under the mapped axis 'batch'."""
 
     name: str
     """Of the method, for messages that name its options as config.NAME.KEY."""
     options: ConfigDict
-    """The method's own."""
+    """The method's own options."""
     config: ConfigDict
     """The whole configuration."""
     num_classes: int
@@ -44,22 +44,22 @@ class View(NamedTuple):
     key: jax.Array
     """A random key of this step, the same on all devices."""
     params: PyTree
-    """The network's, those that are differentiated."""
+    """The network's parameters, which are differentiated."""
     batch: Batch
-    """What `transform` made of the batch."""
+    """The batch after `transform`."""
     constants: PyTree
-    """What `prepare` left for all steps, for example the reference network's parameters."""
+    """The constants from `prepare`, for example the reference network's parameters."""
     memory: PyTree
-    """What `prepare` began and `after_step` changes from step to step."""
+    """The method's own state, which `prepare` begins and `after_step` changes."""
     network: Callable[..., Outputs]
-    """(params, batch_stats, images, train=False) to Outputs; leaves batch statistics alone."""
+    """Maps (params, batch_stats, images, train=False) to Outputs; batch statistics stay."""
     batch_stats: PyTree
-    """The network's, before this step."""
+    """The network's batch statistics before this step."""
     class_weights: jax.Array | None = None
     """Weights of the target's classes in the loss, float32 [K_t]; None where all are 1. See
     config.balance."""
     taught: PyTree = None
-    """What `teach` returned; no gradient flows into it."""
+    """The value of `teach`; no gradient flows into it."""
     outputs: Outputs = None  # type: ignore[assignment]  # set before `loss` and `penalty`
     """The network's outputs for batch['image'], in training mode."""
 
@@ -75,17 +75,17 @@ class View(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What a preparatory phase works with, on the host, before the first step."""
+    """Everything a preparatory phase can use, on the host, before the first step."""
 
     name: str
     """Of the method, for messages that name its options as config.NAME.KEY."""
     options: ConfigDict
-    """The method's own."""
+    """The method's own options."""
     config: ConfigDict
     """The whole configuration."""
     sizes: Sizes
     state: Any
-    """The initial TrainState of NumPy arrays, with pre-trained backbone, and the head random, or
+    """The initial TrainState, in NumPy arrays. The backbone is pre-trained; the head is random or
     that of `with_linear_head`."""
     head: dict[str, np.ndarray] | None
     """Kernel [D, K_0] and bias [K_0] of the pre-trained network's own head."""
@@ -94,22 +94,22 @@ class Setup(NamedTuple):
     source: Any
     """The source's Records, if the method pairs or `reads_source`."""
     match: ClassMatch | None
-    """Of the target's classes, if the method pairs."""
+    """The match of the target's classes, if the method pairs."""
     network: Callable[..., Outputs]
-    """(params, batch_stats, images, train=False, hook=None) to Outputs."""
+    """Maps (params, batch_stats, images, train=False, hook=None) to Outputs."""
     source_columns: Callable[[], np.ndarray]
-    """The columns of `head` that stand for the selected source classes, int32 [K_s]."""
+    """Returns the columns of `head` for the selected source classes, int32 [K_s]."""
     images: Callable[[Any], tuple[np.ndarray, np.ndarray]]
-    """Records to (centre crops float32 [N, H, W, 3], labels int32 [N])."""
+    """Maps Records to (centre crops float32 [N, H, W, 3], labels int32 [N])."""
     outputs: Callable[[Any, Any], dict[str, np.ndarray]]
-    """(TrainState, Records) to 'features' [N, D], 'logits' [N, K] and 'label' [N]."""
+    """Maps (TrainState, Records) to 'features' [N, D], 'logits' [N, K] and 'label' [N]."""
     class_means: Callable[[Any], np.ndarray]
-    """Records to the mean features of each class in the pre-trained backbone, [K, D]."""
+    """Maps Records to the mean features of each class in the pre-trained backbone, [K, D]."""
     source_test: Callable[[], Any]
     """Opens the Records of config.source.test_split."""
     train: Callable[[ConfigDict, Any, str], tuple[PyTree, PyTree]]
-    """(config, records, name) to (params, batch_stats) after a fine-tuning run on the records
-    that starts from the pre-trained backbone; kept in the folder `name` of the work directory."""
+    """Maps (config, records, name) to (params, batch_stats) after fine-tuning the pre-trained
+    backbone on the records. The run is kept in the folder `name` of the work directory."""
 
 
 class Prepared(NamedTuple):
@@ -121,13 +121,13 @@ class Prepared(NamedTuple):
 
 
 def no_extra_logits(options: ConfigDict, sizes: Sizes) -> int:
-    """The head has the target's columns alone."""
+    """Returns 0, as the head has only the target's columns."""
     del options, sizes
     return 0
 
 
 def never(options: ConfigDict) -> bool:
-    """The answer of methods that train from the target and the backbone alone."""
+    """False, for methods that need nothing but the target and the backbone."""
     del options
     return False
 
@@ -144,7 +144,7 @@ def unprepared(setup: Setup) -> Prepared:
 
 
 def plain_optimizer(options: ConfigDict, config: ConfigDict) -> optax.GradientTransformation:
-    """SGD as `config.optimizer` describes it."""
+    """The optimiser that `config.optimizer` describes."""
     del options
     return make_optimizer(config.optimizer, config.steps)
 
@@ -159,72 +159,73 @@ def cross_entropy(view: View) -> jax.Array:
 
 
 class Method(NamedTuple):
-    """A method: its options and pure functions. Everything has the default of fine-tuning."""
+    """A method: its options and pure functions. Every default is that of plain fine-tuning."""
 
     loss: Callable[[View], jax.Array] = cross_entropy
-    """Scalar, the mean over this device's share of the batch."""
+    """The mean loss over this device's share of the batch, a scalar."""
 
     penalty: Callable[[View], jax.Array] | None = None
-    """A second scalar, added to the loss, or kept apart for `combine`."""
+    """A second scalar, which is added to the loss, or kept apart for `combine`."""
 
     combine: Callable[[PyTree, PyTree], PyTree] | None = None
-    """(gradient of the loss, gradient of the penalty) to the gradient that is followed; both are
-    those of the whole batch. None: their sum, in one backward pass."""
+    """Maps (gradient of the loss, gradient of the penalty) to the gradient that is followed. Both
+    are gradients of the whole batch. None: their sum, in one backward pass."""
 
     options: dict[str, Option] = {}  # noqa: RUF012  (never written to)
-    """By their keys, with the published values as defaults; see `methods.options`. The functions
-    below get their values as `options`, `view.options` or `setup.options`."""
+    """Options by key, with the published values as defaults; see `methods.options`. The functions
+    below get the values as `options`, `view.options` or `setup.options`."""
 
     transform: Callable[[ConfigDict, jax.Array, Batch], Batch] = same
-    """(options, keys [B], batch) to the batch whose 'image' goes through the network. The batch
-    holds 'image' float32 [B, H, W, 3], 'label' int32 [B] and 'progress' float32 [B], the share of
-    the steps that are done; with `pairs` also 'source_image' and
-    'source_label' (an index among the selected source classes), with `second_view` also
-    'second_image', the same images cropped and mirrored anew."""
+    """Maps (options, keys [B], batch) to the batch whose 'image' goes through the network. The
+    batch holds 'image' float32 [B, H, W, 3], 'label' int32 [B] and 'progress' float32 [B], the
+    share of the steps that are done. With `pairs` it also holds 'source_image' and 'source_label'
+    (an index among the selected source classes), with `second_view` also 'second_image', a second
+    crop of each image."""
 
     pairs: bool = False
     """Whether each target record comes with an auxiliary source record."""
 
     changes_images: bool = False
     """Whether training sees images that are not clean crops of the target (mixed ones, or the
-    source's). The statistics of batch norm are then estimated anew before a test; see
+    source's). The batch-norm statistics are then estimated again before each test; see
     `reestimation`."""
 
     needs_backbone: bool = False
-    """Whether the method can do nothing where the backbone is frozen, config.freeze=backbone."""
+    """Whether the method has no effect on a frozen backbone; config.freeze=backbone is then
+    refused."""
 
     second_view: bool = False
     """Whether the batch has a second crop of each image."""
 
     hook: Callable[[View], Hook | None] | None = None
-    """(view) to a function that changes the feature maps within the network, the `hook` of
-    `models.forward`; None to leave them as they are."""
+    """Maps a view to a function that changes the feature maps within the network, the `hook` of
+    `models.forward`. None leaves them as they are."""
 
     teach: Callable[[View], PyTree] | None = None
-    """The targets of the loss, computed before it and without gradient; see `View.taught`."""
+    """Computes targets of the loss before it, without gradient; see `View.taught`."""
 
     after_step: Callable[[View, Any], Any] | None = None
-    """(view, TrainState after the update) to the TrainState that is kept; of view.batch there is
-    the 'label' alone."""
+    """Maps (view, TrainState after the update) to the TrainState that is kept. Here view.batch
+    holds only 'label'."""
 
     extra_logits: Callable[[ConfigDict, Sizes], int] = no_extra_logits
-    """(options, sizes) to the width of further heads, the head's columns from K_t on."""
+    """Maps (options, sizes) to the width of further heads, the head's columns from K_t on."""
 
     needs_head: Callable[[ConfigDict], bool] = never
-    """(options) to whether the method continues the head of the pre-trained network. Weights
-    without one are then refused."""
+    """Whether the method, with these options, continues the head of the pre-trained network.
+    Weights without a head are then refused."""
 
     reads_source: Callable[[ConfigDict], bool] = never
-    """(options) to whether `prepare` needs the source's records."""
+    """Whether `prepare`, with these options, needs the source's records."""
 
     prepare: Callable[[Setup], Prepared] = unprepared
     """The preparatory phase."""
 
     optimizer: Callable[[ConfigDict, ConfigDict], optax.GradientTransformation] = plain_optimizer
-    """(options, config) to the optimiser."""
+    """Maps (options, config) to the optimiser."""
 
     norm: Callable[[ConfigDict], Callable] | None = None
-    """(options) to a constructor that replaces batch normalisation, with the arguments of
+    """Maps options to a constructor that replaces batch normalisation, with the arguments of
     `models.BatchNorm`."""
 
     @property

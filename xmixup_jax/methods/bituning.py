@@ -1,19 +1,21 @@
-"""Bi-Tuning: a classifier and a projector, both contrasted with a queue of labelled keys.
+"""Contrasts features and logits with a queue of labelled keys.
 
-Zhong, Wang, Kou, Long, "Bi-tuning of Pre-trained Representations", arXiv 2011.06182. A
-key encoder follows the network by momentum and sees a second crop of each image. With the query's
-projection z and its features h (a one appended, for the bias), both of length 1,
+Zhong, Wang, Kou, Wang, Long, "Bi-tuning of Pre-trained Representations", 2020,
+https://arxiv.org/abs/2011.06182. A key encoder follows the network by momentum and sees a second
+crop of each image. With the query's projection z and its features h (a one appended, for the bias),
+both of length 1,
 
     loss = CE(logits, y) + weight * (contrast(z_q . z_k) + contrast(w_y . h)),
 
-where contrast is the cross-entropy between the softmax over {current} + all keys in the queue,
-at a temperature, and the uniform distribution over the current one and the keys of class y. In
-the first the current one is the image's own key; in the second it is the query, scored like the
-keys by the classifier's column w_y (of length 1, no gradient).
+where contrast is the cross-entropy between two distributions over the current score and all keys
+in the queue: the softmax of the scores, at a temperature, and the uniform distribution over the
+current one and the keys of class y. In the first contrast the current score is that of the image's
+own key. In the second it is that of the query; query and keys are scored by the classifier's column
+w_y (of length 1, no gradient).
 
-Order and coefficients are those of TLlib (`bi_tuning.py`), the authors' laboratory's library: the
-first contrast sees the queue before this batch's keys enter it, the second one after. TLlib's loss
-lacks the entropy of the uniform distribution, a constant.
+Order and coefficients are those of TLlib (`bi_tuning.py`), the library of the authors' laboratory:
+the first contrast sees the queue before this batch's keys enter it, the second one after. TLlib's
+loss lacks the entropy of the uniform distribution, a constant.
 """
 
 from dataclasses import replace
@@ -30,17 +32,17 @@ from xmixup_jax.optimizer import HEAD
 
 
 def normalize(x):
-    """Rows of length 1."""
+    """Scales rows to length 1."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def with_one(x):
-    """[..., D] to [..., D + 1], a one appended."""
+    """Appends a one: [..., D] to [..., D + 1]."""
     return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 
 
 def encode(view: View, outputs):
-    """(h [B, D + 1], z [B, d]) of length 1."""
+    """Returns (h [B, D + 1], z [B, d]), rows of length 1."""
     projection = outputs.logits[:, view.num_classes :]
     return normalize(with_one(outputs.features)), normalize(projection)
 
@@ -49,7 +51,7 @@ def contrast(current, queue, labels, temperature):
     """Mean contrastive loss.
 
     Args:
-      current: [B], the current one's score.
+      current: [B], the current score.
       queue: [B, K, L], the scores of L keys of each of K classes.
       labels: int [B].
 
@@ -96,7 +98,7 @@ def loss(view: View):
 
 
 def enqueue(memory, h, z, labels):
-    """The keys take the places of the oldest ones of their class; a ring for each class.
+    """Replaces the oldest keys of each class by new ones; the queue has a ring for each class.
 
     Args:
       memory: 'h' [K, L, D + 1], 'z' [K, L, d], 'next' int32 [K].
@@ -118,7 +120,7 @@ def enqueue(memory, h, z, labels):
 
 
 def enqueued(view: View):
-    """The memory with the keys of the whole batch, over all devices."""
+    """The memory after the keys of the whole batch, over all devices, have entered."""
     keys = view.taught | {'label': view.batch['label']}
     keys = jax.lax.all_gather(keys, 'batch', tiled=True)
     return enqueue(view.memory, keys['h'], keys['z'], keys['label'])
@@ -157,10 +159,10 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     loss=loss,
     options={
-        'weight': non_negative(1.0, 'of both contrasts', traced=True),
+        'weight': non_negative(1.0, 'weight of both contrasts', traced=True),
         'queue': count(40, 'keys of each class in the queue'),
-        'momentum': fraction(0.999, 'of the key encoder, which follows the network'),
-        'temperature': positive(0.07, 'by which the scores are divided'),
+        'momentum': fraction(0.999, 'share of the key encoder that a step keeps'),
+        'temperature': positive(0.07, 'divides the scores'),
         'dim': count(128, 'length of the projection'),
     },
     second_view=True,

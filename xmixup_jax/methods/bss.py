@@ -1,7 +1,8 @@
-"""BSS: batch spectral shrinkage, against the directions that transfer badly.
+"""Penalises the smallest singular values of a batch's features, which transfer badly.
 
 Chen, Wang, Fu, Long, Wang, "Catastrophic Forgetting Meets Negative Transfer: Batch Spectral
-Shrinkage for Safe Transfer Learning", NeurIPS 2019:
+Shrinkage for Safe Transfer Learning" (BSS), NeurIPS 2019,
+https://proceedings.neurips.cc/paper/2019/hash/c6bff625bdb0393992c9d4db0c6bbe45-Abstract.html:
 
     penalty = eta * sum of the k smallest squared singular values of the batch's features [B, D].
 

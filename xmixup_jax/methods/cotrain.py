@@ -1,7 +1,8 @@
-"""Co-Train: joint training on target samples and retrieved source samples.
+"""Trains on target images and matched source images at once, with a head for each.
 
-Ge & Yu, "Borrowing Treasures from the Wealthy: Deep Transfer Learning through Selective Joint
-Fine-Tuning", CVPR 2017. One backbone, two heads, both batches backpropagated:
+Ge, Yu, "Borrowing Treasures from the Wealthy: Deep Transfer Learning through Selective Joint
+Fine-Tuning" (Co-Train), CVPR 2017, https://arxiv.org/abs/1702.08690. One backbone, two heads, and
+gradients of both batches:
 
     loss = target_weight * CE(f_t(x_t), y_t) + weight * CE(f_s(x_s), y_s).
 
@@ -35,8 +36,8 @@ def loss(view: View):
 METHOD = Method(
     loss=loss,
     options={
-        'target_weight': non_negative(0.5, "of the target's cross-entropy", traced=True),
-        'weight': non_negative(0.5, "of the source's cross-entropy", traced=True),
+        'target_weight': non_negative(0.5, "weight of the target's cross-entropy", traced=True),
+        'weight': non_negative(0.5, "weight of the source's cross-entropy", traced=True),
     },
     transform=transform,
     pairs=True,

@@ -1,6 +1,7 @@
-"""Co-Tuning: the target's labels, translated, also train the pre-trained head.
+"""Trains the pre-trained head with the target's labels, translated to source classes.
 
-You, Kou, Long, Wang, "Co-Tuning for Transfer Learning", NeurIPS 2020:
+You, Kou, Long, Wang, "Co-Tuning for Transfer Learning", NeurIPS 2020,
+https://proceedings.neurips.cc/paper/2020/file/c8067ad1937f728f51288b3eb986afaa-Paper.pdf:
 
     loss = CE(z_t, y) + weight * CE(softmax(z_s), p(y_s | y_t = y)).
 
@@ -52,10 +53,10 @@ def relationship(logits, labels, num_classes, temperature):
     """p(y_s | y_t), float32 [K_t, K_0]: mean calibrated probabilities of each target class.
 
     Args:
-      logits: of the pre-trained head for the target's images, [N, K_0].
+      logits: the pre-trained head's for the target's images, [N, K_0].
       labels: int [N].
       num_classes: K_t.
-      temperature: by which the logits are divided, see `fit_temperature`.
+      temperature: divides the logits, see `fit_temperature`.
 
     >>> relationship(np.zeros((3, 4)), np.array([0, 1, 1]), 2, 1.0)[1].tolist()
     [0.25, 0.25, 0.25, 0.25]
@@ -82,9 +83,9 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     loss=loss,
     options={
-        'weight': non_negative(2.3, "of the pre-trained head's cross-entropy", traced=True),
+        'weight': non_negative(2.3, "weight of the pre-trained head's cross-entropy", traced=True),
         'temperature': non_negative(
-            0.0, "of the pre-trained head; 0: fitted to the source's test split"
+            0.0, "calibrates the pre-trained head; 0: fitted to the source's test split"
         ),
     },
     extra_logits=pretrained_columns,

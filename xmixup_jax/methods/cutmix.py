@@ -1,7 +1,7 @@
-"""CutMix: a box of each image is replaced by that of another record of the batch.
+"""Replaces a box of each image by that of another record of the batch.
 
 Yun, Han, Oh, Chun, Choe, Yoo, "CutMix: Regularization Strategy to Train Strong Classifiers with
-Localizable Features", ICCV 2019. The labels are weighted by area.
+Localizable Features", ICCV 2019, https://arxiv.org/abs/1905.04899. The labels are weighted by area.
 
 As in the authors' code (clovaai/CutMix-PyTorch) a batch is changed with probability `prob` (0.5 for
 CIFAR, 1 for ImageNet), and one box is drawn for all of it; `lam` = 'sample' draws a box for each

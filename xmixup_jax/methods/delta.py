@@ -1,19 +1,20 @@
-"""DELTA: the reference network's feature maps, held on to channel by channel.
+"""Keeps the feature maps close to the pre-trained ones, weighted by channel.
 
-Li, Xiong, Wang, Rao, Liu, Huan, "DELTA: Deep Learning Transfer using Feature Map with Attention
-for Convolutional Networks", ICLR 2019. With F_c the map of channel c, of C, that a stage's last
-convolution puts out (before its batch norm), h x w:
+Li, Xiong, Wang, Rao, Liu, Chen, Huan, "DELTA: Deep Learning Transfer using Feature Map with
+Attention for Convolutional Networks", ICLR 2019, https://arxiv.org/abs/1901.09229. With F_c the
+map [h, w] of channel c, of C, that a stage's last convolution puts out (before its batch norm):
 
     penalty = alpha / 2 * sum over images, stages, channels of C * a_c * ||F_c - F0_c||^2 / (h w)
               + beta / 2 * ||w_head||^2
 
-The channel weights are a = softmax(r / 5) over the channels, where r is the rise of the loss when
-that channel's filter is zeroed, in the reference network under a linear classifier of its
-features, standardised over the channels (mean 0, standard deviation 1).
+The channel weights are a = softmax(r / 5) over the channels. r is the rise of the loss when that
+channel's filter is zeroed in the reference network, under a linear classifier of its features. It
+is standardised over the channels (mean 0, standard deviation 1).
 
 Maps, reductions and weights are those of the authors' code (lixingjian/DELTA). There the classifier
-is trained by SGD on random crops, and the rises are averaged over four batches of 32 random crops;
-here it is a logistic regression on centre crops, and `images` centre crops serve for the rises.
+is trained by SGD on random crops, and the rises are averaged over four batches of 32 random crops.
+Here the classifier is a logistic regression on centre crops, and the rises are measured on `images`
+centre crops.
 """
 
 import jax
@@ -64,7 +65,7 @@ def penalty(view: View):
 
 
 def channel_weights(network, params, batch_stats, images, labels, classifier):
-    """The channels' importance at the end of each stage.
+    """The importance of the channels at the end of each stage.
 
     Args:
       network: as in `Setup`.
@@ -102,7 +103,7 @@ def channel_weights(network, params, batch_stats, images, labels, classifier):
 
 
 def attention(rises: np.ndarray) -> np.ndarray:
-    """The channel weights, float32 [C], of the loss's rises [C].
+    """The channel weights, float32 [C], from the rises of the loss [C].
 
     >>> weights = attention(np.array([0.0, 1.0, 2.0]))
     >>> round(float(weights[2] / weights[0]), 2), round(float(weights.sum()), 2)

@@ -1,9 +1,8 @@
-"""DTNH: a regulariser that never works against the loss.
+"""Removes from L2-SP's gradient whatever opposes the cross-entropy's.
 
-Wan, Xiong, Li, Zhu, Huan, "Towards Making Deep Transfer Learning Never Hurt", ICDM 2019: the
-gradient of the L2-SP penalty is stripped of the component that opposes the gradient of the
-cross-entropy, so that the direction followed descends in the cross-entropy at least as steeply.
-There is no public code.
+Wan, Xiong, Li, Zhu, Huan, "Towards Making Deep Transfer Learning Never Hurt" (DTNH), ICDM 2019,
+https://arxiv.org/abs/1911.07489. The direction that is followed descends in the cross-entropy at
+least as steeply as the cross-entropy's own gradient. No code is public.
 """
 
 import jax.numpy as jnp

@@ -1,9 +1,9 @@
 """Finds the method that `config.method` names.
 
-It is the name of a built-in one, the name of an entry point in the group `xmixup_jax.methods` of an
-installed package, or the path of a Python file, ending in `.py`, that defines METHOD. A file is
-identified by its content: the configuration holds its digest, and code that has been loaded stays
-the method of its run whatever happens to the file.
+That is the name of a built-in method, the name of an entry point in the group `xmixup_jax.methods`
+of an installed package, or the path of a Python file, ending in `.py`, that defines METHOD. A file
+is identified by its content: the configuration holds its digest. Once loaded, the code stays the
+method of its run, whatever happens to the file.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ _TRACED = 'Option.traced'  # among the constants: no name that a method would gi
 
 
 class Found(NamedTuple):
-    """A method and what a configuration holds of it."""
+    """A method and its entries in a configuration."""
 
     method: Method
     value: str
     """For config.method: a name, or the absolute path of a file."""
     name: str
-    """Of the section with its options and of the folders of its runs."""
+    """The name of the section with its options and of the folders of its runs."""
     digest: str = ''
-    """Of the file, for config.method_digest; '' without one."""
+    """The file's digest, for config.method_digest; '' without a file."""
 
 
 def method_name(value: str) -> str:
@@ -103,13 +103,13 @@ def traced_options(config: ConfigDict) -> dict[str, float]:
 
 
 def with_traced(constants: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
-    """A method's constants, and with them its `Option.traced` values as arrays, for the steps."""
+    """Adds the values of `Option.traced` options, as arrays, to a method's constants."""
     values = {key: np.float32(value) for key, value in traced_options(config).items()}
     return constants | ({_TRACED: values} if values else {})
 
 
 def options_with(config: ConfigDict, constants: dict[str, Any]) -> ConfigDict:
-    """The options of the chosen method, with the arrays that `with_traced` put to its constants."""
+    """The chosen method's options, with the arrays that `with_traced` added to its constants."""
     return ConfigDict(options_of(config).to_dict() | constants.get(_TRACED, {}))
 
 
@@ -142,7 +142,7 @@ def _load_installed(name: str) -> Method:
 
 @functools.lru_cache
 def _load_file(path: str, digest: str) -> Method:
-    """Runs a file. Not imported as a module: Python's compiled copy of it may be older."""
+    """Runs a file. It is not imported, since Python's compiled copy of it may be older."""
     content = _read(Path(path))
     if _digest(content) != digest:
         raise ConfigError(f'config.method={path}: the file has changed: run the command again')
@@ -188,7 +188,7 @@ def _checked(method: Any, name: str, where: str) -> Method:
 
 
 def _is_key(name: str) -> bool:
-    """Whether ConfigDict takes the name as an attribute, such as no method of its own."""
+    """Whether ConfigDict accepts the name as an attribute, and has no method of that name."""
     usable = isinstance(name, str) and name.isidentifier() and not name.startswith('_')
     return usable and not keyword.iskeyword(name) and not hasattr(ConfigDict, name)
 

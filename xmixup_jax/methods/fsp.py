@@ -1,18 +1,19 @@
-"""FSP: the flow between feature maps, held close to the reference network's.
+"""Keeps the flow between feature maps close to the pre-trained network's.
 
 Yim, Joo, Bae, Kim, "A Gift from Knowledge Distillation: Fast Optimization, Network Minimization
-and Transfer Learning", CVPR 2017, eq. 1 and 2. The flow of a stage is the Gram matrix between the
-maps F [h, w, C] that enter it and the maps F' [h, w, C'] that leave it,
+and Transfer Learning" (FSP), CVPR 2017, equations 1 and 2,
+https://doi.org/10.1109/CVPR.2017.754. The flow of a stage is the Gram matrix between the maps
+F [h, w, C] that enter it and the maps F' [h, w, C'] that leave it,
 
     G_ij = sum over positions of F_i F'_j / (h w),    penalty = weight * mean of (G - G0)^2
 
 summed over the second to the last stage. The larger map is average-pooled to the smaller one's
-size, by adaptive windows as in RepDistiller (HobbitLong/RepDistiller, `FSP.py`), whose means over
-batch and matrix these are; it also counts the flow from the stem to the first stage.
+size, by adaptive windows. Windows and means over batch and matrix are those of RepDistiller
+(HobbitLong/RepDistiller, `FSP.py`), which also counts the flow from the stem to the first stage.
 
-In paper and RepDistiller the distance is minimised alone, in a stage before the training on labels.
-A network that begins as its own reference has distance 0, so that this stage would do nothing;
-here the distance is a penalty beside the cross-entropy, and its weight is this project's choice.
+Paper and RepDistiller minimise the distance alone, in a stage before the training on labels. A
+network that begins as its own reference has distance 0, so that stage would do nothing. Here the
+distance is a penalty beside the cross-entropy, and its weight is this project's choice.
 """
 
 import itertools
@@ -30,7 +31,7 @@ def teach(view: View):
 
 
 def _windows(size, pooled):
-    """The means over adaptive windows as a matrix [pooled, size]."""
+    """Means over adaptive windows, as a matrix [pooled, size]."""
     place = np.arange(size)
     starts = np.arange(pooled) * size // pooled
     ends = -(-np.arange(1, pooled + 1) * size // pooled)
@@ -80,7 +81,7 @@ def penalty(view: View):
 METHOD = Method(
     penalty=penalty,
     teach=teach,
-    options={'weight': non_negative(50.0, 'of the penalty', traced=True)},
+    options={'weight': non_negative(50.0, 'weight of the penalty', traced=True)},
     prepare=reference,
     needs_backbone=True,
 )

@@ -1,13 +1,13 @@
-"""L2-SP: the starting point as the centre of weight decay.
+"""Pulls the weights towards their pre-trained values, in the place of weight decay.
 
 Li, Grandvalet, Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
-Networks", ICML 2018:
+Networks" (L2-SP), ICML 2018, https://arxiv.org/abs/1802.01483:
 
     penalty = alpha / 2 * ||w - w0||^2 + beta / 2 * ||w_head||^2
 
-in place of weight decay. In the authors' code (holyseven/TransferLearningClassification, mode 1) w
-are the kernels alone: no bias, no scale or shift of batch norm. `all_parameters` = True takes
-them all, as TLlib and the DELTA authors' code do.
+In the authors' code (holyseven/TransferLearningClassification, mode 1) w are the kernels alone,
+without biases and without the scales and shifts of batch norm. `all_parameters` = True penalises
+all parameters, as TLlib and the code of DELTA's authors do.
 """
 
 import jax
@@ -20,13 +20,13 @@ from xmixup_jax.optimizer import HEAD
 
 
 def _regularized(tree, all_parameters):
-    """The leaves that count, by their path."""
+    """The leaves that are penalised, by their path."""
     leaves = jax.tree.leaves_with_path(tree)
     return [leaf for path, leaf in leaves if all_parameters or path[-1].key == 'kernel']
 
 
 def distance_to_start(params, start, all_parameters=False):
-    """||w - w0||^2 over the kernels, or all parameters, but for the head's, params['fc'].
+    """||w - w0||^2 over the kernels, or all parameters, without the head params['fc'].
 
     >>> import numpy as np
     >>> start = {'conv': {'kernel': np.zeros(3)}, 'fc': {'kernel': np.zeros(2)}}
@@ -56,9 +56,11 @@ def penalty(view: View):
 METHOD = Method(
     penalty=penalty,
     options={
-        'alpha': non_negative(0.01, "of the backbone's distance from its start", traced=True),
+        'alpha': non_negative(
+            0.01, "weight of the backbone's distance from its start", traced=True
+        ),
         'beta': non_negative(0.01, 'weight decay of the head', traced=True),
-        'all_parameters': flag(False, 'biases, scales and shifts too, not the kernels alone'),
+        'all_parameters': flag(False, 'penalise biases, scales and shifts too'),
     },
     prepare=reference,
     optimizer=without_weight_decay,

@@ -1,11 +1,11 @@
-"""LWF: learning without forgetting what the pre-trained network says of the target's images.
+"""Distils the pre-trained head's predictions on the target's images.
 
-Li & Hoiem, "Learning without Forgetting", ECCV 2016. Beside the new head the network
-keeps the pre-trained one, and with the recorded outputs z0 of the pre-trained network
+Li, Hoiem, "Learning without Forgetting" (LWF), ECCV 2016, https://arxiv.org/abs/1606.09282. The
+network keeps the pre-trained head beside the new one. With the pre-trained network's outputs z0
 
     loss = CE(z_t, y) + weight * CE(softmax(z_s / T), softmax(z0 / T)).
 
-Weight 1 and T = 2 are the paper's; TLlib has weight 4 and T = 3 without the factor T^2, and keeps
+Weight 1 and T = 2 are the paper's. TLlib has weight 4 and T = 3 without the factor T^2, and keeps
 the pre-trained head as it is. The teacher sees the same crop as the network; paper and TLlib
 record its outputs once, TLlib on one random crop of each image.
 """
@@ -56,8 +56,8 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     loss=loss,
     options={
-        'weight': non_negative(1.0, 'of the distillation', traced=True),
-        'temperature': positive(2.0, 'that softens both distributions', traced=True),
+        'weight': non_negative(1.0, 'weight of the distillation', traced=True),
+        'temperature': positive(2.0, 'softens both distributions', traced=True),
     },
     teach=teach,
     extra_logits=pretrained_columns,

@@ -1,8 +1,8 @@
-"""MARS: every layer stays within a maximal distance of its pre-trained weights.
+"""Keeps every unit within a maximal distance of its pre-trained weights.
 
-Gouk, Hospedales, Pontil, "Distance-Based Regularisation of Deep Networks for Fine-Tuning", ICLR
-2021 (MARS-PGM). After each step the weights of each output unit are moved back along the line to
-their start, until they are at most `distance` away in the 1-norm:
+Gouk, Hospedales, Pontil, "Distance-Based Regularisation of Deep Networks for Fine-Tuning"
+(MARS-PGM), ICLR 2021, https://arxiv.org/abs/2002.08253. After each step the weights of each output
+unit move back along the line to their start, until they are at most `distance` away in the 1-norm:
 
     w <- w0 + (w - w0) / max(1, ||w - w0||_1 / distance)
 
@@ -10,9 +10,9 @@ A unit is a column of the kernel [..., inputs, outputs]. The head's start is 0, 
 `head_distance`. The scale of batch norm counts divided by the standard deviation that it is applied
 with: scale / sqrt(var) stays within `distance` of its start. Biases and shifts are free.
 
-Form as in the authors' code (henrygouk/mars-finetuning), which tunes both distances for each data
-set between 1.65 and 33; 20 is PaddleTransfer's. The authors train by Adam without weight decay,
-PaddleTransfer by SGD with weight decay, as here.
+The form is that of the authors' code (henrygouk/mars-finetuning), which tunes both distances for
+each data set between 1.65 and 33; 20 is PaddleTransfer's. The authors train by Adam without weight
+decay; PaddleTransfer and this code use SGD with weight decay.
 """
 
 from dataclasses import replace
@@ -44,14 +44,14 @@ def mars_projection(kernel, start, distance):
 
 
 def project_scale(scale, start, var, start_var, distance):
-    """The same for batch norm's scale, relative to the standard deviation, [C] each."""
+    """Projects batch norm's scale, relative to the standard deviation; all arguments are [C]."""
     deviation, start_deviation = (jnp.sqrt(v + EPSILON) for v in (var, start_var))
     origin = start / start_deviation
     return (origin + jnp.clip(scale / deviation - origin, -distance, distance)) * deviation
 
 
 def _projected(params, start, stats, start_stats, distance):
-    """A nested dict of layers; the layers of `stats` are those with batch norm."""
+    """Projects a nested dict of layers; `stats` has the layers with batch norm."""
     result = {}
     for name, leaf in params.items():
         if isinstance(leaf, dict):
@@ -82,7 +82,7 @@ def after_step(view: View, state):
 METHOD = Method(
     options={
         'distance': positive(20.0, "maximal 1-norm of a unit's change", traced=True),
-        'head_distance': positive(20.0, 'the same for the head, from 0', traced=True),
+        'head_distance': positive(20.0, 'maximal distance of the head from 0', traced=True),
     },
     after_step=after_step,
     prepare=reference,

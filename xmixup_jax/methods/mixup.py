@@ -1,9 +1,10 @@
-"""Mixup within the target.
+"""Mixes images and labels within the target.
 
-Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018:
-images and labels are mixed with those of another record of the batch, lam ~ Beta(alpha, alpha).
+Zhang, Cisse, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
+https://arxiv.org/abs/1710.09412: images and labels are mixed with those of another record of the
+batch, lam ~ Beta(alpha, alpha).
 
-As in the authors' code (facebookresearch/mixup-cifar10) one lam is drawn for each batch; the
+As in the authors' code (facebookresearch/mixup-cifar10) one lam is drawn for each batch. The
 paper's text leaves that open, and `lam` = 'sample' draws one for each record. The partner is the
 record before in the shuffled batch; the authors permute the batch.
 """

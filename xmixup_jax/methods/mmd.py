@@ -1,14 +1,14 @@
-"""MMD: both halves of a batch have features of one distribution.
+"""Penalises different distributions of the features in the two halves of a batch.
 
-The squared maximum mean discrepancy (Gretton, Borgwardt, Rasch, Schölkopf, Smola, "A Kernel
-Two-Sample Test", JMLR 2012) between the pooled features of the first and of the second half of the
-target's batch:
+Gretton, Borgwardt, Rasch, Schölkopf, Smola, "A Kernel Two-Sample Test", JMLR 13, 2012,
+https://jmlr.org/papers/v13/gretton12a.html: the squared maximum mean discrepancy, here between the
+pooled features of the first and of the second half of the target's batch:
 
     penalty = weight * mean of (k(x, x') + k(y, y') - k(x, y') - k(y, x'))
 
 over all pairs of places in the halves x and y, with k a sum of five Gaussians whose bandwidths are
 1/4, 1/2, 1, 2 and 4 times the mean squared distance of two features. It is the `MMD` of
-PaddleTransfer, the XMixup authors' laboratory's library, with its weight; nothing is detached.
+PaddleTransfer, the library of the XMixup authors' laboratory, with its weight; nothing is detached.
 No source image takes part, and no paper describes this use.
 """
 
@@ -20,7 +20,7 @@ from xmixup_jax.methods.options import non_negative
 
 
 def maximum_mean_discrepancy(features):
-    """The squared maximum mean discrepancy between the halves of [B, D], without an odd last row.
+    """The squared maximum mean discrepancy between the halves of [B, D]; ignores an odd last row.
 
     >>> float(maximum_mean_discrepancy(jnp.ones((4, 3))))
     0.0
@@ -43,6 +43,6 @@ def penalty(view: View):
 
 METHOD = Method(
     penalty=penalty,
-    options={'weight': non_negative(0.1, 'of the penalty', traced=True)},
+    options={'weight': non_negative(0.1, 'weight of the penalty', traced=True)},
     needs_backbone=True,
 )

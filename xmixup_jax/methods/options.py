@@ -25,8 +25,8 @@ class Option(NamedTuple):
     """Whether a value of the default's type is allowed."""
     traced: bool = False
     """Whether `view.options` holds it as an array, so that runs with other values share their
-    compiled steps. Only for numbers that loss, penalty, hook, teach and after_step calculate with:
-    the options of transform, optimizer and norm are without it."""
+    compiled steps. Only for numbers in loss, penalty, hook, teach and after_step: transform,
+    optimizer and norm get no arrays."""
 
 
 def positive(default: float, meaning: str, traced: bool = False) -> Option:
@@ -77,14 +77,14 @@ def options_table(methods: Mapping[str, Mapping[str, Option]]) -> str:
     """Every option of every method, as a Markdown table for the documentation.
 
     >>> print(options_table({'mine': {'p': fraction(0.5, 'probability of a change')}}))
-    | method | option | default | must be | meaning |
-    | --- | --- | --- | --- | --- |
-    | `mine` | `p` | `0.5` | from 0 to 1 | probability of a change |
+    | option | default | must be | meaning |
+    | --- | --- | --- | --- |
+    | `mine.p` | `0.5` | from 0 to 1 | probability of a change |
     """
-    rows = ['| method | option | default | must be | meaning |', '| --- | --- | --- | --- | --- |']
+    rows = ['| option | default | must be | meaning |', '| --- | --- | --- | --- |']
     for name, options in methods.items():
         for key, option in options.items():
             allowed = option.allowed.replace('**', r'\*\*')
-            cells = f'`{name}`', f'`{key}`', f'`{option.default}`', allowed, option.meaning
+            cells = f'`{name}.{key}`', f'`{option.default}`', allowed, option.meaning
             rows.append(f'| {" | ".join(cells)} |')
     return '\n'.join(rows)

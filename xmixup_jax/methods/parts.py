@@ -1,4 +1,4 @@
-"""What several methods are built of: the reference network, heads, an optimiser."""
+"""Parts that several methods share: the reference network, heads, an optimiser."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,25 +20,25 @@ def without_weight_decay(options: ConfigDict, config: ConfigDict) -> optax.Gradi
 
 
 def reference(setup: Setup) -> Prepared:
-    """Keeps the initial network, w0, as constants 'params' and 'batch_stats'."""
+    """Keeps the initial network, w0, as the constants 'params' and 'batch_stats'."""
     state = setup.state
     return Prepared(state, {'params': state.params, 'batch_stats': state.batch_stats})
 
 
 def reference_outputs(view: View) -> Outputs:
-    """The outputs for the batch of the network kept by `reference`, in evaluation mode."""
+    """The outputs of the network kept by `reference` for the batch, in evaluation mode."""
     constants = view.constants
     return view.network(constants['params'], constants['batch_stats'], view.batch['image'])
 
 
 def always(options: ConfigDict) -> bool:
-    """For `Method.needs_head` and `Method.reads_source`."""
+    """True, for `Method.needs_head` and `Method.reads_source`."""
     del options
     return True
 
 
 def pretrained_columns(options: ConfigDict, sizes: Sizes) -> int:
-    """Extra logits for the pre-trained network's own head; for methods with `needs_head`."""
+    """The width of the pre-trained network's own head, for methods with `needs_head`."""
     del options
     return sizes.pretrained
 
@@ -64,7 +64,7 @@ def linear_classifier(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
 
 
 def target_classifier(setup: Setup, needed_by: str) -> tuple[np.ndarray, np.ndarray]:
-    """`linear_classifier` of the target's pre-trained features, of training images' centre crops.
+    """`linear_classifier` of the pre-trained features of the training images' centre crops.
 
     Args:
       setup: of the run.

@@ -1,13 +1,13 @@
-"""RIFLE: the head is drawn anew several times, so that the deep layers keep getting gradients.
+"""Draws the head anew several times, so that the deep layers keep getting gradients.
 
 Li, Xiong, An, Xu, Dou, "RIFLE: Backpropagation in Depth for Deep Transfer Learning through
-Re-Initializing the Fully-connected LayEr", ICML 2020: the run is cut into equal periods; each
-begins with a new head.
+Re-Initializing the Fully-connected LayEr", ICML 2020, https://arxiv.org/abs/2007.03349: the run is
+divided into equal periods, and each begins with a new head.
 
 As in the authors' script (lixingjian/RIFLE) the new head is drawn like the first one
-(config.head_init), momentum is kept, and the head's learning rate is the backbone's. They train
-with config.optimizer.schedule=cosine. `cyclic` = True is their option `fc_lr_util=cyclic`: the
-head's rate falls by a cosine within each period.
+(config.head_init), momentum is kept, and the head's learning rate is the backbone's. The authors
+train with config.optimizer.schedule=cosine. `cyclic` = True is their option `fc_lr_util=cyclic`:
+the head's rate falls by a cosine within each period.
 """
 
 from dataclasses import replace
@@ -22,13 +22,13 @@ from xmixup_jax.optimizer import HEAD, make_optimizer
 
 
 def period(periods: int, steps: int) -> int:
-    """Steps of a period; the last one also has the steps that are left over."""
+    """Steps of a period. The last period also has the steps that are left over."""
     return max(1, steps // periods)
 
 
 def cyclic_schedule(periods: int, steps: int, peak: float):
-    """Learning rate of the head by step, as a multiple of the backbone's first: it begins each
-    period at `peak`, and falls by a cosine."""
+    """The head's learning rate by step, as a multiple of the backbone's first rate. Each period
+    begins at `peak` and falls by a cosine."""
     length = period(periods, steps)
     last_start = (periods - 1) * length
     last_length = max(1, steps - last_start)
@@ -51,7 +51,7 @@ def optimizer(options, config):
 
 
 def after_step(view: View, state):
-    """Draws the head anew where a period ends, all but the last."""
+    """Draws the head anew at the end of each period but the last."""
     periods = view.options.periods
     length = period(periods, view.config.steps)
     ends = (state.step % length == 0) & (state.step < length * periods)

@@ -1,9 +1,10 @@
-"""Seq-Train: first the most similar part of the source, then the target.
+"""Trains on the most similar source classes first, and then on the target.
 
 Cui, Song, Sun, Howard, Belongie, "Large Scale Fine-Grained Categorization and Domain-Specific
-Transfer Learning", CVPR 2018, section 4: the earth mover's distance between each single source
-class and the target domain ranks the source classes (`matching.domain_similarity`); the network
-is trained on the best of them, and then fine-tuned on the target.
+Transfer Learning" (Seq-Train), CVPR 2018, section 4, https://arxiv.org/abs/1806.06193. The earth
+mover's distance between each single source class and the target domain ranks the source classes
+(`matching.domain_similarity`). The network is trained on the best of them, and then fine-tuned on
+the target.
 """
 
 from dataclasses import replace
@@ -36,7 +37,7 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     options={
         'num_classes': count(0, 'source classes to train on; 0: as many as the target has', 0),
-        'steps': count(0, 'of the training on the source; 0: as many as on the target', 0),
+        'steps': count(0, 'steps on the source; 0: as many as on the target', 0),
     },
     reads_source=always,
     prepare=prepare,

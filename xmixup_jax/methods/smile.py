@@ -1,8 +1,8 @@
-"""SMILE: mixup of images, features and pre-trained labels, taught by a mean teacher.
+"""Mixes images, and teaches with a mean teacher's mixed features and probabilities.
 
-Li, Xiong, Xu, Dou, "SMILE: Self-Distilled Mixup for Efficient Transfer Learning", arXiv
-2103.13941. With x~ = lam x_a + (1 - lam) x_b, the teacher's last feature maps F' and its
-pre-trained head's probabilities p' of the unmixed images,
+Li, Xiong, Xu, Dou, "SMILE: Self-Distilled Mixup for Efficient Transfer Learning", 2021,
+https://arxiv.org/abs/2103.13941. With x~ = lam x_a + (1 - lam) x_b, the teacher's last feature maps
+F' and its pre-trained head's probabilities p' of the unmixed images,
 
     loss = mixup's loss
            + feature_weight * ||F(x~) - (lam F'(x_a) + (1 - lam) F'(x_b))|| / (h w)
@@ -86,9 +86,11 @@ METHOD = Method(
     loss=loss,
     options={
         'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha), reflected to lam >= 1/2'),
-        'feature_weight': non_negative(0.01, "of the feature maps' distance", traced=True),
-        'source_weight': non_negative(0.1, "of the pre-trained head's cross-entropy", traced=True),
-        'momentum': fraction(0.999, 'of the teacher, which follows the network'),
+        'feature_weight': non_negative(0.01, "weight of the feature maps' distance", traced=True),
+        'source_weight': non_negative(
+            0.1, "weight of the pre-trained head's cross-entropy", traced=True
+        ),
+        'momentum': fraction(0.999, 'share of the teacher that a move keeps'),
         'every': count(10, 'steps between two moves of the teacher'),
     },
     transform=transform,

@@ -1,10 +1,11 @@
-"""StochNorm: batch normalisation that draws its statistics, channel by channel.
+"""Normalises each channel by the batch's or by the moving statistics, at random.
 
-Kou, You, Long, Wang, "Stochastic Normalization", NeurIPS 2020: in training, each channel is
-normalised by the moving statistics with probability 1 - p and by the batch's with probability p.
-The moving ones begin as the pre-trained network's. As in the authors' code (thuml/StochNorm) every
-channel's moving statistics follow the batch's, whatever is drawn, and the variance that they
-follow is the unbiased one.
+Kou, You, Long, Wang, "Stochastic Normalization" (StochNorm), NeurIPS 2020,
+https://proceedings.neurips.cc/paper/2020/hash/bc573864331a9e42e4511de6f678aa83-Abstract.html. In
+training each channel uses the moving statistics with probability 1 - p and the batch's with
+probability p. The moving ones begin as the pre-trained network's. As in the authors' code
+(thuml/StochNorm) every channel's moving statistics follow the batch's, whatever is drawn, with the
+unbiased variance.
 """
 
 from functools import partial

@@ -1,16 +1,16 @@
-"""XMixup: fine-tuning on target images mixed with images of matched source classes.
+"""Fine-tunes on target images mixed with images of matched source classes.
 
 Li, Xiong, An, Xu, Dou, "XMixup: Efficient Transfer Learning with Auxiliary Samples by
-Cross-domain Mixup", arXiv 2007.10252. Each step makes one forward and one backward pass over the
-same number of images as plain fine-tuning:
+Cross-domain Mixup", 2020, https://arxiv.org/abs/2007.10252. Each step makes one forward and one
+backward pass over the same number of images as plain fine-tuning:
 
     x = lam * x_t + (1 - lam) * x_s,   lam ~ Beta(alpha, alpha),
     loss = mean of `mixing.mixed_cross_entropy(f(x), y_t, y_s, lam)`.
 
 With `mix_at` = k > 0 the feature maps at the end of the k-th stage are mixed instead (Verma et
-al., "Manifold Mixup", ICML 2019): the stages before see both images, the others as many as plain
-fine-tuning. There is no public code; the law of lam, the label space and the coefficients are
-this project's choices.
+al., "Manifold Mixup", ICML 2019, https://arxiv.org/abs/1806.05236): the stages before see both
+images, the others as many as plain fine-tuning. No code is public; the law of lam, the label space
+and the coefficients are this project's choices.
 """
 
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def transform(options, keys, batch):
 
 
 def hook(view: View):
-    """Mixes the two halves of what comes out of stage `mix_at`."""
+    """Mixes the two halves of the output of stage `mix_at`."""
 
     def mix(x, stage, place):
         if (stage + 1, place) != (view.options.mix_at, 'end'):
@@ -98,7 +98,7 @@ METHOD = Method(
             'one softmax over target and source classes, one for each, or the target label alone',
         ),
         'source_head': choice(
-            'random', ('random', 'pretrained'), "where the head's source columns begin"
+            'random', ('random', 'pretrained'), "how the head's source columns begin"
         ),
         'mix_at': count(0, 'stage after which feature maps are mixed; 0: the images', 0),
     },
