@@ -135,10 +135,10 @@ def test_images_of_pillow_that_training_would_refuse(workdir, picture):
     model, file = xmixup_jax.load(workdir), io.BytesIO()
     grey = np.zeros((9, 9))
     for dtype, words in ((np.float32, '32-bit float'), (np.int32, '32-bit integer')):
-        with pytest.raises(DataError, match=f'{words} values, whose scale is not known'):
+        with pytest.raises(DataError, match=f'{words} values, whose scale is unknown'):
             model.predict(Image.fromarray(grey.astype(dtype)))
     Image.fromarray(picture).save(file, 'JPEG')
-    with pytest.raises(DataError, match=r'an image of Pillow cannot be read: .*truncated'):
+    with pytest.raises(DataError, match=r'a Pillow image cannot be read: .*truncated'):
         model.predict(Image.open(io.BytesIO(file.getvalue()[:700])))
 
 
