@@ -99,7 +99,7 @@ def run(argv: list[str]) -> None:
             # Drop what the previous cache has left.
             data = Data(parts[0], None, parts[1])
             for part in parts:
-                part.store.kept.clear()
+                part.store.decoded.clear()
             batches, pool, cached = open_input(config, data, match)
             for records in (cached.target, cached.source):
                 if records.cache is not None:  # fill the cache, as a run's first epoch would

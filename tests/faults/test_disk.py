@@ -157,7 +157,7 @@ def test_signals_before_the_first_step(config, records, server, tmp_path):
             assert not server.ended(0.005)
         os.kill(process, number)
         assert server.exit_code() == 75
-        assert one_line(log.read_text()).endswith('the same command continues')
+        assert one_line(log.read_text()).endswith('run the same command to resume')
 
 
 def test_power_may_fail_at_any_time(config, tmp_path, monkeypatch):

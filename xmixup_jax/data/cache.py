@@ -33,22 +33,24 @@ _SHARES = {'device': 0.2, 'memory': 0.5, 'disk': 0.5}
 class Cache(Protocol):
     """A cache of images of one size, uint8 [size, size, 3], by record number."""
 
-    def get(self, number: int) -> np.ndarray | None: ...
+    def get(self, number: int) -> np.ndarray | None:
+        """Returns the image of a record; None if it is not in the cache."""
 
-    def put(self, number: int, image: np.ndarray) -> None: ...
+    def put(self, number: int, image: np.ndarray) -> None:
+        """Stores the image of a record."""
 
 
 class MemoryCache:
     """A cache in memory. The split owns its content, so later runs in this process reuse it."""
 
-    def __init__(self, kept: dict[tuple[int, int, str], np.ndarray], size: int, fit: str):
-        self._kept, self._size, self._fit = kept, size, fit
+    def __init__(self, images: dict[tuple[int, int, str], np.ndarray], size: int, fit: str):
+        self._images, self._size, self._fit = images, size, fit
 
     def get(self, number: int) -> np.ndarray | None:
-        return self._kept.get((number, self._size, self._fit))
+        return self._images.get((number, self._size, self._fit))
 
     def put(self, number: int, image: np.ndarray) -> None:
-        self._kept[number, self._size, self._fit] = image
+        self._images[number, self._size, self._fit] = image
 
 
 class DiskCache:
@@ -197,26 +199,26 @@ def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | N
     if kind not in ('memory', 'disk'):
         return data
 
-    def kept(records: Records, used: Records) -> Records:
+    def cached(records: Records, used: Records) -> Records:
         if kind == 'memory':
-            cache = MemoryCache(records.store.kept, config.resize, config.fit)
+            cache = MemoryCache(records.store.decoded, config.resize, config.fit)
             return replace(records, cache=cache)
         numbers = np.sort(used.index)
         path = _cache_path(config, used)
         return replace(records, cache=DiskCache(path, numbers, config.resize))
 
     used = used_records(data, match)
-    target, source = kept(data.target, used['image']), data.source
+    target, source = cached(data.target, used['image']), data.source
     if source is not None and match is not None:
-        source = kept(source, used['source_image'])
+        source = cached(source, used['source_image'])
     if data.held_out is not None and config.eval_every:
-        data = data._replace(**{data.held_out_part: kept(data.held_out, data.held_out)})
+        data = data._replace(**{data.held_out_part: cached(data.held_out, data.held_out)})
     return data._replace(target=target, source=source)
 
 
 def _missing(records: Records, config: ConfigDict) -> int:
     wanted = (config.resize, config.fit)
-    kept = [number for number, *square in records.store.kept if tuple(square) == wanted]
+    kept = [number for number, *square in records.store.decoded if tuple(square) == wanted]
     return len(records) - int(np.isin(records.index, kept).sum())
 
 

@@ -204,7 +204,7 @@ def _pixels(encoded: bytes, size: int, fit: str) -> np.ndarray:
         else:
             image = _decode_other(encoded)
     if image is None:
-        raise _Refused(_why(encoded))
+        raise _Refused(_reason(encoded))
     return image
 
 
@@ -322,7 +322,7 @@ def _pillow_rgb(image: Any) -> np.ndarray:
     return np.asarray(image.convert('RGB'))
 
 
-def _why(encoded: bytes) -> str:
+def _reason(encoded: bytes) -> str:
     """Says why an image cannot be decoded, as far as we can tell."""
     if (kind := headers.kind(encoded)) in headers.NOT_PHOTOGRAPHS:
         return kind

@@ -25,7 +25,7 @@ class Store:
 
     max_bad_images: int
     """Maximum size of `bad`."""
-    kept: dict[tuple[int, int, str], np.ndarray] = field(default_factory=dict)
+    decoded: dict[tuple[int, int, str], np.ndarray] = field(default_factory=dict)
     """Decoded images by (record number, side, fit); see `cache.MemoryCache`."""
     bad: set[int] = field(default_factory=set)
     """Numbers of the records whose image cannot be decoded."""

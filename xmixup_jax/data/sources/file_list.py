@@ -22,10 +22,10 @@ from xmixup_jax.data.sources.listing import HIDDEN, Image, is_system, nfc
 from xmixup_jax.data.sources.splits import (
     UNDIVIDED_SPLITS,
     find_split,
-    no_split,
-    part_of,
+    missing_split,
     same_split,
-    substitute,
+    split_class,
+    substitution_note,
 )
 from xmixup_jax.errors import DataError
 from xmixup_jax.text import some
@@ -52,7 +52,7 @@ def problem(what: str, config: ConfigDict) -> str | None:
             'path,label and optionally split; name another with csv:FILE'
         )
     try:
-        with _opened(path) as file:
+        with _open_text(path) as file:
             _table(path, file)
     except DataError as error:
         return str(error)
@@ -101,7 +101,7 @@ def read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     faults: dict[str, list[str]] = {}
     folder = os.path.abspath(path.parent)  # noqa: PTH100  (a million strings, not Paths)
-    with _opened(path) as file:
+    with _open_text(path) as file:
         table = _table(path, file)
         keys = [key for key in ('path', 'label', 'split') if key in (table.fieldnames or ())]
         try:
@@ -132,7 +132,7 @@ def read_rows(path: Path) -> list[Row]:
     return sorted(rows)
 
 
-def _opened(path: Path) -> TextIO:
+def _open_text(path: Path) -> TextIO:
     return path.open(encoding='utf-8-sig', newline='')
 
 
@@ -177,15 +177,15 @@ def _in_split(
         return rows
     found = find_split(split, named or UNDIVIDED_SPLITS)
     if found is None:
-        raise no_split(str(path), split, named or UNDIVIDED_SPLITS, dataset, config)
+        raise missing_split(str(path), split, named or UNDIVIDED_SPLITS, dataset, config)
     if named:
-        notes += substitute(split, found)
+        notes += substitution_note(split, found)
         return [row for row in rows if row.split and same_split(row.split, found)]
     share = dataset.test_share
     chosen = []
     first, counts = 0, Counter(row.label for row in rows)
     for label, name in enumerate(sorted(counts)):
-        part = part_of(found, counts[name], label, share)
+        part = split_class(found, counts[name], label, share)
         chosen += [rows[first + i] for i in part]
         first += counts[name]
     return chosen
@@ -199,7 +199,7 @@ def _images(path: Path, rows: Sequence[Row]) -> list[Image]:
     """
     if not rows:
         return []
-    found = [_on_disk(row.path) for row in rows]
+    found = [_find_on_disk(row.path) for row in rows]
     missing = [row.path for row, file in zip(rows, found, strict=True) if file is None]
     if missing:
         raise DataError(
@@ -217,15 +217,15 @@ def _images(path: Path, rows: Sequence[Row]) -> list[Image]:
     ]
 
 
-def _forms(path: str) -> Iterator[str]:
+def _unicode_forms(path: str) -> Iterator[str]:
     yield path
     yield unicodedata.normalize('NFC', path)
     yield unicodedata.normalize('NFD', path)
 
 
-def _on_disk(path: str) -> tuple[str, os.stat_result] | None:
+def _find_on_disk(path: str) -> tuple[str, os.stat_result] | None:
     """Finds a file under any Unicode form of its name; returns its path and status, or None."""
-    for place in _forms(path):
+    for place in _unicode_forms(path):
         try:
             file = os.stat(place)  # noqa: PTH116
         except (OSError, ValueError):  # ValueError: not a valid file name

@@ -18,12 +18,12 @@ from xmixup_jax.data.sources.listing import Found, Image
 from xmixup_jax.data.sources.splits import (
     UNDIVIDED_SPLITS,
     find_split,
-    is_usual,
+    is_split_name,
     kind_of_split,
-    no_split,
+    missing_split,
     part_name,
-    part_of,
-    substitute,
+    split_class,
+    substitution_note,
 )
 from xmixup_jax.errors import DataError
 
@@ -71,26 +71,26 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
             f'{root} contains no folders: put the images of each class into a folder of their own, '
             'or list them in a table: csv:FILE'
         )
-    splits = [folder for folder in folders if _holds_classes(folder)]
+    splits = [folder for folder in folders if _looks_like_split(folder)]
     found = find_split(split, splits, lambda folder: folder.name) if split else None
     notes: list[str] = []
     doubts: list[str] = []
-    if found is not None and (found.name == split or is_usual(found.name)):
-        _check_clear(root, found, folders, splits)
+    if found is not None and (found.name == split or is_split_name(found.name)):
+        _check_unambiguous(root, found, folders, splits)
         why = f'{split!r} has no class folders' if (root / split).is_dir() else ''
-        notes += substitute(split, found.name, why)
+        notes += substitution_note(split, found.name, why)
         top = found
     else:
-        if any(is_usual(folder.name) for folder in splits):
-            raise no_split(str(root), split, [each.name for each in splits], dataset, config)
+        if any(is_split_name(folder.name) for folder in splits):
+            raise missing_split(str(root), split, [each.name for each in splits], dataset, config)
         if split and split not in UNDIVIDED_SPLITS:
-            raise no_split(str(root), split, UNDIVIDED_SPLITS, dataset, config)
+            raise missing_split(str(root), split, UNDIVIDED_SPLITS, dataset, config)
         top, found = root, None
     classes = read_classes(top)
     _check_depth(classes, top, config, dataset)
-    _check_full(classes, top, split == dataset.split)
+    _check_not_empty(classes, top, split == dataset.split)
     classes = {name: content for name, content in classes.items() if content.images}
-    left_out = listing.total(classes.values()) + listing.outside_classes(top)
+    left_out = listing.total(classes.values()) + listing.count_outside_classes(top)
     nested = sum(content.nested for content in classes.values())
     if nested:
         notes.append(f'{nested} images are in sub-folders of their class')
@@ -99,7 +99,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     images = {name: content.images for name, content in classes.items()}
     if found is None and split:
         for label, (name, of_class) in enumerate(images.items()):
-            part = part_of(split, len(of_class), label, dataset.test_share)
+            part = split_class(split, len(of_class), label, dataset.test_share)
             images[name] = [of_class[i] for i in part]
         kept = sum(map(len, (each.images for each in classes.values())))
         kept -= sum(map(len, images.values()))
@@ -110,19 +110,19 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     return _records(dataset.name, images, store, left_out, notes, doubts)
 
 
-def _holds_classes(folder: Path) -> bool:
+def _looks_like_split(folder: Path) -> bool:
     """Whether a folder looks like a split: it has folders with images, and no images beside them
     (unless its name is a usual name of a split)."""
-    if listing.holds_images(folder) and not is_usual(folder.name):
+    if listing.has_images(folder) and not is_split_name(folder.name):
         return False
     return any(listing.find_images(inner).images for inner in listing.subfolders(folder))
 
 
-def _check_clear(root: Path, found: Path, folders: list[Path], splits: list[Path]) -> None:
+def _check_unambiguous(root: Path, found: Path, folders: list[Path], splits: list[Path]) -> None:
     """Raises DataError if a folder that looks like a split may be a class as well."""
-    if any(each != found and is_usual(each.name) for each in splits):
+    if any(each != found and is_split_name(each.name) for each in splits):
         return
-    others = [each for each in folders if not is_usual(each.name) and listing.holds_images(each)]
+    others = [each for each in folders if not is_split_name(each.name) and listing.has_images(each)]
     if others:
         raise DataError(
             f'{root} contains {found.name}, which has folders of images, and {others[0].name}, '
@@ -148,7 +148,7 @@ def _check_depth(classes: Classes, folder: Path, config: ConfigDict, dataset: Co
     part = part_name(dataset, config)
     classes = {name: content for name, content in classes.items() if content.images}
     for name, content in classes.items():
-        path, inner = folder / name, _inner(content)
+        path, inner = folder / name, _image_subfolders(content)
         deep = len(inner) > 1 or all(image.name.count('/') > 1 for image in content.images)
         if len(classes) == 1 and content.nested == len(content.images) and deep:
             flag = shlex.quote(f'--config.{part}.name=folder:{path}')
@@ -163,19 +163,19 @@ def _check_depth(classes: Classes, folder: Path, config: ConfigDict, dataset: Co
             )
 
 
-def _inner(content: Found) -> set[str]:
+def _image_subfolders(content: Found) -> set[str]:
     """Returns the sub-folders of a class that contain images."""
     return {image.name.split('/')[0] for image in content.images if '/' in image.name}
 
 
 def _doubts(classes: Classes, part: str) -> list[str]:
     """Lists reasons to believe that the folders are not classes."""
-    if len(classes) > 1 and all(map(is_usual, classes)):
+    if len(classes) > 1 and all(map(is_split_name, classes)):
         return [
             'all classes are named like splits: if they are splits, list the images in a table: '
             'csv:FILE'
         ]
-    inner = [_inner(content) for content in classes.values()]
+    inner = [_image_subfolders(content) for content in classes.values()]
     nested = all(content.nested == len(content.images) for content in classes.values())
     if len(classes) > 1 and nested and len(inner[0]) > 1 and all(e == inner[0] for e in inner):
         first, second, *_ = classes
@@ -187,13 +187,13 @@ def _doubts(classes: Classes, part: str) -> list[str]:
     return []
 
 
-def _check_full(classes: Classes, folder: Path, training: bool) -> None:
+def _check_not_empty(classes: Classes, folder: Path, training: bool) -> None:
     """Raises DataError if a class has no training images, or the split has no images at all."""
     empty = [name for name, content in classes.items() if not content.images]
     if not empty or (not training and len(empty) < len(classes)):
         return
     left_out = classes[empty[0]].left_out
-    holds = f', but {listing.in_words(left_out)}' if left_out else ''
+    holds = f', but {listing.format_counts(left_out)}' if left_out else ''
     advice = 'add images to it, or remove it'
     if 'pip install' in holds:
         advice = 'install the package, or remove the folder'

@@ -91,7 +91,7 @@ def find_images(folder: Path) -> Found:
     return found
 
 
-def holds_images(folder: Path) -> bool:
+def has_images(folder: Path) -> bool:
     """Whether a folder directly contains images."""
     with os.scandir(folder) as entries:
         return any(
@@ -100,7 +100,7 @@ def holds_images(folder: Path) -> bool:
         )
 
 
-def outside_classes(folder: Path) -> Counter[str]:
+def count_outside_classes(folder: Path) -> Counter[str]:
     """Counts the files beside the class folders in a folder, by kind."""
     left_out: Counter[str] = Counter()
     with os.scandir(folder) as entries:
@@ -156,10 +156,10 @@ def _starts_like_image(path: str) -> bool:
     return start.startswith(_MAGIC_BYTES) or (start[:4], start[8:12]) == (b'RIFF', b'WEBP')
 
 
-def in_words(left_out: Counter[str]) -> str:
+def format_counts(left_out: Counter[str]) -> str:
     """Formats counts by kind as text, the most frequent first.
 
-    >>> in_words(Counter({'.txt': 2, HIDDEN: 5}))
+    >>> format_counts(Counter({'.txt': 2, HIDDEN: 5}))
     '5 hidden or system, 2 .txt'
     """
     return ', '.join(f'{count} {kind}' for kind, count in left_out.most_common())

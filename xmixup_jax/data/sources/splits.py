@@ -22,10 +22,10 @@ _GROUPS = {
 T = TypeVar('T')
 
 
-def is_usual(name: str) -> bool:
+def is_split_name(name: str) -> bool:
     """Whether a name is a usual name of a split.
 
-    >>> [is_usual(name) for name in ('Train', 'valid', 'cats')]
+    >>> [is_split_name(name) for name in ('Train', 'valid', 'cats')]
     [True, True, False]
     """
     return _folded(name) in _GROUPS
@@ -42,7 +42,7 @@ def kind_of_split(name: str) -> str | None:
     >>> [kind_of_split(name) for name in ('Train', 'valid', 'test', 'cats')]
     ['train', 'test', 'test', None]
     """
-    return None if not is_usual(name) else 'train' if _folded(name) in _TRAIN else 'test'
+    return None if not is_split_name(name) else 'train' if _folded(name) in _TRAIN else 'test'
 
 
 def find_split(split: str, present: Iterable[T], name_of: Callable[[T], str] = str) -> T | None:
@@ -87,7 +87,7 @@ def part_name(dataset: ConfigDict, config: ConfigDict) -> str:
     return 'source' if dataset is config.source else 'target'
 
 
-def substitute(split: str, found: str, why: str = '') -> list[str]:
+def substitution_note(split: str, found: str, why: str = '') -> list[str]:
     """Returns a note if another split is used than the requested one; [] if not.
 
     Args:
@@ -100,7 +100,7 @@ def substitute(split: str, found: str, why: str = '') -> list[str]:
     return [f'{why or f"there is no split {split!r}"}: using {found!r} instead']
 
 
-def no_split(
+def missing_split(
     where: str, split: str, present: Iterable[str], dataset: ConfigDict, config: ConfigDict
 ) -> NoSplit:
     """Makes the error for a missing split, with the flags that help.
@@ -128,7 +128,7 @@ def no_split(
     return NoSplit(f'{where} has no split {split!r}: {has}', advice)
 
 
-def part_of(split: str, count: int, label: int, share: float) -> np.ndarray:
+def split_class(split: str, count: int, label: int, share: float) -> np.ndarray:
     """Splits the images of a class at random, for data sets without splits.
 
     Args:

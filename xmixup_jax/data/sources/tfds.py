@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.splits import find_split, no_split, substitute
+from xmixup_jax.data.sources.splits import find_split, missing_split, substitution_note
 from xmixup_jax.errors import DataError, first_line
 from xmixup_jax.files import Resumable, file_lock, load_arrays
 
@@ -76,7 +76,7 @@ def problem(what: str, config: ConfigDict) -> str | None:
     if builder.info.splits:
         return None
     return (
-        f'data set {what} is not prepared in {builder.data_dir}: {_archives(builder)}run  '
+        f'data set {what} is not prepared in {builder.data_dir}: {_manual_download(builder)}run  '
         'xmixup prepare  with the same --config flags'
     )
 
@@ -86,7 +86,7 @@ def prepare(what: str, config: ConfigDict) -> str:
     return str(build(what, config.data_dir).data_dir)
 
 
-def _archives(builder: tfds.core.DatasetBuilder) -> str:
+def _manual_download(builder: tfds.core.DatasetBuilder) -> str:
     """Says which archives to download by hand, and where to put them; '' if none are needed."""
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return ''
@@ -121,7 +121,7 @@ def _build_alone(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = make_builder(name, data_dir)
     if builder.info.splits:
         return builder
-    missing = obstacle(builder)
+    missing = build_problem(builder)
     if missing:
         raise DataError(missing)
     log.info('Writing %s as array_record to %s', name, builder.data_dir)
@@ -137,7 +137,7 @@ def _build_alone(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def obstacle(builder: tfds.core.DatasetBuilder) -> str | None:
+def build_problem(builder: tfds.core.DatasetBuilder) -> str | None:
     """Says why `build` would fail, before it downloads anything; None if nothing is missing."""
     if builder.info.splits:
         return None
@@ -150,7 +150,7 @@ def obstacle(builder: tfds.core.DatasetBuilder) -> str | None:
         )
     manual = _manual_dir(builder)
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
-        return f'data set {builder.name}: {_archives(builder)}run the same command again'
+        return f'data set {builder.name}: {_manual_download(builder)}run the same command again'
     return None
 
 
@@ -165,8 +165,8 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     if split.isidentifier() and split not in builder.info.splits:
         named = find_split(split, builder.info.splits)
         if named is None:
-            raise no_split(what, split, sorted(builder.info.splits), dataset, config)
-        notes += substitute(split, named)
+            raise missing_split(what, split, sorted(builder.info.splits), dataset, config)
+        notes += substitution_note(split, named)
         split = named
     image_key, label_key = builder.info.supervised_keys or ('image', 'label')
     try:
@@ -174,7 +174,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
     except (ValueError, KeyError) as error:
-        raise no_split(what, split, sorted(builder.info.splits), dataset, config) from error
+        raise missing_split(what, split, sorted(builder.info.splits), dataset, config) from error
     except NotImplementedError as error:
         raise DataError(
             f'{what} in {builder.data_dir} is not stored as array_record: prepare it again '
