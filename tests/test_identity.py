@@ -196,19 +196,19 @@ def test_differences_in_words():
     assert difference(first, None) == 'there are none now'
     assert difference(None, first) == 'there were none before'
     assert difference(first, of(IMAGES, LABELS, 'acd')) == (
-        "class 'b' is gone, class 'd' is new, images of class 'c' have changed"
+        "class 'b' is missing, class 'd' is new, images of class 'c' have changed"
     )
     more = np.concatenate([IMAGES, IMAGES[:2] + 1])
     assert difference(first, of(more, [*LABELS, 0, 1], 'abc')) == (
-        "images are new: 2 of 2 classes ('a', 'b')"
+        "new images: 2 of 2 classes ('a', 'b')"
     )
     assert difference(first, of(IMAGES[:-1], LABELS[:-1], 'abc')) == (
-        "images are gone: 1 of class 'c'"
+        "missing images: 1 of class 'c'"
     )
     assert difference(first, of(IMAGES, (2 - LABELS), 'cba')) == 'the classes are in another order'
     split = in_memory(), in_memory(np.concatenate([IMAGES[:11], IMAGES[:1]]))
     old, new = (each.select(np.arange(6)).summary() for each in split)
-    assert difference(old, new) == ('images of the split outside the selection have changed')
+    assert difference(old, new) == 'images of the split outside the selection have changed'
 
 
 def words_of(error):
@@ -242,11 +242,11 @@ def test_a_run_is_of_its_data(photos, config, tmp_path, caplog):
         write_images(photos, ['dog/9.png'])
         with pytest.raises(ConfigError) as error:
             again(in_hand=in_hand)
-        assert 'data.json belongs to a run on other data (target: images ' in words_of(error)
+        assert 'data.json belongs to a run on other data (target: new images: ' in words_of(error)
         (photos / 'dog/9.png').unlink()
         assert again(in_hand=in_hand) == result
     (photos / 'dog').rename(photos / 'emu')
-    with pytest.raises(ConfigError, match=r"class 'dog' is gone, class 'emu' is new"):
+    with pytest.raises(ConfigError, match=r"class 'dog' is missing, class 'emu' is new"):
         again()
     (photos / 'emu').rename(photos / 'dog')
 

@@ -274,7 +274,7 @@ def test_a_class_without_test_images_is_said(root, config):
     data = read(root, config)
     assert data.test.class_names == CLASSES
     assert np.bincount(data.test.labels, minlength=3).tolist() == [2, 0, 0]
-    assert data.test.notes == ("without test images: 2 classes ('dog', 'ship')",)
+    assert data.test.notes == ("no test images of 2 classes ('dog', 'ship')",)
 
 
 def test_other_labels_than_by_position(root, config):

@@ -71,7 +71,7 @@ def _open(name: str, split: str, config: ConfigDict) -> Records:
     dataset = defaults.dataset(name, 'train', split or 'test')
     config.target = dataset
     if not split:
-        with contextlib.suppress(NoSplit):  # it has splits
+        with contextlib.suppress(NoSplit):  # raised if the data set has splits
             return open_split(dataset, '', config)
     try:
         return open_split(dataset, split or 'test', config)
@@ -91,14 +91,17 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--batch_size', default=64, type=int)
     args = parser.parse_args(argv[1:])
     if args.batch_size < 1:
-        parser.error('--batch_size must be 1 or more')
+        parser.error('--batch_size must be at least 1')
     model = load(args.workdir, args.network, args.views)
     setup(model.config.cache_dir)
     records = open_labelled(args.data, args.split, model)
     print(f'xmixup: {model.describe()}; {records.usage_line()}', file=sys.stderr)
     tested = model.test(records, args.batch_size)
     if not len(tested.label):
-        raise DataError(f'none of the {len(records)} images of {args.data} can be decoded')
+        raise DataError(
+            f'none of the {len(records)} images of {args.data} can be decoded: replace them, or '
+            'name other images with --data'
+        )
     output = args.output or model.path.parent / f'evaluation-{short_name(args.data)}'
     output.mkdir(parents=True, exist_ok=True)
     figures = scores(tested)

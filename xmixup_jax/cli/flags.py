@@ -185,8 +185,8 @@ def _wrong_value(message: str, argv: list[str], config: ConfigDict) -> str:
     given, _ = _pop_flag(f'config.{found[1]}', argv)
     value = values[found[1]]
     kinds = {bool: 'True or False', int: 'a whole number', float: 'a number'}
-    kind = kinds.get(type(value), f'a value such as {value!r}')
-    return one_line(f'--config.{found[1]}={given}: must be {kind}, as {value!r} is')
+    kind = kinds.get(type(value), 'of the same type')
+    return one_line(f'--config.{found[1]}={given}: must be {kind}; the experiment has {value!r}')
 
 
 def _first_key(section: str, known: dict[str, Any]) -> str:

@@ -118,7 +118,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--batch_size', default=64, type=int)
     args = parser.parse_args(argv[1:])
     if args.top < 0 or args.batch_size < 1:
-        parser.error('--top must be 0 or more, --batch_size 1 or more')
+        parser.error('--top must be at least 0, and --batch_size at least 1')
     paths, left_out = find_images(args.images)
     model = load(args.workdir, args.network, args.views)
     setup(model.config.cache_dir)

@@ -51,7 +51,11 @@ def run(argv: list[str]) -> None:
     raise_all(missing)
     check_inputs(config)
     weights = backbone_weights(config)
-    done(f'weights are in {weights.path}' if weights else 'no weights: training starts at random')
+    done(
+        f'weights are in {weights.path}'
+        if weights
+        else 'no weights: training starts from random ones'
+    )
     data = open_data(config)
     done('data sets can be opened')
     data.log_usage()

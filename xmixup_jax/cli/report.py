@@ -75,7 +75,7 @@ def _check_finished(workdir: Path) -> None:
         what = f'holds no finished run ({missing[0]} is missing)' if there else 'is no folder'
         raise DataError(
             f'{one_line(workdir)} {what}: name the folder of a finished run, or run its training '
-            'command again, which continues it'
+            'command again to resume it'
         )
 
 

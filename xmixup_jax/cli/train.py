@@ -47,7 +47,7 @@ def print_result(result: dict[str, Any], workdir: Path) -> None:
     if not is_first():
         return
     print(f'{summary(result)}  ->  {one_line(workdir)}')
-    written = {'report': REPORT, 'weights': WEIGHTS_FILE, 'rows': METRICS}
+    written = {'report': REPORT, 'weights': WEIGHTS_FILE, 'metrics': METRICS}
     for name, file in written.items():
         if (workdir / file).exists():
             print(f'  {name:8} {one_line(workdir / file)}')

@@ -207,7 +207,8 @@ class StanfordCars(tfds.core.GeneratorBasedBuilder):
                 return unpacked
             if not (manual / archive).is_file():
                 raise DataError(
-                    f'{manual / archive} is missing: put it there, or the unpacked folder {name}'
+                    f'{manual / archive} is missing: put it there, or put its unpacked folder '
+                    f'{name} there'
                 )
             return _unpack(manual / archive) / name
 

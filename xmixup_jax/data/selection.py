@@ -245,6 +245,6 @@ def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
     without = [test.class_names[c] for c in np.flatnonzero(counts == 0)]
     if without:
         shown = some(list(map(repr, without)))
-        notes = (*test.notes, f'without test images: {len(without)} classes ({shown})')
+        notes = (*test.notes, f'no test images of {len(without)} classes ({shown})')
         test = replace(test, notes=notes)
     return test

@@ -208,7 +208,7 @@ class Checkpoints:
                 return _readable(read, step)
             except NotRestored:
                 raise
-            except UserError as error:  # here or in another process
+            except UserError as error:  # raised in this or in another process
                 damaged = self._folder / str(step)
                 # All processes wait here until it is moved.
                 aside = first_process(set_aside)(damaged, self.workdir)

@@ -59,7 +59,7 @@ def same_data(
             return None
     read = _read(checkpoints.workdir)
     stored = read
-    if stored is None:  # all processes have found it so
+    if stored is None:  # in all processes alike
         meta = checkpoints.restore_meta()
         stored = meta and meta.data
     if not (checkpoints.steps or finished):
@@ -134,7 +134,7 @@ def difference(old: Summary | None, new: Summary | None) -> str:
     >>> old = {'digest': 'a', 'class_names': ['cat', 'dog'], 'counts': [3, 5], 'classes': 'ab'}
     >>> new = {'digest': 'b', 'class_names': ['cat', 'emu'], 'counts': [4, 5], 'classes': 'cd'}
     >>> difference(old, new)
-    "class 'dog' is gone, class 'emu' is new, images are new: 1 of class 'cat'"
+    "class 'dog' is missing, class 'emu' is new, new images: 1 of class 'cat'"
     """
     if old is None or new is None:
         if old is new:
@@ -155,15 +155,15 @@ def _differences(old: Summary, new: Summary) -> Iterator[str]:
     gone, added = (
         [name for name in a if name not in b] for a, b in ((before, after), (after, before))
     )
-    for what, names in (('gone', gone), ('new', added)):
+    for what, names in (('missing', gone), ('new', added)):
         if names:
             yield f'{_classes(names)} {"are" if len(names) > 1 else "is"} {what}'
     grown = {name: after[name][0] - before[name][0] for name in before if name in after}
-    for what, sign in (('new', 1), ('gone', -1)):
+    for what, sign in (('new', 1), ('missing', -1)):
         names = [name for name, count in grown.items() if sign * count > 0]
         if names:
             count = sum(sign * grown[name] for name in names)
-            yield f'images are {what}: {count} of {_classes(names)}'
+            yield f'{what} images: {count} of {_classes(names)}'
     changed = [name for name in grown if not grown[name] and before[name] != after[name]]
     if changed:
         yield f'images of {_classes(changed)} have changed'

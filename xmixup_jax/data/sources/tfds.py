@@ -26,8 +26,8 @@ from xmixup_jax.files import Resumable, file_lock, load_arrays
 
 log = logging.getLogger('xmixup_jax')
 
-# Builders whose images ship inside Python packages: they are prepared without being asked to, as
-# they download nothing.
+# Builders whose images ship inside Python packages. They are prepared automatically, as nothing has
+# to be downloaded.
 IN_PACKAGES = ('mnist5k', 'uci_digits')
 _CHUNK = 1000  # records to read at a time for their labels
 
