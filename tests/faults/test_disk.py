@@ -93,7 +93,7 @@ def test_full_and_read_only_disks(config, undisturbed, server, tmp_path):
     lines = [line for line in done.stdout.splitlines() if line.startswith('code')]
     assert lines == ['code 1', 'code 1'], done.stderr
     full, read_only = [x for x in done.stderr.splitlines() if x.startswith('xmixup: ')]
-    assert 'make room' in full and 'No space left on device' in full
+    assert 'free disk space' in full and 'No space left on device' in full
     assert f'cannot write into {disk}/run: Read-only file system' in read_only
     # Elsewhere there is room: the same run goes on.
     server.start(arguments(config, tmp_path / 'out', **VALUES), tmp_path / 'log')

@@ -49,9 +49,9 @@ def locked(folder: Path, key: str = '--workdir', wait: bool = False) -> Iterator
     """Creates the folder and locks it for this run; see `files.file_lock`.
 
     Args:
-      folder: to lock.
+      folder: the folder of the run.
       key: the flag that chooses another folder, for errors.
-      wait: until another run releases the lock, or fail.
+      wait: whether to wait until another run releases the lock, or to fail at once.
     """
     with contextlib.ExitStack() as stack:
         # The first process locks it on behalf of all processes.
