@@ -47,7 +47,7 @@ def parse_flags(argv: list[str], methods: Sequence[str] = ()) -> tuple[ConfigDic
 
     Args:
       argv: the program's name and its arguments.
-      methods: further methods whose options may be set, beside the built-in ones and the chosen
+      methods: further methods whose options may be set, besides the built-in ones and the chosen
         one.
 
     Returns:
@@ -127,7 +127,7 @@ def load_experiment(path: Path, methods: Sequence[str] = ()) -> ConfigDict:
 
     Args:
       path: the Python file.
-      methods: further methods whose options it gets, beside the built-in ones and its own.
+      methods: further methods whose options it gets, besides the built-in ones and its own.
 
     Raises:
       ConfigError: the file cannot be read, has no `get_config`, or has an unknown key; a method

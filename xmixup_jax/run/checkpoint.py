@@ -151,7 +151,7 @@ class Checkpoints:
         except Exception as error:  # Orbax raises errors without a common class on corrupted files
             raise UserError(
                 f'{self._constants} cannot be read ({first_line(error)}), but the checkpoints '
-                'beside it need it: restore it from a copy, or start again in another --workdir'
+                'next to it need it: restore it from a copy, or start again in another --workdir'
             ) from error
         return constants
 

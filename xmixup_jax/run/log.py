@@ -107,7 +107,7 @@ class RunLog:
                 self._tracker.log(values, step=step)
         except OSError as error:
             raise UserError(
-                f'{self._path} and tensorboard/ beside it cannot be written ({error.strerror}): '
+                f'{self._path} and tensorboard/ next to it cannot be written ({error.strerror}): '
                 'free disk space and run the same command again; it resumes from the newest '
                 'checkpoint'
             ) from error
