@@ -1,1 +1,1 @@
-"""Measurements; nothing here is needed to use the package."""
+"""Benchmarks of accuracy, speed and memory; the package does not depend on them."""

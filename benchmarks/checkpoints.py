@@ -1,14 +1,14 @@
-"""What a checkpoint costs the training loop:
+"""Measures how long a checkpoint blocks the training loop:
 
     python -m benchmarks.checkpoints --config=configs/tiny_caltech.py --output=checkpoints.csv
 
-In turns, in one process: a step on synthetic images, a checkpoint as the loop writes it (it waits
-until everything is on disk), and plain orbax: how long it keeps the loop when it writes in the
-background, and until it is done. The shares are of the time of config.checkpoint_every steps.
+Alternates, in one process: a step on synthetic images; a checkpoint as the loop writes it (waiting
+until everything is on disk); and plain Orbax writing in the background, timed until it returns to
+the loop and until it is done. Shares are relative to the time of config.checkpoint_every steps.
 
-  --classes  of target and of source (100)
-  --rounds   after a first one (20); medians are shown
-  --output   a CSV file
+  --classes  classes of the target and of the source (default: 100)
+  --rounds   rounds to take medians over, after one warm-up round (default: 20)
+  --output   CSV file to write
 """
 
 import argparse

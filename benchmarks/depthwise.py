@@ -1,7 +1,10 @@
-"""The two depthwise convolutions on this machine's CPU: python -m benchmarks.depthwise
+"""Compares two implementations of depthwise convolutions on this machine's CPU:
 
-EfficientNet-Lite0's layers at 224 px, batch 16, float32: milliseconds of the forward pass and of
-the value with both gradients, median of 5, XLA's grouped convolution against the sum of shifts.
+    python -m benchmarks.depthwise
+
+Times XLA's grouped convolution and the sum of shifts on EfficientNet-Lite0's layers at 224 px,
+batch 16, float32. Prints milliseconds of the forward pass, and of the value with both gradients;
+medians of 5.
 """
 
 import time
@@ -13,7 +16,7 @@ import numpy as np
 
 from xmixup_jax.models.cpu import grouped_conv, sum_of_shifts
 
-# Side of the map, channels, side of the kernel, stride.
+# Side of the feature map, channels, side of the kernel, stride.
 LAYERS = (
     (112, 32, 3, 1),
     (112, 96, 3, 2),

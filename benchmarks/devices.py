@@ -1,15 +1,15 @@
-"""A step's time and memory by the number of devices, and `pmap` against `jit` of `shard_map`:
+"""Measures time and memory of a step by the number of devices, with `pmap` and `shard_map`:
 
     python -m benchmarks.devices --config=configs/digits.py --devices=1,2,4,8
 
-For each number a process of its own with so many devices simulated on the CPU (without --devices:
-the devices that there are). The global batch stays the same. `pmap` and `shard_map` run the same
-per-device function in turns; `ratio` is the median, over the rounds, of pmap's time over
-shard_map's. `call us` is the time until the call returns, of a step that does nothing but return a
-state of as many arrays: what each costs on the host.
+For each number, starts a process with that many simulated CPU devices. The global batch stays the
+same. `pmap` and `jit` of `shard_map` run the same per-device function in turns; `ratio` is the
+median over the rounds of pmap's time divided by shard_map's. `call us` is the host overhead: the
+time until the call of a step returns that does nothing but return a state of as many arrays.
 
-  --processes  2: the devices divided over two processes (TCP, one machine)
-  --output     a CSV file
+  --devices    numbers of devices (default: the real devices, without simulation)
+  --processes  number of processes, connected over TCP, that share the devices (default: 1)
+  --output     CSV file to write
 """
 
 import argparse
@@ -40,7 +40,7 @@ CALLS = 300
 
 
 def measure(config) -> dict:
-    """The figures of this process's devices."""
+    """Measures this process's devices; returns a row of the table."""
     task, state = step_lib.create_task(config, Sizes(CLASSES, CLASSES))
     batch = synthetic.batch(config, CLASSES, 0)
     share = config.batch_size // jax.process_count()
@@ -94,7 +94,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--devices', default='')
     parser.add_argument('--processes', default=1, type=int)
     parser.add_argument('--output', type=Path)
-    parser.add_argument('--result', type=Path)  # of one of the processes
+    parser.add_argument('--result', type=Path)  # internal: where a child process writes its row
     args, rest = parser.parse_known_args(argv)
     if not args.devices:
         config, _ = read_command(rest)

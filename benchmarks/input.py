@@ -1,20 +1,21 @@
-"""Pairs a second by where decoded images are kept, and how much of a step's demand that is:
+"""Measures the input pipeline in pairs per second, for each cache of decoded images:
 
     python -m benchmarks.input --config=configs/tiny_caltech.py --config.resize=224 \\
         --config.image_size=224 --cores=1
 
-Pairs of a target and a source image, JPEGs of 500x375 px, to batches on the host: with nothing
-kept, and when all images are kept in one of the places. (From the devices, batches are positions.)
-`opencv` is OpenCV alone: decode, cut, scale by area, of two images.
-With --step the configuration's training step runs too, on real batches and on one that lies on the
-device, in turns: `loop` is the input and the step together, `share` its images/s over those of the
-step alone.
+Loads pairs of a target and a source image (JPEGs of 500x375 px) into batches on the host: without a
+cache, and with all images already in each of the caches. (With the cache on the devices, batches
+hold positions.) `opencv` is the cost of two images in OpenCV alone: decode, crop, scale by area.
 
-  --images   of target and of source, each (2,000)
-  --cores    to run on (all)
-  --caches   of none,memory,disk,device, none first (all)
-  --step     also run the step
-  --output   a CSV file
+With --step, the configuration's training step runs as well, in turns on real batches and on one
+batch that stays on the device: `loop` is input and step together, `share` is its images/s divided
+by those of the step alone.
+
+  --images   images of the target and of the source, each (default: 2,000)
+  --cores    cores to use (default: all)
+  --caches   caches to measure: none, which must be first, memory, disk, device (default: all)
+  --step     also run the training step
+  --output   CSV file to write
 """
 
 import argparse
@@ -46,7 +47,7 @@ KINDS = ('none', 'memory', 'disk', 'device')
 
 
 def per_second(action: Callable[[], int]) -> float:
-    """What `action` returns the number of, a second, over about SECONDS."""
+    """Calls `action` for about SECONDS; returns the sum of its results per second."""
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < SECONDS:
         count += action()
@@ -54,7 +55,7 @@ def per_second(action: Callable[[], int]) -> float:
 
 
 def opencv_alone(images: list[bytes], size: int) -> float:
-    """Pairs a second on one core."""
+    """Decodes and scales images with OpenCV; returns pairs per second on one core."""
     encoded = itertools.cycle(images)
 
     def one() -> int:
@@ -95,13 +96,13 @@ def run(argv: list[str]) -> None:
         start = synthetic.start(config, 'xmixup', weights, CLASSES, Path(folder))
         for kind in args.caches.split(','):
             config.data.cache = kind
-            # Nothing is kept from the kind before.
+            # Drop what the previous cache has left.
             data = Data(parts[0], None, parts[1])
             for part in parts:
-                part.store.kept.clear()
+                part.store.decoded.clear()
             batches, pool, cached = open_input(config, data, match)
             for records in (cached.target, cached.source):
-                if records.cache is not None:  # a run does this as it goes
+                if records.cache is not None:  # fill the cache, as a run's first epoch would
                     for i in range(len(records)):
                         records.image(i, config.resize)
             iterator = iter(batches)
@@ -123,7 +124,7 @@ def run(argv: list[str]) -> None:
 
 
 def step_rates(config, start, iterator, pool) -> dict[str, float]:
-    """Images a second of the step alone and of the loop, in turns."""
+    """Measures images per second of the step alone and of the loop, in turns."""
     state = replicate(start.state)  # the steps donate it
     config = config.copy_and_resolve_references()
     config.steps = 10**9
@@ -137,7 +138,7 @@ def step_rates(config, start, iterator, pool) -> dict[str, float]:
         for _, batch, _ in batches:
             state, metrics = start.task.train_steps(start.constants, state, pool, batch)
             stop.after(metrics)
-            if begun is None:  # compiles, or waits for what was begun before
+            if begun is None:  # the first step compiles, or waits for earlier work
                 jax.block_until_ready(metrics)
                 begun = time.perf_counter()
                 continue

@@ -1,18 +1,19 @@
-"""What the device does during a training step:
+"""Profiles what the device does during a training step:
 
     python -m benchmarks.kernels --config=configs/tiny_caltech.py --config.model.name=resnet18 \\
         --config.model.width=64 --output=kernels.csv
 
 Traces some steps of config.method with JAX's profiler, and adds up the kernels by the operation
-that they were made of, one row each: forward or backward, operation (of a fused kernel its last
-one), kernels a step, ms a step, and share of the time of a step. The last row is the time in which
-none runs; on a CPU, where several run at once, it says nothing.
+that they come from. Each row has: forward or backward pass, operation (for a fused kernel, the last
+one), kernels per step, ms per step, and share of the step's time. The last row is the time in which
+no kernel runs; it is meaningless on CPUs, where several kernels run at once.
 
-On a GPU set XLA_FLAGS=--xla_gpu_enable_command_buffer= so that each kernel is seen by itself.
+On a GPU, set XLA_FLAGS=--xla_gpu_enable_command_buffer= so that the trace shows each kernel
+separately.
 
-  --classes  of target and of source (100)
-  --steps    to trace (10)
-  --output   a CSV file
+  --classes  classes of the target and of the source (default: 100)
+  --steps    steps to trace (default: 10)
+  --output   CSV file to write
 """
 
 import argparse
@@ -74,18 +75,18 @@ def run(argv: list[str]) -> None:
     rows.append(
         {'pass': '', 'operation': '(none)', 'kernels': 0, 'ms': idle, 'share': idle / step_ms}
     )
-    print(f'{config.method}, {jax.devices()[0].device_kind}: {step_ms:.2f} ms a step')
+    print(f'{config.method}, {jax.devices()[0].device_kind}: {step_ms:.2f} ms per step')
     synthetic.write_table(rows, args.output)
 
 
 def kernels_of(trace: jax.profiler.ProfileData) -> Iterator[tuple[str, float]]:
-    """(instruction of the compiled program or name of the kernel, ms) of all that ran on the first
-    device."""
+    """Yields (instruction of the compiled program or name of the kernel, ms) for every kernel that
+    ran on the first device."""
     planes = {plane.name: plane for plane in trace.planes}
     device = planes.get('/device:GPU:0')
     for line in (device or planes['/host:CPU']).lines:
         if device and not line.name.startswith('Stream'):
-            continue  # sums of the others
+            continue  # other lines add up those of the streams
         for event in line.events:
             instruction = dict(event.stats).get('hlo_op')
             if device or instruction:
@@ -93,7 +94,7 @@ def kernels_of(trace: jax.profiler.ProfileData) -> Iterator[tuple[str, float]]:
 
 
 def origins(program: str) -> dict[str, tuple[str, str]]:
-    """Of a compiled program's text: instruction to (forward or backward, JAX's operation)."""
+    """Parses a compiled program's text: instruction to ('forward' or 'backward', JAX operation)."""
     pattern = r'^\s*(?:ROOT )?%?(\S+) = .*metadata=\{[^}]*op_name="([^"]*)"'
     return {
         name: ('backward' if 'transpose(' in path else 'forward', path.rpartition('/')[2])

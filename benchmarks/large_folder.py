@@ -1,10 +1,10 @@
-"""Memory and speed of the input over a large image folder, as a user would run it:
+"""Measures speed and memory of a large image folder, run as a user would run it:
 
     python -m benchmarks.large_folder --folder=/tmp/jpegs --images=100000
 
-Writes that many JPEG images of 500x375 px in 100 classes (once), then runs `prepare` and one epoch
-of fine-tuning with a network so small that decoding is the work, as processes of their own, and
-prints images a second and their memory (resident set) over time.
+Writes JPEG images of 500x375 px in 100 classes (once). Then runs `prepare` and one epoch of
+fine-tuning in separate processes, with a network so small that decoding dominates. Prints images
+per second and the processes' memory (resident set) over time; --output writes them as JSON.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from benchmarks import synthetic
 
 CLASSES = 100
 BATCH = 200
-TEST = 5  # images of each class
+TEST = 5  # test images per class
 
 
 def write_image(task: tuple[Path, int]) -> None:
-    """Writes one image, if it is not there."""
+    """Writes one image, unless it exists."""
     path, seed = task
     if not path.exists():
         partial = path.with_suffix('.tmp')
@@ -49,7 +49,7 @@ def generate(folder: Path, images: int) -> None:
 
 
 def measured(command: list[str]) -> dict[str, float | list[int]]:
-    """Runs a program; its seconds, and its memory in MB at each tenth of them."""
+    """Runs a program; returns its seconds, and its memory in MB at each tenth of that time."""
     begun = time.perf_counter()
     process = subprocess.Popen(command)
     memory = []
@@ -101,7 +101,7 @@ def main() -> None:
     workdir = args.folder / f'run-{time.time_ns()}'
     python = [sys.executable, '-m']
     results = {'images': args.images, 'cores': cores}
-    # The class features of source and target are the same images': they are read once.
+    # Source and target are the same images, so `prepare` reads them once for the class features.
     results['prepare'] = measured(
         [*python, 'xmixup_jax', 'prepare', *flags, f'--workdir={workdir}/prepare']
     )
@@ -114,10 +114,10 @@ def main() -> None:
     for phase in ('prepare', 'epoch'):
         rate = args.images / results[phase]['seconds']
         print(
-            f'{phase}: {results[phase]["seconds"]} s, {rate:.0f} images/s, {rate / cores:.0f} a '
+            f'{phase}: {results[phase]["seconds"]} s, {rate:.0f} images/s, {rate / cores:.0f} per '
             f'core; MB at each tenth: {" ".join(map(str, results[phase]["memory_mb"]))}'
         )
-    print(f'epoch without start and test: {results["epoch"]["images_per_second"]} images/s')
+    print(f'epoch without startup and test: {results["epoch"]["images_per_second"]} images/s')
     if args.output:
         args.output.write_text(json.dumps(results, indent=2) + '\n')
 

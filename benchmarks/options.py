@@ -1,21 +1,21 @@
-"""What training options do to fine-tuning and to XMixup, with 6 images a class.
+"""Measures how training options change fine-tuning and XMixup, with 6 images per class.
 
     python -m benchmarks.options --data=DIR --workdir=DIR
     python -m benchmarks.options --data=DIR --workdir=DIR --tasks=scene15 --options=label_smoothing
 
-  --data     holds the image folders of the study, see benchmarks/study
-  --workdir  gets a folder for each run; finished runs are not made again
-  --tasks    comma-separated, of the study's (default: flowers17,scene15)
-  --options  of `OPTIONS`, likewise (default: all)
-  --seeds    likewise (default: 0,1,2)
-  --results  the table of rows (default: benchmarks/results/options.csv); several processes may
-             share it and --workdir
-  --table    print the table of what has been run, and run nothing
+  --data     folder of the study's image folders; see benchmarks/study
+  --workdir  gets a folder for each run; finished runs are reused
+  --tasks    tasks of the study, comma-separated (default: flowers17,scene15)
+  --options  names from `OPTIONS`, comma-separated (default: all)
+  --seeds    seeds, comma-separated (default: 0,1,2)
+  --results  CSV file with a row for each run (default: benchmarks/results/options.csv); several
+             processes may share it and --workdir
+  --table    only print the table of the existing results
 
 The setting is the study's `cpu` scale: EfficientNet-Lite0 with ImageNet weights, 112 px, 100 steps,
 pre-trained batch-norm statistics, and the learning rate that the study chose. Each option changes
-that alone; none is tuned. Averages of weights and views of a test cost no further training: they
-are measured on the runs without options. Every run adds a row to options.csv.
+only its own values; none is tuned. The average of the weights and several test views need no
+further training, so they are measured on the runs without options.
 """
 
 import argparse
@@ -65,7 +65,7 @@ Row = dict[str, Any]
 
 
 def run_of(task: str, method: str, option: str, seed: int, data: Path, workdir: Path) -> Run:
-    """The run of one cell of the table."""
+    """Returns the run of one cell of the table."""
     config = tasks.configuration(task, 'cpu', tasks.FEW, tasks.LITE0, data, workdir / 'cache')
     config.batch_norm, config.seed = 'frozen', seed
     config.update_from_flattened_dict(METHODS[method] | OPTIONS[option])
@@ -75,7 +75,7 @@ def run_of(task: str, method: str, option: str, seed: int, data: Path, workdir: 
 
 
 def rows_of(run: Run) -> list[Row]:
-    """The row of a run; of one without options also those of its average and of more views."""
+    """Makes a run and returns its row; without options, also rows of its average and its views."""
     row = row_of(run, {})
     if 'error' in row:
         raise UserError(row['error'])
@@ -90,7 +90,7 @@ def rows_of(run: Run) -> list[Row]:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows that there are, of text."""
+    """Reads the existing rows, as text."""
     if not path.exists():
         return []
     with path.open(newline='') as file:
@@ -98,7 +98,7 @@ def read(path: Path) -> list[Row]:
 
 
 def add(path: Path, new: list[Row], workdir: Path) -> None:
-    """Adds rows, in the place of those of the same runs."""
+    """Adds rows, replacing those of the same runs."""
     with file_lock(workdir / 'results.lock', '--workdir', wait=True):
         cells = [[str(row[key]) for key in COLUMNS[:4]] for row in new]
         kept = [row for row in read(path) if [row[key] for key in COLUMNS[:4]] not in cells]
@@ -109,9 +109,9 @@ def add(path: Path, new: list[Row], workdir: Path) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """Differences in top-1 to the run without options with the same seed, in points.
+    """Formats the gains in top-1 over the run without options with the same seed, in points.
 
-    The mean over the tasks, ± half the 95 % interval over the seeds of the means over the tasks.
+    The mean over the tasks has ± half of its 95 % interval over the seeds.
     """
     top1 = {tuple(row[key] for key in COLUMNS[:4]): 100 * float(row['top1']) for row in rows}
     names = list(dict.fromkeys(row['option'] for row in rows if row['option'] != BASE))
@@ -160,7 +160,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if not args.table:
         if args.data is None or args.workdir is None:
-            parser.error('--data and --workdir are needed, or --table')
+            parser.error('give --data and --workdir, or --table')
         setup(str(args.workdir / 'cache'))
         chosen = itertools.product(
             args.options.split(','), args.tasks.split(','), METHODS, map(int, args.seeds.split(','))

@@ -1,14 +1,14 @@
-"""Memory, open files and threads of a long run:
+"""Measures memory, open files and threads of a long run:
 
     python -m benchmarks.soak --minutes=31 --config=configs/digits.py --config.eval_every=2000
 
-Starts the run as a user does, without end, looks at its process every ten seconds, and stops it
-with SIGTERM. The first half of the time is left out of range and slope: compilation, and caches and
-the allocator's arenas that fill.
+Starts an endless run as a user would, samples its process every ten seconds, and stops it with
+SIGTERM. Range and slope leave out the first half of the time, in which the run compiles and its
+caches and the allocator's arenas fill.
 
-  --minutes      how long
-  --workdir=DIR  of the run (default: a temporary folder)
-  --output       a CSV file of all samples
+  --minutes      duration (default: 35)
+  --workdir=DIR  folder of the run (default: a temporary folder)
+  --output       CSV file of all samples to write
   --config...    as for `xmixup train`
 """
 
@@ -45,7 +45,7 @@ def sample(process: psutil.Process, workdir: Path, begun: float) -> dict[str, fl
 
 
 def run(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog='soak', add_help=False)  # `run_and_exit` gives help
+    parser = argparse.ArgumentParser(prog='soak', add_help=False)  # `run_and_exit` prints help
     parser.add_argument('--minutes', type=float, default=35.0)
     parser.add_argument('--workdir', type=Path)
     parser.add_argument('--output', type=Path)
@@ -58,19 +58,19 @@ def run(argv: list[str]) -> None:
     while time.monotonic() - begun < 60 * args.minutes:
         time.sleep(_SECONDS)
         if process.poll() is not None:
-            raise UserError(f'the run has ended with exit code {process.returncode}')
+            raise UserError(f'the run ended with exit code {process.returncode}')
         rows.append(sample(process, workdir, begun))
     process.send_signal(signal.SIGTERM)
     code = process.wait(120)
     if code != Interrupted.exit_code:
-        raise UserError(f'stopped by SIGTERM, the run has ended with exit code {code}')
+        raise UserError(f'after SIGTERM, the run ended with exit code {code}')
     write_table(rows, args.output)
     settled = rows[len(rows) // 2 :]
     minutes, rss = (np.array([row[key] for row in settled]) for key in ('minutes', 'rss MB'))
     slope = np.polyfit(minutes, rss, 1)[0]
     print(
         f'{rows[-1]["minutes"]:.1f} minutes, {rows[-1]["step"]} steps: '
-        f'{rss.min():.0f} to {rss.max():.0f} MB, slope {60 * slope:+.1f} MB an hour; '
+        f'{rss.min():.0f} to {rss.max():.0f} MB, slope {60 * slope:+.1f} MB per hour; '
         f'{settled[0]["open files"]} to {rows[-1]["open files"]} open files, '
         f'{settled[0]["threads"]} to {rows[-1]["threads"]} threads'
     )

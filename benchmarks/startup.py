@@ -1,12 +1,14 @@
-"""Time from a source's records to the first pairs, by their number:
+"""Measures the time to the first pairs, by the number of source records:
 
     python -m benchmarks.startup --records=1000,10000,100000,1000000,10000000
 
-A synthetic source of 1,000 classes, of which 100 are matched. `labels` is reading every record's
-label from its serialised example, once; `cached` is loading them from the file that this leaves;
-`open` is all else before the first pair; `draw` the time of one pair's positions after that.
+The source is synthetic: 1,000 classes, of which 100 are matched. `labels` is the time to read every
+record's label from its serialised example; `cached`, to load the labels from the cache file that
+this writes; `open`, for everything else before the first pair; `draw`, to draw one more pair of
+positions.
 
-  --output   a CSV file
+  --records  numbers of source records (default: as above)
+  --output   CSV file to write
 """
 
 import argparse
@@ -31,7 +33,7 @@ DRAWS = 20_000
 
 
 class Examples:
-    """Serialised examples with a label each, as an array_record data source gives them."""
+    """Serialised examples with one label each, like those of an array_record data source."""
 
     def __init__(self, features: tfds.features.FeaturesDict, count: int):
         self._of_class = [features.serialize_example({'label': c}) for c in range(CLASSES)]

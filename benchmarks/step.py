@@ -1,18 +1,18 @@
-"""The cost of a training step of every method, on synthetic images:
+"""Measures the cost of a training step of every method, on synthetic images:
 
     python -m benchmarks.step --config=configs/tiny_caltech.py --config.model.name=resnet18 \\
         --config.model.width=64 --output=step.csv
 
-One row a method: compile time, time a step (median and interquartile range, methods in turns),
-images/s, step time relative to fine-tuning, memory, operations and bytes of the step, and
-the share of the limit: the time that the operations would take at the speed of a matrix product, or
-the bytes at that of a copy, whichever is longer, over the step's time. Both speeds are measured
-first, in the same precision. (On a GPU the bytes are without those of the convolutions, which are
-cuDNN's: the share is at least this.)
+One row per method: compile time, time per step (median and interquartile range, methods in turns),
+images/s, step time relative to fine-tuning, memory, operations and bytes of the step, and `share of
+limit`. The limit is the time that the operations would take at the speed of a matrix product, or
+the bytes at the speed of a copy, whichever is longer; the share is the limit divided by the step's
+time. Both speeds are measured first, in the same precision. (On a GPU, the bytes of the
+convolutions are missing, as cuDNN runs them, so the share is a lower bound.)
 
-  --methods  names of methods, or all (default)
-  --classes  of target and of source (100)
-  --output   a CSV file
+  --methods  names of methods, comma-separated, or all (default)
+  --classes  classes of the target and of the source (default: 100)
+  --output   CSV file to write
 """
 
 import argparse
@@ -77,7 +77,7 @@ def run(argv: list[str]) -> None:
 
 
 def step_gflop(start: Start, batches: PyTree) -> float:
-    """10**9 operations of a step on one device; `batches` as for `cost.measure_steps`."""
+    """Counts a step's operations on one device, in 10**9; `batches` as in `cost.measure_steps`."""
     step = jax.vmap(partial(train_steps, start.task), (None, None, None, 0), axis_name='batch')
     inputs = jax.tree.map(lambda x: x[:1], cost.only_used(batches, start))
     return cost.gflop(step, start.constants, start.state, {}, inputs)

@@ -3,8 +3,8 @@
     python -m benchmarks.sweep --config=configs/digits.py --workdir=sweeps/digits \
         --vary=method=finetune,xmixup --vary=target.shots=2,5,10 --seeds=0,1,2,3,4
 
-Finished runs are kept, so that a sweep can be stopped and continued, or extended by more values.
-Writes sweep.csv (one row a run) and sweep.md (mean and standard deviation over seeds).
+Finished runs are reused, so a sweep can be stopped and resumed, or extended by more values. Writes
+sweep.csv (one row per run) and sweep.md (mean and standard deviation over seeds) into --workdir.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def markdown(rows: list[dict], keys: list[str]) -> str:
-    """One line a combination: mean and sample standard deviation of top-1 over its seeds."""
+    """Formats one row per combination: mean and sample standard deviation of top-1 over seeds."""
     lines = [
         '| ' + ' | '.join([*keys, 'top-1 %', 'seeds']) + ' |',
         '|' + ' --- |' * (len(keys) + 2),

@@ -1,4 +1,4 @@
-"""What several benchmarks share: synthetic data, and what the machine can do at best."""
+"""Shared by several benchmarks: synthetic data, and the peak speed of the machine."""
 
 import contextlib
 import csv
@@ -30,7 +30,7 @@ PRETRAINED_CLASSES = 1000
 
 
 def photo(seed: int, width: int = 500, height: int = 375) -> bytes:
-    """A JPEG of a smooth random picture with some grain, as large as a photograph's."""
+    """Returns a JPEG of a smooth random picture with grain, about as large as a photograph's."""
     rng = np.random.default_rng(seed)
     smooth = cv2.resize(rng.integers(256, size=(24, 32, 3), dtype=np.uint8), (width, height))
     grain = rng.normal(0, 12, (-(-height // 2), -(-width // 2))).astype(np.float32)
@@ -40,7 +40,7 @@ def photo(seed: int, width: int = 500, height: int = 375) -> bytes:
 
 
 def records(name: str, classes: int, images: list[bytes], count: int) -> Records:
-    """`count` records in `classes` classes, whose bytes are those of `images`, over and over."""
+    """Makes `count` records in `classes` classes, which cycle through `images`."""
     return Records(
         name=name,
         class_names=tuple(f'{name}{c}' for c in range(classes)),
@@ -54,24 +54,24 @@ def records(name: str, classes: int, images: list[bytes], count: int) -> Records
 
 
 def data(classes: int, size: int) -> Data:
-    """A few small images in each of the classes, target and source."""
+    """Makes a target and a source with four images per class, of `size` px."""
     images = [photo(seed, size, size) for seed in range(8)]
     parts = [records(name, classes, images, 4 * classes) for name in ('target', 'source')]
     return Data(parts[0], None, parts[1])
 
 
 def random_weights(config: ConfigDict, path: Path) -> Weights:
-    """A weights file with a head of 1,000 classes."""
+    """Writes a file of random weights, with a head of 1,000 classes."""
     _, params, batch_stats = create_model(config.model, PRETRAINED_CLASSES, config.image_size, 0)
     save_weights(path, config.model.name, params, batch_stats, {})
     return Weights(path, config.model.name)
 
 
 def start(config: ConfigDict, name: str, weights: Weights, classes: int, folder: Path) -> Start:
-    """What a run of this method would begin with, its preparatory phase included."""
+    """Starts a run of the method `name`, including its preparatory phase."""
     config = config.copy_and_resolve_references()
     config.method, config.cache_dir = name, str(folder / 'cache')
-    # What comes before the first step is not measured.
+    # Keep the preparatory phases short: they are not measured.
     config.seqtrain.steps, config.delta.images, config.cotuning.temperature = 1, 8, 1.0
     made = data(classes, config.resize)
 
@@ -89,7 +89,7 @@ def start(config: ConfigDict, name: str, weights: Weights, classes: int, folder:
 def starts(
     config: ConfigDict, names: list[str], classes: int
 ) -> Iterator[tuple[dict[str, Start], list[PyTree], Path]]:
-    """Everything that the steps of these methods need.
+    """Prepares everything that the steps of these methods need.
 
     Yields:
       ({method: its start}, batches on the devices, a temporary folder).
@@ -103,7 +103,7 @@ def starts(
 
 
 def batch(config: ConfigDict, classes: int, seed: int) -> dict[str, np.ndarray]:
-    """A batch as `pairing.train_batches` gives it, of noise."""
+    """Makes a batch of noise, like those of `pairing.train_batches`."""
     rng = np.random.default_rng(seed)
     size, side = config.batch_size, config.resize
     return {
@@ -116,13 +116,13 @@ def batch(config: ConfigDict, classes: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def peaks(precision: str) -> tuple[float, float]:
-    """What one device reaches: (10**9 operations/s in matrix products, 10**9 bytes/s in copies)."""
+    """Measures one device: (10**9 operations/s in matrix products, 10**9 bytes/s in copies)."""
     side = 2048 if jax.default_backend() == 'cpu' else 8192
     a = jnp.ones((side, side), precision)
     flops = 2 * side**3 / seconds_of(jax.jit(jnp.matmul), a, a)
     state = [jnp.ones(2**26 if jax.default_backend() == 'cpu' else 2**29, jnp.float32)]
     size = state[0].nbytes
-    # In place: the first touch of new memory costs more than the copy.
+    # In place, as the first touch of new memory would cost more than the copy.
     add = jax.jit(lambda x: x + 1, donate_argnums=0)
 
     def step():
@@ -133,7 +133,7 @@ def peaks(precision: str) -> tuple[float, float]:
 
 
 def seconds_of(function, *args) -> float:
-    """Of one call, the least of ten after a first one."""
+    """Times a call: the minimum of ten, after a warm-up call."""
     jax.block_until_ready(function(*args))
     times = []
     for _ in range(10):
@@ -144,7 +144,7 @@ def seconds_of(function, *args) -> float:
 
 
 def write_table(rows: list[dict], path: Path | None) -> None:
-    """Prints the rows as a table, and writes them as CSV."""
+    """Prints the rows as a table, and writes them as CSV if there is a path."""
     keys = list(rows[0])
     cells = [keys, *([_cell(row[key]) for key in keys] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(keys))]

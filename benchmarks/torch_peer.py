@@ -1,16 +1,17 @@
-"""The same fine-tuning and mixup steps in PyTorch, beside ours, in turns on one machine:
+"""Compares training steps of fine-tuning and mixup with PyTorch's, in turns on one machine:
 
     python -m benchmarks.torch_peer --config=configs/tiny_caltech.py \\
         --config.model.name=resnet18 --config.model.width=64 --config.model.stem=imagenet
 
-Needs torch, torchvision and timm (`pip install -e '.[test]'`), whose network of the same name is
-taken. Batches are uint8 on the device; crop, flip, normalisation, mixing, forward, backward and SGD
-are all in the step, in both. PyTorch runs plainly, with channels_last, and compiled with
-channels_last; with --config.precision=bfloat16 under autocast. The last columns are our images/s
-over PyTorch's in that row; XMixup is set against PyTorch's mixup, which mixes as many images.
+Needs torch, torchvision and timm (`pip install -e '.[test]'`), and uses timm's or torchvision's
+network of the same name. Batches are uint8 on the device; in both frameworks, the step includes
+crop, flip, normalisation, mixing, forward, backward and SGD. PyTorch runs eagerly, with
+channels_last, and compiled with channels_last; under autocast with --config.precision=bfloat16. The
+last columns are our images/s divided by PyTorch's in that row; XMixup is compared with PyTorch's
+mixup, which mixes the same number of images.
 
-  --methods  of ours, comma-separated (finetune,xmixup,mixup)
-  --output   a CSV file
+  --methods  methods of ours, comma-separated (default: finetune,xmixup,mixup)
+  --output   CSV file to write
 """
 
 import argparse
@@ -32,7 +33,7 @@ OURS = {'finetune': 'finetune', 'xmixup': 'mixup', 'mixup': 'mixup'}
 
 
 class Peer:
-    """PyTorch's step, in one of the ways to run it."""
+    """A training step in PyTorch, in one of its modes."""
 
     def __init__(self, config, device: str, channels_last: bool, compiled: bool):
         self.config, self.device = config, device
@@ -53,7 +54,7 @@ class Peer:
         self.loss = torch.compile(self._loss) if compiled else self._loss
 
     def view(self, images):
-        """A random window of each image, mirrored at random, normalised."""
+        """Crops each image at random, mirrors it at random, and normalises it."""
         count, side, size = len(images), images.shape[1], self.config.image_size
         corner = torch.randint(0, side - size + 1, (2, count, 1), device=self.device)
         places = corner + torch.arange(size, device=self.device)

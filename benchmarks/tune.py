@@ -1,13 +1,13 @@
-"""Chooses one hyper-parameter of every method on images that are held out of the training set.
+"""Tunes one hyper-parameter of every method on images held out of the training set.
 
     python -m benchmarks.tune --config=configs/tiny_caltech.py --workdir=DIR --seeds=0 \
         --config.target.shots=5 --config.target.test_split=rest
 
-Each method gets three values of its main coefficient, the published one among them; fine-tuning
-gets three learning rates, the best of which all the others use. `test_split` must name what the
-final comparison does not test on: 'rest' is what few-shot selection leaves of the training split.
-Runs that are finished are kept. Writes tuned.csv (one row a run) and tuned.txt (the flags that set
-the values chosen: pass them to `xmixup compare`).
+Tries three values of each method's main coefficient, including the published one. Fine-tuning is
+first and tries three learning rates; all other methods use the best one. `test_split` must name
+images on which the final comparison does not test: 'rest' is the part of the training split that
+the few-shot draw leaves over. Finished runs are reused. Writes tuned.csv (one row per run) and
+tuned.txt (the flags that set the chosen values; pass them to `xmixup compare`) into --workdir.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from xmixup_jax.cli.program import setup
 from xmixup_jax.errors import UserError
 from xmixup_jax.run.train import train_and_evaluate
 
-# The first value is the default; it wins a draw.
+# The first value is the default; it wins ties.
 GRIDS = {
     'finetune': ('optimizer.learning_rate', (0.03, 0.01, 0.1)),
     'l2sp': ('l2sp.alpha', (0.01, 0.001, 0.1)),

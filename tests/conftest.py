@@ -20,7 +20,7 @@ from xmixup_jax.compute.step import create_task
 from xmixup_jax.data.selection import train_and_test, train_records
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import MODELS, convnext, resnet, vit
-from xmixup_jax.run.memory import give_back_memory
+from xmixup_jax.run.memory import release_memory
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights.files import save_weights
 
@@ -60,7 +60,7 @@ def little_memory():
     yield
     if psutil.Process().memory_info().rss > 2e9:
         jax.clear_caches()
-        give_back_memory()
+        release_memory()
 
 
 @pytest.fixture

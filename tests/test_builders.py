@@ -101,7 +101,7 @@ def test_fgvc_aircraft(site, tmp_path, monkeypatch):
     path = aircraft_archive(root / 'fgvc-aircraft-2013b.tar.gz')
     monkeypatch.setattr(builders.FgvcAircraft, 'URL', f'{address}/{path.name}')
     config = with_folders(aircraft.get_config(), tmp_path)
-    with pytest.raises(DataError, match=r'MD5 .* the download was damaged'):
+    with pytest.raises(DataError, match=r'MD5 .* the download is corrupted'):
         tfds_source.build('fgvc_aircraft', config.data_dir)
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setattr(builders.FgvcAircraft, 'MD5', md5)
@@ -204,7 +204,7 @@ def test_stanford_cars_brought_by_hand(tmp_path, packed):
 
 def test_download_that_fails(site, tmp_path, monkeypatch):
     monkeypatch.setattr(builders.FgvcAircraft, 'URL', f'{site[1]}/not-there.tar.gz')
-    with pytest.raises(DataError, match=r'data set fgvc_aircraft cannot be had: .*404'):
+    with pytest.raises(DataError, match=r'data set fgvc_aircraft cannot be prepared: .*404'):
         tfds_source.build('fgvc_aircraft', str(tmp_path / 'tfds'))
 
 

@@ -12,7 +12,7 @@ from test_data import MATCH
 
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.data import cache as cache_lib
-from xmixup_jax.data.cache import DiskCache, choose, used_records, with_caches
+from xmixup_jax.data.cache import DiskCache, choose_cache, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.pool import fill_pool
 from xmixup_jax.data.selection import Data
@@ -109,12 +109,14 @@ def test_no_room(config, records, tmp_path, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr('os.posix_fallocate', full)
-    with pytest.raises(UserError, match=r'cannot keep .* No space left on device; make room'):
+    with pytest.raises(
+        UserError, match=r'cannot cache .* No space left on device; free disk space'
+    ):
         with_caches(config, 'disk', Data(*records), FEW)
     config.data.cache = 'memory'
     monkeypatch.setattr(cache_lib, '_free_memory', lambda: 1000)
     with pytest.raises(UserError, match=r'config.data.cache=memory: decoded images take .* MB'):
-        choose(config, list(used_records(Data(*records), FEW).values()))
+        choose_cache(config, list(used_records(Data(*records), FEW).values()))
 
 
 def test_the_choice_is_by_what_is_free(config, records, monkeypatch, caplog):
@@ -128,18 +130,18 @@ def test_the_choice_is_by_what_is_free(config, records, monkeypatch, caplog):
         cache_lib.shutil, 'disk_usage', lambda _: type('Usage', (), {'free': room['disk']})
     )
     with caplog.at_level(logging.INFO, logger='xmixup_jax'):
-        assert choose(config, used) == 'none'
+        assert choose_cache(config, used) == 'none'
         room['disk'] = 2 * needed
-        assert choose(config, used) == 'disk'
+        assert choose_cache(config, used) == 'disk'
         room['memory'] = 2 * needed
-        assert choose(config, used) == 'memory'
+        assert choose_cache(config, used) == 'memory'
         room['device'] = 5 * needed // jax.device_count() + 8
-        assert choose(config, used) == 'device'
+        assert choose_cache(config, used) == 'device'
         config.steps, config.batch_size = 3, 16
-        assert choose(config, used) == 'none'
-    free = f'{room["device"] / 1e6:,.0f} MB free in device, 1 MB'
-    assert f'kept in: device (automatic choice; {free}' in caplog.text
-    assert 'kept in: none (no image is used twice' in caplog.text
+        assert choose_cache(config, used) == 'none'
+    free = f'device {room["device"] / 1e6:,.0f} MB, memory 1 MB'
+    assert f'decoded images: device (automatic choice; free: {free}' in caplog.text
+    assert 'decoded images: none (no image is used twice' in caplog.text
 
 
 def test_free_memory_is_not_more_than_the_systems():

@@ -52,7 +52,7 @@ def test_help_of_a_command_begins_with_an_example(name):
 def test_a_command_that_there_is_not():
     done = xmixup('trian')
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "no command 'trian': train, match" in done.stderr
+    assert "no command 'trian': use train, match" in done.stderr
 
 
 def test_whoever_reads_the_output_may_stop(tmp_path):
@@ -125,5 +125,7 @@ def test_match_without_training(config, records, tmp_path, capsys, monkeypatch):
     for row, line in zip(rows, lines, strict=False):
         assert re.fullmatch(rf'{row["target"]}  <-  {row["source"][0]} \(-?[01]\.\d\d\d\)', line)
     assert not (tmp_path / 'checkpoints').exists()
-    with pytest.raises(ConfigError, match='finetune matches no classes: take one of cotrain, xm'):
+    with pytest.raises(
+        ConfigError, match='finetune does not match classes: use one of cotrain, xm'
+    ):
         match.run(['match', *flags(config, tmp_path, '--config.method=finetune')])

@@ -234,12 +234,12 @@ def test_folder_without_splits(tmp_path, config):
 def test_image_folder_faults(tmp_path, config):
     dataset = make_folder(tmp_path, ['train/a/1.png', 'test/a/1.png', 'test/new/1.png'])
     with pytest.raises(
-        DataError, match=r"class 'new' of .* images in the split 'test' and none in 'train'"
+        DataError, match=r"class 'new' of .* images in the split 'test' but none in 'train'"
     ):
         train_and_test(dataset, config)
     with pytest.raises(DataError, match=r"no split 'extra': it has test, train"):
         open_split(dataset, 'extra', config)
     (tmp_path / 'train/empty').mkdir()
-    with pytest.raises(DataError, match=r"empty' holds no images"):
+    with pytest.raises(DataError, match=r"empty' contains no images"):
         open_split(dataset, 'train', config)
     assert 'does not exist' in problem(f'folder:{tmp_path}/none', config)

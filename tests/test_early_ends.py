@@ -55,7 +55,7 @@ def test_a_signal_during_imports_is_one_line(module, number):
     if 'reached' not in done.stdout:
         pytest.fail(f'{module} is not imported: {done.stderr}')
     assert done.returncode == 75
-    assert done.stderr == 'xmixup: stopped by a signal: the same command continues\n'
+    assert done.stderr == 'xmixup: stopped by a signal: run the same command to resume\n'
 
 
 @pytest.mark.parametrize(

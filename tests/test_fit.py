@@ -12,7 +12,7 @@ from xmixup_jax import predictor
 from xmixup_jax.compute import features
 from xmixup_jax.data import decode as decoding
 from xmixup_jax.data import records as records_lib
-from xmixup_jax.data.cache import choose, with_caches
+from xmixup_jax.data.cache import choose_cache, with_caches
 from xmixup_jax.data.decode import FITS, decode, square
 from xmixup_jax.data.pairing import eval_batches, train_batches
 from xmixup_jax.data.pool import fill_pool
@@ -129,7 +129,7 @@ def test_caches_know_the_fit(wide, config, kind, tmp_path):
     for _ in range(2):  # the second time they are found
         for fit in FITS:
             config.fit = fit
-            assert choose(config, [wide]) == kind
+            assert choose_cache(config, [wide]) == kind
             cached = with_caches(config, kind, Data(wide, None, None), None).target
             image = cached.image(0, 12, fit)
             np.testing.assert_array_equal(image, square(WIDE[0], 12, fit))

@@ -39,7 +39,9 @@ NUMBERS = [key for key, value in KNOWN.items() if isinstance(value, (bool, int, 
 def test_a_value_of_another_type_is_blamed_on_its_flag(key):
     words = complaint('--config.seed=1', '--config.batch_size=5', f'--config.{key}=maybe')
     kind = {bool: 'True or False', int: 'a whole number', float: 'a number'}[type(KNOWN[key])]
-    assert re.fullmatch(rf'--config\.{re.escape(key)}=maybe: must be {kind}, as .+ is', words)
+    assert re.fullmatch(
+        rf'--config\.{re.escape(key)}=maybe: must be {kind}; the experiment has .+', words
+    )
 
 
 @pytest.mark.parametrize('section', SECTIONS)

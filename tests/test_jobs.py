@@ -101,7 +101,7 @@ def test_two_at_once_make_the_runs_of_one_after_the_other(start, tmp_path):
     assert (rows, weights) == what_counts(alone)
     assert [row['method'] for row in rows] == ['finetune', 'xmixup'] * 2 and len(weights) == 4
     for run in (both / 'xmixup' / 'seed0', both / 'finetune' / 'seed1'):
-        assert 'Decoded images' in (run / workers.LOG).read_text()
+        assert 'decoded images' in (run / workers.LOG).read_text()
     files = [{p.relative_to(d) for g in ('*', '*/*/*') for p in d.glob(g)} for d in (alone, both)]
     assert {path.name for path in files[0] ^ files[1]} == {workers.LOG}
     # The same command finds all runs finished, and further seeds extend the comparison.
@@ -145,7 +145,7 @@ def test_processes_that_are_killed(start, tmp_path):
     left = [holder(run) for run in runs[1:]]
     before = [saved_step(run) for run in runs[1:]]
     parent.send_signal(signal.SIGTERM)
-    assert 'the same command continues' in finish(parent, 75)
+    assert 'run the same command to resume' in finish(parent, 75)
     assert not any(process.is_running() for process in left)
     after = [saved_step(run) for run in runs[1:]]
     assert all(new > old for new, old in zip(after, before, strict=True))
@@ -179,17 +179,17 @@ def test_numbers_of_jobs_that_are_none(config, tmp_path, value, words):
 def test_where_jobs_are_refused(config, tmp_path, monkeypatch):
     monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
     monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-    with pytest.raises(ConfigError, match='--jobs=2: a TPU belongs to one process'):
+    with pytest.raises(ConfigError, match='--jobs=2: only one process can use a TPU'):
         compare.run(arguments(config, tmp_path, '--jobs=2'))
     assert os.environ['XLA_PYTHON_CLIENT_PREALLOCATE'] == 'false'
     monkeypatch.setattr(jax, 'process_count', lambda: 4)
-    with pytest.raises(ConfigError, match='--jobs=3: a run in several processes has all'):
+    with pytest.raises(ConfigError, match='--jobs=3: a run in several processes uses all'):
         compare.run(arguments(config, tmp_path, '--jobs=3'))
 
 
 def test_cores_are_divided_evenly(monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 2, 4, 6, 8}, raising=False)
-    assert workers._shares(2) == [{0, 4, 8}, {2, 6}]
-    assert workers._shares(7) == [{0}, {2}, {4}, {6}, {8}, {0}, {2}]
+    assert workers._divide_cores(2) == [{0, 4, 8}, {2, 6}]
+    assert workers._divide_cores(7) == [{0}, {2}, {4}, {6}, {8}, {0}, {2}]
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert workers._shares(2) == [set(), set()]
+    assert workers._divide_cores(2) == [set(), set()]

@@ -3,7 +3,7 @@ import ctypes
 import psutil
 import pytest
 
-from xmixup_jax.run.memory import give_back_memory
+from xmixup_jax.run.memory import release_memory
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='not glibc')
@@ -12,5 +12,5 @@ def test_free_memory_between_used_memory_is_given_back():
     blocks.append(bytes(1000))
     del blocks[:-1]  # the last block keeps the memory below it from being returned automatically
     before = psutil.Process().memory_info().rss
-    give_back_memory()
+    release_memory()
     assert before - psutil.Process().memory_info().rss > 50e6

@@ -135,10 +135,10 @@ def test_images_of_pillow_that_training_would_refuse(workdir, picture):
     model, file = xmixup_jax.load(workdir), io.BytesIO()
     grey = np.zeros((9, 9))
     for dtype, words in ((np.float32, '32-bit float'), (np.int32, '32-bit integer')):
-        with pytest.raises(DataError, match=f'{words} values, whose scale is not known'):
+        with pytest.raises(DataError, match=f'{words} values, whose scale is unknown'):
             model.predict(Image.fromarray(grey.astype(dtype)))
     Image.fromarray(picture).save(file, 'JPEG')
-    with pytest.raises(DataError, match=r'an image of Pillow cannot be read: .*truncated'):
+    with pytest.raises(DataError, match=r'a Pillow image cannot be read: .*truncated'):
         model.predict(Image.open(io.BytesIO(file.getvalue()[:700])))
 
 
@@ -213,7 +213,7 @@ def test_faults_of_the_command(workdir, picture, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr()
     assert f'{bad} is not an image' in said.err
     assert [each['image'] for each in json.loads(said.out)] == [str(good)]
-    assert 'holds no images' in outcome(f'--workdir={workdir}', tmp_path / 'empty')[1]
+    assert 'contains no images' in outcome(f'--workdir={workdir}', tmp_path / 'empty')[1]
     assert 'does not exist' in outcome(f'--workdir={workdir}', tmp_path / 'none.png')[1]
     assert 'contains no finished run' in outcome(f'--workdir={tmp_path}', good)[1]
     assert sys.modules['PIL.Image'].MAX_IMAGE_PIXELS  # Pillow's own limit stands
@@ -274,7 +274,7 @@ def test_what_a_folder_holds_besides_is_counted(workdir, picture, tmp_path, caps
     (line,) = [line for line in said.err.splitlines() if 'left out' in line]
     for words in ('3 hidden or system', '2 .txt', '1 .mp4', '1 broken link'):
         assert words in line
-    with pytest.raises(DataError, match=r'deep/none holds no images \(it has 1 \.txt\)'):
+    with pytest.raises(DataError, match=r'deep/none contains no images \(it has 1 \.txt\)'):
         (root / 'deep/none').mkdir()
         (root / 'deep/none/a.txt').touch()
         predict.run(['predict', f'--workdir={workdir}', str(root / 'deep/none')])

@@ -29,7 +29,7 @@ def test_prepare_leaves_nothing_slow_to_the_run(config, tmp_path):
         f'--workdir={tmp_path / "run"}',
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1].startswith('prepared; now run')
+    assert done.stdout.splitlines()[-1].startswith('Prepared. Now run')
     match = json.loads((tmp_path / 'run/match.json').read_text())
     for row in match:
         assert f'{row["target"]}  <-  {row["source"][0]}' in done.stdout
@@ -74,7 +74,7 @@ def test_class_features_go_on_where_they_stopped(config, tmp_path, monkeypatch):
                 raise Stopped
             return records.read(i)
 
-        stopping = replace(records, read=read, store=replace(records.store, kept={}))
+        stopping = replace(records, read=read, store=replace(records.store, decoded={}))
         return features.backbone_class_means(config, weights, stopping), len(seen)
 
     whole, count = part(1000)

@@ -13,7 +13,7 @@ from PIL import Image, features
 from test_sources import write_images, write_list
 
 from xmixup_jax import defaults
-from xmixup_jax.data.inspection import class_table, same_images, suspicions
+from xmixup_jax.data.inspection import class_table, find_problems, same_images
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data, open_split, train_and_test
 from xmixup_jax.data.sources import listing, problem
@@ -187,7 +187,7 @@ def test_links_are_followed_and_loops_end(root, config):
 @given(st.lists(st.sampled_from('éüåñ가Åﬁ'), min_size=1, max_size=4).map(''.join))
 def test_one_unicode_form(name):
     forms = {unicodedata.normalize(form, name) for form in ('NFC', 'NFD')}
-    assert len({listing.normal(form) for form in forms}) == 1
+    assert len({listing.nfc(form) for form in forms}) == 1
 
 
 def test_class_names_are_compared_in_one_unicode_form(root, config):
@@ -224,7 +224,7 @@ def test_another_split_serves_as_the_test(root, config, name):
     (root / 'test').rename(root / name)
     data = read(root, config)
     assert files(data.test, root) == {each.replace('test/', f'{name}/', 1) for each in TEST}
-    assert f"there is no split 'test': '{name}' serves as it" in data.test.notes
+    assert f"there is no split 'test': using '{name}' instead" in data.test.notes
 
 
 def test_a_test_split_comes_before_a_validation_split(root, config):
@@ -251,7 +251,7 @@ def test_classes_may_be_called_like_splits(tmp_path, config, names):
     assert data.target.class_names == tuple(sorted(names))
     assert len(data.target) == 4 * len(names) and len(data.test) == len(names)
     called_like_splits = all(name in ('train', 'test') for name in names)
-    assert called_like_splits == any('called like splits' in each for each in data.target.notes)
+    assert called_like_splits == any('named like splits' in each for each in data.target.notes)
 
 
 def test_a_class_of_a_split_may_be_called_train(tmp_path, config):
@@ -261,7 +261,9 @@ def test_a_class_of_a_split_may_be_called_train(tmp_path, config):
 
 def test_what_may_be_a_split_or_a_class_is_refused(tmp_path, config):
     write_images(tmp_path, ['train/monday/0.png', 'bus/monday/0.png', 'bus/0.png'])
-    with pytest.raises(DataError, match=r'holds train, .* and bus: is train a split or a class\?'):
+    with pytest.raises(
+        DataError, match=r'contains train, .* and bus, .*: is train a split or a class\?'
+    ):
         open_split(data_set(tmp_path), 'train', config)
 
 
@@ -272,7 +274,7 @@ def test_a_class_without_test_images_is_said(root, config):
     data = read(root, config)
     assert data.test.class_names == CLASSES
     assert np.bincount(data.test.labels, minlength=3).tolist() == [2, 0, 0]
-    assert data.test.notes == ("without test images: 2 classes ('dog', 'ship')",)
+    assert data.test.notes == ("no test images of 2 classes ('dog', 'ship')",)
 
 
 def test_other_labels_than_by_position(root, config):
@@ -298,7 +300,7 @@ def test_no_test_split(root, config):
     config.target = data_set(root)
     words = refused(root, config)
     assert '--config.target.test_split=rest with --config.target.sample_rate=0.8' in words
-    assert f'--config.target.name=folder:{root}/train, which is divided' in words
+    assert f'--config.target.name=folder:{root}/train, which is then split at random' in words
     (root / 'train').rename(root / 'extra')
     shutil.copytree(root / 'extra', root / 'train')
     assert '--config.target.test_split=extra' in refused(root, config)
@@ -334,8 +336,8 @@ def test_folders_that_all_hold_the_same_folders(tmp_path, config, names):
     data = read(tmp_path, config)
     (note,) = [note for note in data.target.notes if note.startswith('all classes')]
     flags = f'--config.target.split={names[0]} --config.target.test_split={names[1]}'
-    assert 'hold the same folders (a, b)' in note and flags in note
-    assert note in suspicions(data)
+    assert 'contain the same folders (a, b)' in note and flags in note
+    assert note in find_problems(data)
     dataset = data_set(tmp_path, test_split=names[1])
     dataset.split = names[0]
     assert train_and_test(dataset, config)[0].class_names == ('a', 'b')
@@ -343,7 +345,7 @@ def test_folders_that_all_hold_the_same_folders(tmp_path, config, names):
 
 def test_classes_that_differ_in_case(tmp_path, config):
     write_images(tmp_path, [f'{c}/{i}.png' for c in ('cat', 'Cat') for i in range(30)])
-    assert "classes differ in case alone: 'Cat', 'cat'" in suspicions(read(tmp_path, config))
+    assert "class names differ only in case: 'Cat', 'cat'" in find_problems(read(tmp_path, config))
 
 
 def test_a_class_of_another_case_in_the_test(root, config):
@@ -361,14 +363,16 @@ def test_a_link_to_the_split_is_a_loop(root, config):
 
 def test_what_is_kept_for_the_test_is_said(tmp_path, config):
     write_images(tmp_path, [f'{c}/{i}.png' for c in 'ab' for i in range(10)])
-    assert '4 more are kept for the test (test_share=0.2)' in read(tmp_path, config).target.notes
+    assert (
+        '4 more are set aside for the test (test_share=0.2)' in read(tmp_path, config).target.notes
+    )
 
 
 def test_a_split_without_class_folders_is_named(root, config):
     (root / 'test').rename(root / 'val')
     write_images(root, ['test/0.png'])
     notes = read(root, config).test.notes
-    assert "'test' has no class folders: 'val' serves as it" in notes
+    assert "'test' has no class folders: using 'val' instead" in notes
 
 
 def test_lists_as_programs_write_them(root, config):
@@ -380,7 +384,7 @@ def test_lists_as_programs_write_them(root, config):
     assert (len(train), len(test)) == (6, 3)
     assert train.left_out == {listing.HIDDEN: 1}
     listed = write_list(root / 'list.csv', [('a', 'b', 'c')], ('path', 'label', 'Label'))
-    with pytest.raises(DataError, match="2 columns 'label': keep one"):
+    with pytest.raises(DataError, match="2 columns named 'label': keep one"):
         train_and_test(listed, config)
     small = [(f'train/{c}/0.png', c) for c in CLASSES]
     with pytest.raises(DataError, match=r'use --config\.target\.test_share=0\.5'):
@@ -399,7 +403,7 @@ def test_a_folder_above_the_classes(root, config, place):
 
 def test_splits_within_classes(tmp_path, config):
     write_images(tmp_path, [f'{c}/{s}/0.png' for c in ('cat', 'dog') for s in ('Train', 'val')])
-    assert 'cat holds Train and val, as if the splits were within the classes' in refused(
+    assert 'cat contains Train and val, as if the splits were inside the classes' in refused(
         tmp_path, config
     )
 
@@ -414,14 +418,16 @@ def test_an_unlabelled_test_split(root, config):
 
 def test_a_list_with_backslashes(root, config):
     listed = write_list(root / 'list.csv', [('train\\cat\\0.png', 'cat')])
-    with pytest.raises(DataError, match=r'have /, not \\, between folders'):
+    with pytest.raises(DataError, match=r'use /, not \\, between folders'):
         train_and_test(listed, config)
 
 
 def test_an_empty_class_says_what_is_there_instead(root, config):
     (root / 'train/emu').mkdir()
     (root / 'train/emu/a.mp4').write_bytes(b'x')
-    assert "emu' holds no images, but 1 .mp4: fill or remove it" in refused(root, config)
+    assert "emu' contains no images, but 1 .mp4: add images to it, or remove it" in refused(
+        root, config
+    )
 
 
 def test_a_file_for_a_folder(tmp_path, config):
@@ -438,10 +444,10 @@ def test_suspicions(root, config):
     write_images(root, [f'train/cat/{i + 10}.png' for i in range(40)])
     shutil.copy(root / TRAIN[0], root / 'test/ship/copied.png')
     data = read(root, config)
-    lines = suspicions(data)
-    assert "very unequal: 43 training images of 'cat', 3 of 'dog'" in lines[0]
+    lines = find_problems(data)
+    assert "imbalanced: 43 training images of 'cat', 3 of 'dog'" in lines[0]
     assert "3 classes have fewer than 5 test images: 'cat' (2), 'dog' (2), 'ship' (3)" in lines[1]
-    assert lines[2].startswith('1 test images are training images, too: ')
+    assert lines[2].startswith('1 test images are also training images: ')
     assert same_images(data.target, data.test) == [
         (str(root / TRAIN[0]), str(root / 'test/ship/copied.png'))
     ]
@@ -459,8 +465,8 @@ def test_one_class_alone(config):
     images = np.random.default_rng(0).integers(256, size=(12, 8, 8), dtype=np.uint8)
     records = Records.from_arrays(images, np.zeros(12, int), ['cat'])
     data = Data(records.select(np.arange(6)), records.select(np.arange(6, 12)), None)
-    assert suspicions(data) == ["there is one class, 'cat': a classifier needs at least two"]
-    assert suspicions(Data(records, None, None)) == suspicions(data)
+    assert find_problems(data) == ["there is one class, 'cat': a classifier needs at least two"]
+    assert find_problems(Data(records, None, None)) == find_problems(data)
 
 
 def test_the_result_says_what_was_used(root, config, tmp_path):

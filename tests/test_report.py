@@ -235,7 +235,7 @@ def test_a_report_asked_for_after_the_run(config, records, tmp_path):
         assert (tmp_path / name / 'report.html').exists()
     assert texts['with'] == texts['without']
     (tmp_path / 'with/metrics.csv').write_text('damaged')
-    with pytest.raises(DataError, match=r'metrics\.csv is not what the run wrote: run its train'):
+    with pytest.raises(DataError, match=r'metrics\.csv is not as the run wrote it: run its train'):
         report_afterwards(tmp_path / 'with')
     shutil.rmtree(tmp_path / 'without/checkpoints')
     with pytest.raises(DataError, match=r'has no checkpoint of its last step, 6'):

@@ -150,7 +150,7 @@ def test_stopped_and_continued_is_the_undisturbed_run(config, records, tmp_path)
     process.terminate()
     _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 75
-    assert 'the same command continues' in stderr
+    assert 'run the same command to resume' in stderr
     assert not (stopped / 'result.json').exists()
 
     done = finish(command(config, stopped, **values))

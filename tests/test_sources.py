@@ -83,9 +83,9 @@ def test_every_kind_keeps_the_contract():
 def test_an_unknown_kind_is_one_line_that_lists_them(config):
     config.target.name = 'fodler:photos'
     words = problem('fodler:photos', config)
-    assert "of the kind 'fodler', which does not exist: use tfds:..., folder:..., csv:" in words
+    assert "there is no kind of data set called 'fodler'; use tfds:..., folder:..., csv:" in words
     assert '\n' not in words
-    with pytest.raises(DataError, match="kind 'fodler'"):
+    with pytest.raises(DataError, match="called 'fodler'"):
         open_split(config.target, 'train', config)
 
 
@@ -205,13 +205,13 @@ BAD = {
     'no path': ('path,label\n,a\n', r'rows without a path: 1 \(line 2\)'),
     'a row twice': (
         'path,label\n1.png,a\n./1.png,b\n2.png,a\n',
-        r'lists 1 files more than once \(.*1\.png\): keep a row of each',
+        r'lists 1 files more than once \(.*1\.png\): keep one row each',
     ),
     'files are missing': (
         'path,label,split\n1.png,a,train\n' + ''.join(f'none{i}.png,a,train\n' for i in range(8)),
-        r'8 of 9 files that .* are missing \(.*none0\.png, .*, \.\.\.\): paths are relative to',
+        r'8 of 9 files listed in .* are missing \(.*none0\.png, .*, \.\.\.\): paths are relative',
     ),
-    'a folder': ('path,label\n.,a\n', r'1 of 1 files that .* are missing'),
+    'a folder': ('path,label\n.,a\n', r'1 of 1 files listed in .* are missing'),
     'an unknown split': (
         'path,label,split\n1.png,a,fold1\n2.png,a,val\n',
         r"no split 'train': it has fold1, val: use --config.target.split=fold1 or",
@@ -220,7 +220,7 @@ BAD = {
         'path,label,split\n1.png,a,train\n2.png,b,test\n',
         r"no images of b in the split 'train'",
     ),
-    'another encoding': (b'path,label\n1.png,\xff\xfe\n', r'not a table in UTF-8 with commas'),
+    'another encoding': (b'path,label\n1.png,\xff\xfe\n', r'not a comma-separated table in UTF-8'),
     'a null byte': (b'path,label\n\x00.png,a\n', r'1 of 1 files .* are missing'),
 }
 
@@ -300,12 +300,15 @@ def images(*shape, kind=np.uint8):
         ((images(0, 4, 4), images(0), 'a'), 'has no images'),
         ((images(2, 4, 4), images(3, kind=int), 'a'), r'labels of t are int64 \[3\]: .* \[2\]'),
         ((images(2, 4, 4), images(2, kind=float), 'a'), r'labels of t are float64 \[2\]'),
-        ((images(2, 4, 4), np.array([0, 2]), 'ab'), r'from 0 to 2: they must be from 0 to 1'),
+        (
+            (images(2, 4, 4), np.array([0, 2]), 'ab'),
+            r'from 0 to 2: they must be indices into class_names, from 0 to 1',
+        ),
         ((images(2, 4, 4), np.array([0, -1]), 'ab'), r'from -1 to 0'),
         ((images(1, 4, 4), [0], 'aa'), 'name twice'),
         ((images(1, 4, 4, 3, kind=np.float32), [0], 'a'), r'image 0 of t is float32: .*uint8'),
         ((images(1, 3, 4, 4), [0], 'a'), r'shape \[3, 4, 4\]: it must be \[H, W, 3\]'),
-        (([images(4, 4), images(0, 4)], [0, 0], 'a'), r'image 1 of t has the shape \[0, 4\]'),
+        (([images(4, 4), images(0, 4)], [0, 0], 'a'), r'image 1 of t has shape \[0, 4\]'),
         (([[[1]]], [0], 'a'), r'image 0 of t is list'),
     ],
 )

@@ -93,7 +93,7 @@ def test_full_and_read_only_disks(config, undisturbed, server, tmp_path):
     lines = [line for line in done.stdout.splitlines() if line.startswith('code')]
     assert lines == ['code 1', 'code 1'], done.stderr
     full, read_only = [x for x in done.stderr.splitlines() if x.startswith('xmixup: ')]
-    assert 'make room' in full and 'No space left on device' in full
+    assert 'free disk space' in full and 'No space left on device' in full
     assert f'cannot write into {disk}/run: Read-only file system' in read_only
     # On another disk with space, the same run resumes.
     server.start(arguments(config, tmp_path / 'out', **VALUES), tmp_path / 'log')
@@ -157,7 +157,7 @@ def test_signals_before_the_first_step(config, records, server, tmp_path):
             assert not server.ended(0.005)
         os.kill(process, number)
         assert server.exit_code() == 75
-        assert one_line(log.read_text()).endswith('the same command continues')
+        assert one_line(log.read_text()).endswith('run the same command to resume')
 
 
 def test_power_may_fail_at_any_time(config, tmp_path, monkeypatch):

@@ -3,20 +3,21 @@
     xmixup evaluate --workdir=runs/mine --data=folder:other_photos
     xmixup evaluate --workdir=runs/mine --data=csv:list.csv --split=holdout --output=holdout/
 
-  --workdir=DIR    the folder of a finished run (or a .safetensors file of this program)
-  --data=NAME      folder:PATH, csv:FILE or a tfds data set; its classes, or some of them, are the
-                   run's
-  --split=NAME     of the data (default: all images where there are no splits, else test)
-  --network=NAME   final (default), the network that the run handed over; best, that of the best
-                   test during training; or ema, the moving average of the weights
-  --output=DIR     gets the figures (default: evaluation-NAME in the folder of the run)
-  --views=N        of an image, whose probabilities are averaged: 1, the middle; 2, its mirror image
-                   too; 10, corners and middle, mirrored too (default: the run's config.test_views)
-  --batch_size=N   images that go through the network at a time (default: 64)
+  --workdir=DIR    the folder of a finished run, or a .safetensors file of a run (required)
+  --data=NAME      the images (required): folder:PATH, csv:FILE or the name of a tfds data set;
+                   all of their classes must be classes of the run
+  --split=NAME     the split to test on (default: test, or all images of data without splits)
+  --network=NAME   final (default), the result of the run; best, the network with the highest top-1
+                   in the tests during training (--config.eval_every); or ema, the moving average
+                   of the weights (--config.ema_decay)
+  --output=DIR     folder for the results (default: evaluation-NAME in the folder of the run)
+  --views=N        views of each image to average over (default: the run's config.test_views):
+                   1, the centre crop; 2, also mirrored; 10, also the four corners, mirrored too
+  --batch_size=N   images per batch (default: 64)
 
-A line on standard error names the network and what is left out of the data. Prints top-1, and
-writes result.json, per_class.csv, confusion.csv, predictions.csv and report.html, as a run does for
-its test.
+Prints top-1, macro top-1 and macro F1. Writes result.json, per_class.csv, confusion.csv,
+predictions.csv and report.html, like the test of a run. A line on standard error says which network
+is tested and which files of the data are left out.
 """
 
 import contextlib
@@ -41,12 +42,15 @@ from xmixup_jax.text import one_line
 
 
 def open_labelled(name: str, split: str, model: TrainedModel) -> Records:
-    """Opens labelled images of a network's classes.
+    """Opens labelled images whose classes are those of a network.
 
     Args:
-      name: of the data set.
-      split: of it; '' for all images where it has no splits, else 'test'.
-      model: gives the classes, their order, and the folders of data.
+      name: name of the data set.
+      split: name of the split; '' means 'test', or all images of a data set without splits.
+      model: the network, for its classes and their order, and for the folders of its data.
+
+    Returns:
+      the records, labelled with the network's classes.
 
     Raises:
       DataError: they cannot be opened, or have a class that the network does not know.
@@ -56,7 +60,7 @@ def open_labelled(name: str, split: str, model: TrainedModel) -> Records:
     unknown = [each for each in records.class_names if each not in model.class_names]
     if unknown:
         raise DataError(
-            f'{len(unknown)} of {len(records.class_names)} classes of {name} are not those of '
+            f'{len(unknown)} of {len(records.class_names)} classes of {name} are unknown to '
             f'{one_line(model.path)} (for example {unknown[0]!r}; it has, for example, '
             f'{model.class_names[0]!r}): rename the class folders, or leave those classes out'
         )
@@ -67,7 +71,7 @@ def _open(name: str, split: str, config: ConfigDict) -> Records:
     dataset = defaults.dataset(name, 'train', split or 'test')
     config.target = dataset
     if not split:
-        with contextlib.suppress(NoSplit):  # it has splits
+        with contextlib.suppress(NoSplit):  # raised if the data set has splits
             return open_split(dataset, '', config)
     try:
         return open_split(dataset, split or 'test', config)
@@ -76,7 +80,7 @@ def _open(name: str, split: str, config: ConfigDict) -> Records:
 
 
 def run(argv: list[str]) -> None:
-    """Parses the flags, tests, and writes the figures."""
+    """Parses the flags, tests the network, and writes the results."""
     parser = Parser('evaluate')
     parser.add_argument('--workdir', required=True, type=Path)
     parser.add_argument('--data', required=True)
@@ -87,14 +91,17 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--batch_size', default=64, type=int)
     args = parser.parse_args(argv[1:])
     if args.batch_size < 1:
-        parser.error('--batch_size must be 1 or more')
+        parser.error('--batch_size must be at least 1')
     model = load(args.workdir, args.network, args.views)
     setup(model.config.cache_dir)
     records = open_labelled(args.data, args.split, model)
     print(f'xmixup: {model.describe()}; {records.usage_line()}', file=sys.stderr)
     tested = model.test(records, args.batch_size)
     if not len(tested.label):
-        raise DataError(f'none of the {len(records)} images of {args.data} can be decoded')
+        raise DataError(
+            f'none of the {len(records)} images of {args.data} can be decoded: replace them, or '
+            'name other images with --data'
+        )
     output = args.output or model.path.parent / f'evaluation-{short_name(args.data)}'
     output.mkdir(parents=True, exist_ok=True)
     figures = scores(tested)

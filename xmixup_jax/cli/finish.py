@@ -1,12 +1,13 @@
-"""Tests what a stopped run has trained so far, and writes its weights and result.
+"""Tests a run that was stopped early, and writes its weights and result.
 
     xmixup finish --workdir=runs/mine
 
-  --workdir=DIR   the folder of a run that was stopped
+  --workdir=DIR   the folder of a run that was stopped (required)
 
-Takes the newest checkpoint or, with --config.target.validation_share, the best network so far. The
-folder is then that of a finished run, for predict, evaluate and export; result.json says how many
-of the steps were taken. To train on instead, run the training command.
+Uses the newest checkpoint or, if the run has --config.target.validation_share, the best network so
+far. Afterwards the folder is that of a finished run, ready for predict, evaluate and export;
+result.json says how many of the steps were done. To resume training instead, run the training
+command again.
 
 """
 
@@ -25,14 +26,14 @@ from xmixup_jax.text import one_line
 
 
 def run(argv: list[str]) -> None:
-    """Parses the flags, tests, and prints the result."""
+    """Parses the flags, tests the network, and prints the result."""
     parser = Parser('finish')
     parser.add_argument('--workdir', required=True, type=Path)
     workdir = parser.parse_args(argv[1:]).workdir
     if not (workdir / CONFIG).is_file():
         raise DataError(
-            f'{one_line(workdir)} holds no run ({CONFIG} is missing): name the folder of one that '
-            'was stopped'
+            f'{one_line(workdir)} holds no run ({CONFIG} is missing): name the folder of a run '
+            'that was stopped'
         )
     config = from_stored(read_json(workdir / CONFIG))
     validate(config, jax.device_count())

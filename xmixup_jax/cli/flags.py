@@ -21,17 +21,20 @@ from xmixup_jax.processes import connect
 from xmixup_jax.text import one_line, valid_text
 
 _PACKAGE = Path(__file__).parents[1]
-# Installed with the package, or beside it in a checkout.
+# Inside the installed package, or beside the package in a checkout.
 EXPERIMENTS = next(
     path for path in (_PACKAGE / 'configs', _PACKAGE.parent / 'configs') if path.is_dir()
 )
 
 
 def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
-    """Reads a command line, joins the other processes of the run, and sets up this one.
+    """Parses a command line, connects to the run's other processes, and sets up this one.
 
     Returns:
-      (config, workdir): the configuration, validated, and the folder of the run.
+      (config, workdir): the validated configuration and the folder of the run.
+
+    Raises:
+      ConfigError: the flags or the configuration are invalid.
     """
     config, workdir = parse_flags(connect(argv))
     validate(config, jax.device_count())
@@ -40,24 +43,24 @@ def read_command(argv: list[str]) -> tuple[ConfigDict, Path]:
 
 
 def parse_flags(argv: list[str], methods: Sequence[str] = ()) -> tuple[ConfigDict, Path]:
-    """Reads `--config=NAME`, `--config.KEY=VALUE` and `--workdir=DIR`.
+    """Parses `--config=NAME`, `--config.KEY=VALUE` and `--workdir=DIR`.
 
     Args:
       argv: the program's name and its arguments.
-      methods: further ones whose options may be given; the configuration has those of the chosen
-        one, and of all that are built in.
+      methods: further methods whose options may be set, besides the built-in ones and the chosen
+        one.
 
     Returns:
-      (config, workdir), the latter runs/EXPERIMENT-METHOD-seedN unless given.
+      (config, workdir); by default, workdir is runs/EXPERIMENT-METHOD-seedN.
 
     Raises:
-      ConfigError: an unknown flag or key, a value of the wrong type, an unreadable file.
+      ConfigError: an unknown flag or key, a value of the wrong type, or an unreadable file.
     """
-    name, argv = _take_flag('config', argv)
+    name, argv = _pop_flag('config', argv)
     if name is None:
-        raise ConfigError('name an experiment, for example --config=digits')
+        raise ConfigError('--config is missing: name an experiment, for example --config=digits')
     path = find_experiment(name)
-    chosen, _ = _take_flag('config.method', argv)
+    chosen, _ = _pop_flag('config.method', argv)
     config = load_experiment(path, [*methods, *([] if chosen is None else [chosen])])
     _check_keys(argv, config)
     values = flags.FlagValues()
@@ -66,13 +69,11 @@ def parse_flags(argv: list[str], methods: Sequence[str] = ()) -> tuple[ConfigDic
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise ConfigError(f'{error}: the flags are --config, --config.KEY and --workdir') from error
+        raise ConfigError(f'{error}: use --config, --config.KEY and --workdir') from error
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(_wrong_value(str(error), argv, config)) from error
     if len(rest) > 1:
-        raise ConfigError(
-            f'unexpected argument {rest[1]!r}: values are given as --config.KEY=VALUE'
-        )
+        raise ConfigError(f'unexpected argument {rest[1]!r}: set values with --config.KEY=VALUE')
     config = values.config
     choose_method(config, config.method)
     default = Path('runs') / f'{path.stem}-{method_name(config.method)}-seed{config.seed}'
@@ -80,18 +81,18 @@ def parse_flags(argv: list[str], methods: Sequence[str] = ()) -> tuple[ConfigDic
 
 
 def _checked_workdir(workdir: Path) -> Path:
-    """Raises ConfigError if the path is no text, in which orbax cannot write."""
+    """Raises ConfigError if the path is not valid UTF-8, as Orbax cannot write there."""
     whole = str(workdir.absolute())
     if valid_text(whole) != whole:
         raise ConfigError(
-            f'--workdir={one_line(whole)} is not in UTF-8, and checkpoints cannot be written '
+            f'--workdir={one_line(whole)} is not valid UTF-8, so checkpoints cannot be written '
             'there: choose a folder with another name'
         )
     return workdir
 
 
-def _take_flag(name: str, argv: list[str]) -> tuple[str | None, list[str]]:
-    """The last value of a flag, None without one, and the command line without it."""
+def _pop_flag(name: str, argv: list[str]) -> tuple[str | None, list[str]]:
+    """Removes a flag from a command line; returns its last value (or None) and the rest."""
     value, rest, arguments = None, [], iter(argv)
     for argument in arguments:
         flag, given, text = argument.partition('=')
@@ -103,10 +104,13 @@ def _take_flag(name: str, argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def find_experiment(name: str) -> Path:
-    """The file of an experiment: a path, or the name of one installed with the package.
+    """Returns the file of an experiment.
+
+    Args:
+      name: path of a file, or name of an experiment installed with the package.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no such file; lists the installed experiments.
     """
     for path in (Path(name).expanduser(), EXPERIMENTS / f'{name}.py'):
         if path.is_file():
@@ -119,11 +123,11 @@ def find_experiment(name: str) -> Path:
 
 
 def load_experiment(path: Path, methods: Sequence[str] = ()) -> ConfigDict:
-    """The configuration of a file; keys that its `get_config` leaves out have their defaults.
+    """Reads the configuration from a file. Keys that its `get_config` omits get their defaults.
 
     Args:
-      path: of the file.
-      methods: whose options it gets, beside those of its own method and of the built-in ones.
+      path: the Python file.
+      methods: further methods whose options it gets, besides the built-in ones and its own.
 
     Raises:
       ConfigError: the file cannot be read, has no `get_config`, or has an unknown key; a method
@@ -131,7 +135,7 @@ def load_experiment(path: Path, methods: Sequence[str] = ()) -> ConfigDict:
     """
     try:
         given = ConfigDict(runpy.run_path(str(path))['get_config']())
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # the user's code may raise anything
         raise ConfigError(
             f'cannot read the configuration {path}: {type(error).__name__}: '
             f'{" ".join(str(error).split())}'
@@ -150,7 +154,7 @@ def load_experiment(path: Path, methods: Sequence[str] = ()) -> ConfigDict:
 
 
 def _check_keys(argv: list[str], config: ConfigDict) -> None:
-    """Raises ConfigError if a `--config.KEY` names no value."""
+    """Raises ConfigError if a flag `--config.KEY` does not name a value."""
     known = flatten(config)
     for argument in argv[1:]:
         prefix, _, rest = argument.partition('.')
@@ -159,7 +163,7 @@ def _check_keys(argv: list[str], config: ConfigDict) -> None:
             if key not in known:
                 section = any(each.startswith(f'{key}.') for each in known)
                 words = (
-                    f'names a group of values, for example --config.{_first(key, known)}'
+                    f'names a group of values, for example --config.{_first_key(key, known)}'
                     if section
                     else f'there is no such key{_similar(key, known)}'
                 )
@@ -167,35 +171,35 @@ def _check_keys(argv: list[str], config: ConfigDict) -> None:
 
 
 def _wrong_value(message: str, argv: list[str], config: ConfigDict) -> str:
-    """Says which flag has a value of the wrong type, and which type is right.
+    """Says which flag has a value of the wrong type, and which type it should have.
 
     Args:
-      message: of absl, which begins with the flag where it concerns one.
+      message: absl's message, which starts with the flag if it is about one.
       argv: the command line.
-      config: the configuration with its values before.
+      config: the configuration before the flags are applied.
     """
     found = re.match(r'flag --config\.([\w.]+)', message)
     values = flatten(config)
     if found is None or found[1] not in values:
         return ' '.join(message.split())
-    given, _ = _take_flag(f'config.{found[1]}', argv)
+    given, _ = _pop_flag(f'config.{found[1]}', argv)
     value = values[found[1]]
     kinds = {bool: 'True or False', int: 'a whole number', float: 'a number'}
-    kind = kinds.get(type(value), f'a value such as {value!r}')
-    return one_line(f'--config.{found[1]}={given}: must be {kind}, as {value!r} is')
+    kind = kinds.get(type(value), 'of the same type')
+    return one_line(f'--config.{found[1]}={given}: must be {kind}; the experiment has {value!r}')
 
 
-def _first(section: str, known: dict[str, Any]) -> str:
+def _first_key(section: str, known: dict[str, Any]) -> str:
     return next(key for key in known if key.startswith(f'{section}.'))
 
 
 def _similar(key: str, known: dict[str, Any]) -> str:
-    """Words that suggest the keys most like `key`: those that end alike come first."""
+    """Suggests the keys most similar to `key`, or failing that, those with a similar last part."""
     last = key.rsplit('.', 1)[-1]
     ends = {full.rsplit('.', 1)[-1]: full for full in reversed(list(known))}
     close = difflib.get_close_matches(key, known) or [
         ends[end] for end in difflib.get_close_matches(last, ends)
     ]
     if not close:
-        return f'; {Path(defaults.__file__).name} explains all of them'
+        return f'; {Path(defaults.__file__).name} explains all keys'
     return f'; did you mean {" or ".join(f"config.{each}" for each in close)}?'

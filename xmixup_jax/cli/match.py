@@ -1,13 +1,20 @@
-"""Matches every target class with its source classes, and shows the outcome, without training.
+"""Matches every target class with source classes and shows the result, without training.
 
     xmixup match --config=configs/digits.py
     xmixup match --config=configs/digits.py --config.match.assignment=nearest
 
-Ends with a table of the target's classes and everything about the data that looks wrong: few test
-images, images in training and test, very unequal classes.
+Takes the same flags as `xmixup train`. These change the match (the defaults hold unless the
+experiment changes them):
 
-Takes the same flags as `xmixup train`; the values in `config.match` are what it depends on. Writes
-match.json into the work directory. (`python -m xmixup_jax match` is the same.)
+  --config.match.similarity=NAME      cosine (default), euclidean or emd between the classes' mean
+                                      features; or predicted, by the pre-trained head
+  --config.match.assignment=NAME      optimal (default), greedy, nearest, random or least
+  --config.match.classes_per_target=N source classes for each target class (default: 1)
+  --config.match.images_per_class=N   images for the mean features of a class (default: 50; 0: all)
+
+Prints each target class with its source classes and their similarities, then a table of the images
+of each class, and then everything about the data that looks wrong: few test images, images in both
+training and test, imbalanced classes. Writes match.json into the folder of the run.
 """
 
 from pathlib import Path
@@ -29,7 +36,7 @@ from xmixup_jax.text import one_line
 
 
 def show_match(match: ClassMatch, data: Data, workdir: Path) -> None:
-    """Writes match.json and prints a line for each target class."""
+    """Writes match.json, and prints one line per target class."""
     workdir.mkdir(parents=True, exist_ok=True)
     report_match(workdir, match, data)
     assert data.source is not None  # as there is a match
@@ -47,7 +54,7 @@ def run(argv: list[str]) -> None:
     if not method_of(config).pairs:
         pairing = ', '.join(name for name, method in METHODS.items() if method.pairs)
         raise ConfigError(
-            f'config.method={config.method} matches no classes: take one of {pairing}'
+            f'config.method={config.method} does not match classes: use one of {pairing}'
         )
     check_inputs(config)
     weights = backbone_weights(config)

@@ -3,21 +3,24 @@
     xmixup predict --workdir=runs/digits-xmixup-seed0 photo.jpg more_photos/
     xmixup predict --workdir=runs/mine --format=csv --top=1 photos/ > classes.csv
 
-  IMAGE ...       image files, and folders, which are searched for images to any depth; after --
-                  names may begin with a dash
-  --workdir=DIR   the folder of a finished run (or a .safetensors file that `export` wrote)
-  --network=NAME  final (default), the network that the run handed over; best, the one with the
-                  highest top-1 in the tests of --config.eval_every; or ema, the moving average
-                  of --config.ema_decay
+  IMAGE ...       image files, or folders, which are searched for images at any depth (required);
+                  put -- before names that begin with a dash
+  --workdir=DIR   the folder of a finished run, or a .safetensors file that `export` wrote
+                  (required)
+  --network=NAME  final (default), the result of the run; best, the network with the highest top-1
+                  in the tests during training (--config.eval_every); or ema, the moving average
+                  of the weights (--config.ema_decay)
   --format=NAME   table (default), csv or json
-  --top=N         classes for each image (default: 5; 0: all)
-  --views=N       of an image, whose probabilities are averaged: 1, the middle; 2, its mirror image
-                  too; 10, corners and middle, mirrored too (default: the run's config.test_views)
-  --batch_size=N  images that go through the network at a time (default: 64)
+  --top=N         classes to show for each image (default: 5; 0: all)
+  --views=N       views of each image to average over (default: the run's config.test_views):
+                  1, the centre crop; 2, also mirrored; 10, also the four corners, mirrored too
+  --batch_size=N  images per batch (default: 64)
 
-Images of any size, in every format that is read in training. What a folder holds besides is counted
-on standard error. What cannot be decoded is named there, the others are predicted all the same, and
-the exit code is 1. The same from Python:
+Writes the predictions to standard output. Images may have any size, and any format that can be used
+in training. Other files in the folders are counted on standard error. Images that cannot be decoded
+are named there and skipped; the exit code is then 1.
+
+The same from Python:
 
     model = xmixup_jax.load('runs/digits-xmixup-seed0')
     model.predict(['photo.jpg'])
@@ -45,13 +48,13 @@ FORMATS = ('table', 'csv', 'json')
 
 
 def find_images(paths: list[Path]) -> tuple[list[Path], Counter[str]]:
-    """The files among `paths`, and the images in the folders among them.
+    """Lists the files among `paths`, and all images in the folders among them.
 
     Returns:
-      (files, left_out): the latter counts the other files in the folders by kind.
+      (files, left_out): left_out counts the other files in the folders by kind.
 
     Raises:
-      DataError: one does not exist, or a folder holds no image.
+      DataError: a path does not exist, or a folder contains no images.
     """
     found: list[Path] = []
     left_out: Counter[str] = Counter()
@@ -64,9 +67,9 @@ def find_images(paths: list[Path]) -> tuple[list[Path], Counter[str]]:
             continue
         within = listing.find_images(path)
         if not within.images:
-            other = listing.in_words(within.left_out)
+            other = listing.format_counts(within.left_out)
             raise DataError(
-                f'{one_line(path)} holds no images{other and f" (it has {other})"}: name image '
+                f'{one_line(path)} contains no images{other and f" (it has {other})"}: name image '
                 'files, or folders of them'
             )
         found += [Path(image.path) for image in within.images]
@@ -75,13 +78,13 @@ def find_images(paths: list[Path]) -> tuple[list[Path], Counter[str]]:
 
 
 def write(results: Iterable[tuple[Path, Prediction]], form: str, top: int, out: TextIO) -> None:
-    """Writes predictions as they come.
+    """Writes predictions one by one, as they are made.
 
     Args:
-      results: files and the predictions for them.
+      results: files with their predictions.
       form: one of `FORMATS`.
-      top: classes of each file.
-      out: where to.
+      top: number of classes to write for each file.
+      out: the stream to write to.
     """
     table = csv.writer(out, lineterminator='\n')
     if form == 'csv':
@@ -115,13 +118,13 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--batch_size', default=64, type=int)
     args = parser.parse_args(argv[1:])
     if args.top < 0 or args.batch_size < 1:
-        parser.error('--top must be 0 or more, --batch_size 1 or more')
+        parser.error('--top must be at least 0, and --batch_size at least 1')
     paths, left_out = find_images(args.images)
     model = load(args.workdir, args.network, args.views)
     setup(model.config.cache_dir)
     print(f'xmixup: {model.describe()}', file=sys.stderr)
     if left_out:
-        print(f'xmixup: left out: {listing.in_words(left_out)}', file=sys.stderr)
+        print(f'xmixup: left out: {listing.format_counts(left_out)}', file=sys.stderr)
     bad = 0
 
     def decoded() -> Iterator[tuple[Path, Prediction]]:
@@ -136,4 +139,4 @@ def run(argv: list[str]) -> None:
 
     write(decoded(), args.format, args.top or len(model.class_names), sys.stdout)
     if bad:
-        raise UserError(f'{bad} of {len(paths)} images could not be decoded; they are named above')
+        raise UserError(f'{bad} of {len(paths)} images could not be decoded; see the lines above')

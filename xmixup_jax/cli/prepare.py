@@ -1,14 +1,16 @@
-"""Does everything slow in advance, so that training starts at once.
+"""Does all slow preparation in advance, so that training starts at once.
 
     xmixup prepare --config=configs/cub.py
 
-Downloads and converts the data sets, finds every record's label, fetches the weights (or trains
-the network on the source), computes the class features and matches the classes. Leaves everything
-where the same run will look for it. It can be interrupted: the same command goes on, and does
-nothing twice. Ends with a table of the target's classes and everything about the data that looks
-wrong.
+Takes the same flags as `xmixup train`.
 
-Takes the same flags as `xmixup train`. (`python -m xmixup_jax prepare` is the same.)
+Downloads and converts the data sets, reads their labels, downloads the weights (or pre-trains the
+network on the source), computes the class features and matches the classes. Writes everything to
+--config.data_dir, --config.cache_dir and the folder of the run, where `xmixup train` finds it. If
+it is interrupted, the same command resumes and repeats nothing.
+
+Ends by printing a table of the images of each class, and everything about the data that looks
+wrong.
 """
 
 import logging
@@ -29,7 +31,7 @@ log = logging.getLogger('xmixup_jax')
 
 
 def run(argv: list[str]) -> None:
-    """Goes through the steps."""
+    """Parses the flags and prepares everything."""
     config, workdir = read_command(argv)
     begun = time.perf_counter()
 
@@ -41,7 +43,7 @@ def run(argv: list[str]) -> None:
         try:
             source, what = find_source(name)
             folder = source.prepare(what, config)
-        except DataError as error:  # what the other data sets need is said in the same message
+        except DataError as error:  # go on, to report what all data sets need in one message
             missing[name] = str(error)
         else:
             if folder:
@@ -49,12 +51,16 @@ def run(argv: list[str]) -> None:
     raise_all(missing)
     check_inputs(config)
     weights = backbone_weights(config)
-    done(f'weights are in {weights.path}' if weights else 'no weights: random ones')
+    done(
+        f'weights are in {weights.path}'
+        if weights
+        else 'no weights: training starts from random ones'
+    )
     data = open_data(config)
-    done('data sets are open')
+    done('data sets can be opened')
     data.log_usage()
     if method_of(config).pairs:
         show_match(find_match(config, weights, data), data, workdir)
-        done(f'classes are matched; also in {workdir / MATCH}')
+        done(f'classes are matched; the match is in {workdir / MATCH}')
     show(data)
-    print('prepared; now run  xmixup train  with the same flags')
+    print('Prepared. Now run  xmixup train  with the same flags.')

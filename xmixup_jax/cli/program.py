@@ -1,20 +1,23 @@
 """XMixup: train an image classifier on few images, with help from a large labelled data set.
 
-    xmixup train --config=configs/digits.py        train and test; writes a report
-    xmixup match --config=configs/digits.py        show which source class helps which class
+    xmixup train --config=configs/digits.py        train and test a network; writes a report
+    xmixup match --config=configs/digits.py        show which source classes help which class
     xmixup compare --config=configs/digits.py --methods=xmixup,finetune --workdir=runs/compare
-                                                   several methods and seeds, in one table
-    xmixup compare RUN_A RUN_B                     where two finished runs differ, image by image
-    xmixup predict --workdir=RUN photo.jpg dir/    classes of other images
+                                                   compare methods over several seeds
+    xmixup compare RUN_A RUN_B                     show where two finished runs differ
+    xmixup predict --workdir=RUN photo.jpg dir/    predict the classes of images
     xmixup evaluate --workdir=RUN --data=folder:DIR
                                                    test a trained network on other images
-    xmixup finish --workdir=RUN                    test and use a run that was stopped
-    xmixup report --workdir=RUN                    report.html of a finished run, made anew
-    xmixup export --workdir=RUN --format=torch     weights for other programs
-    xmixup prepare --config=configs/cub.py         download and convert in advance
+    xmixup finish --workdir=RUN                    test a run that was stopped early
+    xmixup report --workdir=RUN                    write report.html of a finished run
+    xmixup export --workdir=RUN --format=torch     convert the weights for other programs
+    xmixup prepare --config=configs/cub.py         download and convert the data in advance
 
-`xmixup COMMAND --help` explains one of them. The first needs no download: it trains on digits that
-come inside Python packages. Documentation: README.md and docs/.
+RUN is the folder of a run. `xmixup COMMAND --help` explains a command and its flags; `xmixup
+--version` prints the version.
+
+The first command needs no download: it trains on digits that ship inside Python packages.
+Documentation: README.md and docs/.
 """
 
 import argparse
@@ -40,18 +43,18 @@ COMMANDS = (
     'prepare',
 )
 HELP = {'-h', '--help', '-help', 'help'}
-STOPPED = 'stopped by a signal: the same command continues'
+STOPPED = 'stopped by a signal: run the same command to resume'
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads the flags of a command; a mistake is a ConfigError, and `run_and_exit` gives help."""
+    """Parses the flags of a command. Raises ConfigError on mistakes; `run_and_exit` prints help."""
 
     def __init__(self, command: str):
         super().__init__(prog=f'xmixup {command}', add_help=False, allow_abbrev=False)
 
     def parse_args(self, args, namespace=None):  # type: ignore[override]
-        """As argparse does, but an unknown flag is named before a missing one."""
+        """Like argparse's, but reports an unknown flag before a missing one."""
         known = self._option_string_actions
         for argument in itertools.takewhile(lambda each: each != '--', args):
             flag = argument.partition('=')[0]
@@ -67,21 +70,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The console command `xmixup`.
+    """Runs the console command `xmixup`.
 
     Args:
-      arguments: the command's name and its flags; those of the process by default.
+      arguments: name of the command and its flags; by default those of the process.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ['--help']
     if HELP & {name, *rest}:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # end quietly when piped to `head`
     if name in HELP:
         print(__doc__)
     elif name == '--version':
         print(importlib.import_module('xmixup_jax').__version__)
     elif name not in COMMANDS:
         print(
-            f'xmixup: there is no command {name!r}: {", ".join(COMMANDS)}; try  xmixup --help',
+            f'xmixup: there is no command {name!r}: use {", ".join(COMMANDS)}; see  xmixup --help',
             file=sys.stderr,
         )
         sys.exit(2)
@@ -92,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _imported(module: str) -> Callable[[list[str]], None]:
-    """The `run` of a command, whose module is imported when it is called."""
+    """Returns a function that imports a command's module and calls its `run`."""
 
     def program(argv: list[str]) -> None:
         for number in _SIGNALS:
@@ -106,9 +109,10 @@ def _imported(module: str) -> Callable[[list[str]], None]:
 
 
 def stop_at_once(number: int, frame) -> NoReturn:
-    """Handler of signals while libraries are imported: ends the process, which has nothing to save.
+    """Signal handler during imports: ends the process, which has nothing to save.
 
-    What a handler raises there can be lost, or turned into another error, by the library.
+    It does not raise, because an importing library could swallow the exception or turn it into
+    another one.
     """
     del number, frame
     os.write(2, f'xmixup: {STOPPED}\n'.encode())
@@ -116,12 +120,12 @@ def stop_at_once(number: int, frame) -> NoReturn:
 
 
 def module_of(command: str) -> str:
-    """The module that holds a command's help and its `run`."""
+    """Returns the name of the module with a command's help (its docstring) and its `run`."""
     return f'{__package__}.{command}'
 
 
 def help_text(module: str) -> str:
-    """The docstring of a module, which is not imported: JAX alone would take seconds."""
+    """Returns a module's docstring without importing it: JAX alone would take seconds."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None  # a file of this package
     source = Path(spec.origin).read_text(encoding='utf-8')
@@ -129,11 +133,18 @@ def help_text(module: str) -> str:
 
 
 def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
-    """Runs a program. A user's mistake or a signal ends the process with one line on standard
-    error and an exit code; `--help` prints the docstring of the program's module."""
-    for number in _SIGNALS:  # the training loop has its own, and saves first
+    """Runs a program, and ends the process on errors.
+
+    A user's mistake or a signal ends it with one line on standard error and an exit code. `--help`
+    prints the docstring of the program's module.
+
+    Args:
+      program: called with `argv`.
+      argv: name of the program and its arguments.
+    """
+    for number in _SIGNALS:  # the training loop installs its own handlers, which save first
         signal.signal(number, interrupt)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may be no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be invalid text
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         if HELP & set(argv):
@@ -143,20 +154,20 @@ def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
             sys.stdout.flush()
     except UserError as error:
         if isinstance(error, Interrupted):
-            # All processes have agreed to stop, and some may still be writing.
+            # All processes stop at the same step, but some may still be writing.
             importlib.import_module('xmixup_jax.processes').leave()
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail(STOPPED, Interrupted.exit_code)
-    except BrokenPipeError:  # whoever read the output, `head` say, has had enough
+    except BrokenPipeError:  # the reader of the output, for example `head`, has exited
         os._exit(1)
     except OSError as error:  # a full disk, a read-only folder
         if error.strerror is None:
             raise
         where = f' {error.filename}' if error.filename else ''
         fail(
-            f'cannot read or write{where}: {error.strerror}; mend that (room, permissions) and run '
-            'the same command again: it continues',
+            f'cannot read or write{where}: {error.strerror}; check disk space and permissions, '
+            'then run the same command to resume',
             UserError.exit_code,
         )
     except Exception as error:
@@ -165,8 +176,8 @@ def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
 
 
 def _fail_on_device_error(error: Exception) -> None:
-    """Ends the process if there is no device, the devices ran out of memory, or another process
-    was lost."""
+    """Ends the process if the error means that there is no device, that the devices ran out of
+    memory, or that another process was lost."""
     jax = sys.modules.get('jax')
     if jax is None or not isinstance(error, (RuntimeError, AssertionError)):
         return
@@ -175,23 +186,23 @@ def _fail_on_device_error(error: Exception) -> None:
         return
     if 'RESOURCE_EXHAUSTED' in str(error):
         fail(
-            f'the devices have too little memory ({first_line(error)}): lower config.batch_size'
+            f'the devices ran out of memory ({first_line(error)}): lower config.batch_size'
             ', or use config.accumulate_steps, config.remat or config.precision=bfloat16',
             UserError.exit_code,
         )
     if jax.process_count() > 1:
         fail(
             f'another process of the run has ended or cannot be reached ({first_line(error)}): '
-            'start all of them again; they continue from the newest checkpoint',
+            'start all of them again; they resume from the newest checkpoint',
             ProcessLost.exit_code,
         )
 
 
 def _fail_without_devices(jax) -> None:
-    """Ends the process if JAX has no device of the platform that it was told to use."""
+    """Ends the process if JAX finds no device of the requested platform."""
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter for cuda, with JAX 0.10
+    except (RuntimeError, AssertionError) as error:  # AssertionError: cuda, with JAX 0.10
         names = ('JAX_PLATFORMS', 'JAX_PLATFORM_NAME')
         name = next((each for each in names if os.environ.get(each)), names[0])
         reason = first_line(error).partition(" (set JAX_PLATFORMS=''")[0]
@@ -204,34 +215,37 @@ def _fail_without_devices(jax) -> None:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Ends the process with one line, without waiting for threads that still read images."""
+    """Prints one line on standard error and ends the process at once.
+
+    It does not wait for threads that are still reading images.
+    """
     sys.stdout.flush()
     print(f'xmixup: {message}', file=sys.stderr, flush=True)
     os._exit(exit_code)
 
 
 def setup(cache_dir: str) -> None:
-    """Sets the log level and the persistent compilation cache of the process.
+    """Sets up logging and the persistent compilation cache of this process.
 
     Args:
-      cache_dir: config.cache_dir.
+      cache_dir: config.cache_dir; the compilation cache is in its folder xla.
     """
     import jax
     from absl import logging as absl_logging
 
-    # orbax and tfds log every file they touch, and a stack trace for every error they raise.
+    # Orbax and tfds log every file they touch, and a stack trace for every error they raise.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger('huggingface_hub').setLevel(logging.ERROR)  # it logs every retry
     logging.basicConfig(format='%(message)s', force=True)
     level = logging.INFO if jax.process_index() == 0 else logging.WARNING
     logging.getLogger('xmixup_jax').setLevel(level)
     jax.config.update('jax_compilation_cache_dir', str(Path(cache_dir).expanduser() / 'xla'))
-    # Small programs as well: there are many before the first step.
+    # Cache small programs too: there are many before the first step.
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     sys.unraisablehook = _report_unraisable
 
 
 def _report_unraisable(args) -> None:
-    """Like Python's own hook, but silent about reads that orbax gave up: their loop is gone."""
+    """Like Python's own hook, but silent about reads that Orbax abandoned with their event loop."""
     if 'Event loop is closed' not in str(args.exc_value):
         sys.__unraisablehook__(args)

@@ -1,11 +1,11 @@
-"""Writes report.html of a finished run, for example one that was trained with report=False.
+"""Writes report.html of a finished run, for example of one trained with --config.report=False.
 
     xmixup report --workdir=runs/mine
 
-  --workdir=DIR   the folder of a finished run
+  --workdir=DIR   the folder of a finished run (required)
 
-Reads the run's configuration, its last checkpoint and its images, which must be where they were:
-the test images go through the network once more. Nothing is trained, and the result stays as it is.
+Needs the run's last checkpoint, and its images in their original place: the test images go through
+the network once more. Nothing is trained, and result.json does not change.
 """
 
 import contextlib
@@ -32,14 +32,17 @@ from xmixup_jax.text import one_line
 
 
 def report(workdir: Path) -> Path:
-    """Writes the report of the finished run in a folder, in the place of one that is there.
+    """Writes the report of a finished run, replacing an existing one.
+
+    Args:
+      workdir: the folder of the run.
 
     Returns:
-      its path.
+      path of the report.
 
     Raises:
-      UserError: the run is not finished or is damaged, its last checkpoint is gone, or its data are
-        others or cannot be opened.
+      UserError: the run is not finished or is corrupted, its last checkpoint is missing, or its
+        data have changed or cannot be opened.
     """
     check_finished(workdir)
     config = from_stored(read_json(workdir / CONFIG))
@@ -73,7 +76,7 @@ def check_finished(workdir: Path) -> None:
         what = f'holds no finished run ({missing[0]} is missing)' if there else 'is no folder'
         raise DataError(
             f'{one_line(workdir)} {what}: name the folder of a finished run, or run its training '
-            'command again, which continues it'
+            'command again to resume it'
         )
 
 
@@ -82,8 +85,8 @@ def check_whole(workdir: Path) -> None:
     damaged = [name for name in damaged_files(workdir) if name != REPORT]
     if damaged:
         raise DataError(
-            f'{one_line(workdir / damaged[0])} is not what the run wrote: run its training command '
-            'again, which restores what can be restored'
+            f'{one_line(workdir / damaged[0])} is not as the run wrote it: run its training '
+            'command again, which restores what it can'
         )
 
 
@@ -91,9 +94,9 @@ def _end_of_run(config: ConfigDict, checkpoints: Checkpoints, steps: int) -> Sta
     start = resume(config, checkpoints)
     if start is None or int(start.state.step) != steps:
         raise DataError(
-            f'{one_line(checkpoints.workdir)} has no checkpoint of its last step, {steps}, '
-            'from which a report could be made: restore its folder checkpoints/, or train in '
-            'another --workdir with --config.report=True'
+            f'{one_line(checkpoints.workdir)} has no checkpoint of its last step, {steps}, which '
+            'the report needs: restore its folder checkpoints/, or train in another --workdir with '
+            '--config.report=True'
         )
     return start
 

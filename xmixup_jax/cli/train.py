@@ -1,26 +1,27 @@
-r"""Trains a classifier on your images, with help from a source data set, and tests it.
+r"""Trains an image classifier on your images, with help from a source data set, and tests it.
 
     xmixup train --config=configs/digits.py
     xmixup train --config=configs/digits.py --config.method=finetune --config.seed=1
     xmixup train --config=configs/folder.py --config.target.name=folder:my_photos \
         --config.source.name=folder:imagenet_photos --workdir=runs/mine
 
-  --config=NAME          the experiment: a Python file, or the name of one installed
-                         with this package (digits, folder, aircraft, ...)
-  --config.KEY=VALUE     changes one of its values, for example --config.batch_size=64;
-                         xmixup_jax/defaults.py explains all of them
-  --workdir=DIR          the folder of the run (default: runs/EXPERIMENT-METHOD-seedN). The same
-                         command continues a run that was stopped, and shows one that is finished
+  --config=NAME          the experiment (required): a Python file, or the name of an experiment
+                         that ships with this package (digits, folder, aircraft, ...)
+  --config.KEY=VALUE     overrides a value of the experiment, for example --config.batch_size=64;
+                         xmixup_jax/defaults.py explains all values
+  --workdir=DIR          the folder of the run (default: runs/EXPERIMENT-METHOD-seedN)
   --coordinator=HOST:PORT --num_processes=N --process_id=I
-                         one of several processes, started by hand; SLURM, Open MPI and TPU slices
-                         are recognised (--num_processes=auto insists)
+                         only for a run in several processes that you start by hand. SLURM, Open
+                         MPI and TPU slices are detected; --num_processes=auto fails if they are not
 
-The folder gets report.html (what was learnt, in pictures), model.safetensors (the weights),
-result.json, metrics.csv, tensorboard/ and checkpoints/.
+The folder of the run gets report.html (the results in pictures), model.safetensors (the weights),
+result.json (accuracy and speed), metrics.csv and tensorboard/ (curves during training), and
+checkpoints/. If the run is stopped, the same command resumes it from its newest checkpoint; if it
+is finished, the same command shows its result.
 
-Exit codes: 0 done; 1 something is missing or broken; 2 an impossible configuration; 75 stopped by
-a signal, or by the loss of another process, and saved: run the same command again, or use what is
-there with  xmixup finish .
+Exit codes: 0 success; 1 something is missing or broken; 2 invalid configuration; 75 stopped by a
+signal, or because another process was lost. In the last case the run is saved: run the same command
+to resume it, or  xmixup finish  to test the network as it is.
 
 """
 
@@ -42,11 +43,11 @@ def run(argv: list[str]) -> None:
 
 
 def print_result(result: dict[str, Any], workdir: Path) -> None:
-    """Prints the result, where it is, and what to do with it; in the first process."""
+    """Prints the result, its files, and what to do next; only in the first process."""
     if not is_first():
         return
     print(f'{summary(result)}  ->  {one_line(workdir)}')
-    written = {'report': REPORT, 'weights': WEIGHTS_FILE, 'rows': METRICS}
+    written = {'report': REPORT, 'weights': WEIGHTS_FILE, 'metrics': METRICS}
     for name, file in written.items():
         if (workdir / file).exists():
             print(f'  {name:8} {one_line(workdir / file)}')
@@ -56,7 +57,7 @@ def print_result(result: dict[str, Any], workdir: Path) -> None:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The content of result.json in a line."""
+    """Returns the main content of result.json in one line."""
     of = f' of {result["stopped_of"]}' if 'stopped_of' in result else ''
     done = [
         f'{result["steps"]}{of} step{"" if result["steps"] == 1 else "s"}',

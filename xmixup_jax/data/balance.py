@@ -1,22 +1,23 @@
-"""Class imbalance: weights of the classes in the loss."""
+"""Class weights for the loss on imbalanced data."""
 
 import numpy as np
 
 WEIGHTS = ('none', 'inverse', 'effective')
 SAMPLINGS = ('natural', 'balanced')
 CLASS_WEIGHTS = 'config.balance'
-"""Their key among the constants of a run; no name that a method would give."""
+"""Key of the class weights among a run's constants. No method would use this name."""
 
 
 def class_weights(labels: np.ndarray, num_classes: int, law: str, beta: float) -> np.ndarray:
-    """Weights of the classes; their mean over all images is 1.
+    """Computes class weights whose mean over all training images is 1.
 
     Args:
-      labels: of the training images, int [N].
+      labels: labels of the training images, int [N].
       num_classes: K.
-      law: 'inverse', 1 / n of a class of n images; 'effective', (1 - beta) / (1 - beta ** n), Cui
-        et al., "Class-Balanced Loss Based on Effective Number of Samples" (CVPR 2019), equation 3.
-      beta: from 0 (all alike) to below 1 (as 'inverse').
+      law: the weight of a class of n images: 'inverse', 1 / n; or 'effective',
+        (1 - beta) / (1 - beta ** n), from Cui et al., "Class-Balanced Loss Based on Effective
+        Number of Samples" (CVPR 2019), equation 3.
+      beta: of 'effective': 0 gives equal weights; the limit 1 gives those of 'inverse'.
 
     Returns:
       float32 [K].

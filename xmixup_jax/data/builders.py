@@ -1,6 +1,6 @@
-"""tfds builders of the data sets that tfds has none for, or none that works any more.
+"""tfds builders for data sets that tfds lacks, or whose builders in tfds no longer work.
 
-They are built without TensorFlow. The encoded images are stored as they came.
+They do not need TensorFlow, and they store the encoded images unchanged.
 """
 
 import hashlib
@@ -20,14 +20,15 @@ from xmixup_jax.errors import DataError
 
 log = logging.getLogger('xmixup_jax')
 
-# An archive of images hardly shrinks when it is compressed, one of lists and tables by some tens.
+# Limits on what an archive unpacks to. Compression hardly shrinks images; it shrinks lists and
+# tables by a factor of a few tens.
 _MAX_GROWTH = 100
 _ALWAYS_ALLOWED = 2**26
 Examples = Iterator[tuple[str, dict[str, Any]]]
 
 
 def _info(builder, classes: int, description: str, homepage: str, citation: str, licence: str):
-    """Images and labels; the classes' names come from a file of the archive."""
+    """Describes images with labels. The class names are read from the archive later."""
     return tfds.core.DatasetInfo(
         builder=builder,
         description=description,
@@ -45,13 +46,13 @@ def _info(builder, classes: int, description: str, homepage: str, citation: str,
 
 
 def _unpack(archive: Path) -> Path:
-    """The folder of the files in a tar archive; it appears whole or not at all.
+    """Unpacks a tar archive atomically, and returns the folder.
 
-    tfds would unpack it with TensorFlow. Nothing is written outside the folder: names that lead out
-    of it are refused, links and devices left out.
+    (tfds would use TensorFlow for this.) Nothing is written outside the folder: names that lead out
+    of it are refused, links and devices skipped.
 
     Raises:
-      DataError: the archive is damaged, or not what it seems.
+      DataError: the archive is corrupted, or not the original.
     """
     folder = archive.with_name(archive.name + '.unpacked')
     if not folder.is_dir():
@@ -64,17 +65,17 @@ def _unpack(archive: Path) -> Path:
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise DataError(
-                f'{archive} cannot be unpacked ({error}): it is damaged or not the original; get '
-                'it once more'
+                f'{archive} cannot be unpacked ({error}): it is corrupted or not the original; '
+                'download it again'
             ) from error
         partial.rename(folder)
     return folder
 
 
 class _TarFilter:
-    """What `extractall` asks about each member: tarfile's 'data' filter, and less trust.
+    """Filters the members for `extractall`: stricter than tarfile's 'data' filter.
 
-    (That filter has let links lead out of the folder in several versions of Python.)
+    (In several versions of Python, that filter let links lead out of the folder.)
     """
 
     def __init__(self, limit: int):
@@ -87,7 +88,7 @@ class _TarFilter:
                 f'it unpacks to more than {_MAX_GROWTH} times its size at {member.name!r}'
             )
         if not (member.isfile() or member.isdir()):
-            log.warning('Left out: %r, which is neither a file nor a folder', member.name)
+            log.warning('Skipped %r, which is neither a file nor a folder', member.name)
             return None
         return tarfile.data_filter(member, folder)
 
@@ -97,7 +98,7 @@ def _check_md5(path: Path, expected: str) -> None:
         found = hashlib.file_digest(file, 'md5').hexdigest()
     if found != expected:
         raise DataError(
-            f'{path} has MD5 {found}, not {expected}: the download was damaged; remove the file '
+            f'{path} has MD5 {found}, not {expected}: the download is corrupted; remove the file '
             'and run the same command again'
         )
 
@@ -107,14 +108,14 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version('1.0.0')
     URL = 'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz'
-    MD5 = 'd4acdd33327262359767eeaa97a4f732'  # as the data set's page gives it
+    MD5 = 'd4acdd33327262359767eeaa97a4f732'  # from the data set's page
 
     def _info(self):
         return _info(
             self,
             100,
-            '10,000 photographs of 100 variants of aircraft (2013b): 3,334 for training, 3,333 for '
-            'validation, 3,333 for the test. The 20 lowest rows of each are a copyright notice.',
+            '10,000 photographs of 100 variants of aircraft (2013b): 3,334 training, 3,333 '
+            'validation and 3,333 test images. The bottom 20 rows of each are a copyright notice.',
             'https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/',
             'Maji, Rahtu, Kannala, Blaschko, Vedaldi: Fine-Grained Visual Classification of '
             'Aircraft. arXiv:1306.5151, 2013.',
@@ -140,7 +141,7 @@ class FgvcAircraft(tfds.core.GeneratorBasedBuilder):
 
 
 class MitIndoor67(tfds.core.GeneratorBasedBuilder):
-    """MIT Indoor-67: scenes inside buildings, 80 for training and 20 for the test of each class."""
+    """MIT Indoor-67: 67 classes of indoor scenes, each with 80 training and 20 test images."""
 
     VERSION = tfds.core.Version('1.0.0')
     URLS = {  # noqa: RUF012  (never written to)
@@ -153,8 +154,8 @@ class MitIndoor67(tfds.core.GeneratorBasedBuilder):
         return _info(
             self,
             67,
-            'Photographs of 67 kinds of indoor scenes: the 5,360 of the official training list '
-            'and the 1,340 of the official test list, of 15,620 in the archive.',
+            'Photographs of 67 kinds of indoor scenes: the 5,360 images of the official training '
+            'list and the 1,340 of the official test list, out of 15,620 in the archive.',
             'https://web.mit.edu/torralba/www/indoor.html',
             'Quattoni, Torralba: Recognizing Indoor Scenes. CVPR 2009.',
             'For research; the photographs come from search engines, Flickr and LabelMe.',
@@ -178,23 +179,23 @@ class MitIndoor67(tfds.core.GeneratorBasedBuilder):
 
 
 class StanfordCars(tfds.core.GeneratorBasedBuilder):
-    """Stanford Cars: 16,185 photographs of 196 models of cars. To be brought by hand."""
+    """Stanford Cars: 16,185 photographs of 196 models of cars. Needs a manual download."""
 
     VERSION = tfds.core.Version('1.0.0')
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
-        cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat, whose
-        original address is gone; copies are for example on Kaggle and in the Internet Archive.
-        Unpacked folders cars_train, cars_test and devkit will do, too"""
+        cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat. The
+        original site is gone; there are copies on Kaggle and in the Internet Archive, for example.
+        The unpacked folders cars_train, cars_test and devkit work as well"""
 
     def _info(self):
         return _info(
             self,
             196,
-            '16,185 photographs of 196 models of cars: 8,144 for training, 8,041 for the test.',
+            '16,185 photographs of 196 models of cars: 8,144 training and 8,041 test images.',
             'https://ai.stanford.edu/~jkrause/cars/car_dataset.html',
             'Krause, Stark, Deng, Fei-Fei: 3D Object Representations for Fine-Grained '
             'Categorization. 3dRR workshop, ICCV 2013.',
-            'For research only, by the terms of ImageNet.',
+            'For research only, under the terms of ImageNet.',
         )
 
     def _split_generators(self, dl_manager):
@@ -206,7 +207,8 @@ class StanfordCars(tfds.core.GeneratorBasedBuilder):
                 return unpacked
             if not (manual / archive).is_file():
                 raise DataError(
-                    f'{manual / archive} is missing: put it there, or the unpacked folder {name}'
+                    f'{manual / archive} is missing: put it there, or put its unpacked folder '
+                    f'{name} there'
                 )
             return _unpack(manual / archive) / name
 

@@ -1,4 +1,4 @@
-"""Decoded images that are kept, so that none is decoded twice: in memory or on disk."""
+"""Caches of decoded images, in memory or on disk, so that no image is decoded twice."""
 
 import logging
 import os
@@ -26,48 +26,50 @@ log = logging.getLogger('xmixup_jax')
 
 CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 _MB = 2**20
-# `auto` takes no more than these shares of what is free.
+# `auto` takes at most these shares of the free space.
 _SHARES = {'device': 0.2, 'memory': 0.5, 'disk': 0.5}
 
 
 class Cache(Protocol):
-    """Images of one size by record number."""
+    """A cache of images of one size, uint8 [size, size, 3], by record number."""
 
-    def get(self, number: int) -> np.ndarray | None: ...
+    def get(self, number: int) -> np.ndarray | None:
+        """Returns the image of a record; None if it is not in the cache."""
 
-    def put(self, number: int, image: np.ndarray) -> None: ...
+    def put(self, number: int, image: np.ndarray) -> None:
+        """Stores the image of a record."""
 
 
 class MemoryCache:
-    """Kept by the split, so that later runs of this process find what earlier ones decoded."""
+    """A cache in memory. The split owns its content, so later runs in this process reuse it."""
 
-    def __init__(self, kept: dict[tuple[int, int, str], np.ndarray], size: int, fit: str):
-        self._kept, self._size, self._fit = kept, size, fit
+    def __init__(self, images: dict[tuple[int, int, str], np.ndarray], size: int, fit: str):
+        self._images, self._size, self._fit = images, size, fit
 
     def get(self, number: int) -> np.ndarray | None:
-        return self._kept.get((number, self._size, self._fit))
+        return self._images.get((number, self._size, self._fit))
 
     def put(self, number: int, image: np.ndarray) -> None:
-        self._kept[number, self._size, self._fit] = image
+        self._images[number, self._size, self._fit] = image
 
 
 class DiskCache:
-    """A memory-mapped file, which later runs and other processes of the machine share.
+    """A memory-mapped file, shared with later runs and with other processes on this machine.
 
-    Each image has a checksum, written after it and tested when a process first reads the image:
-    what a crash or another writer left half written is decoded again.
+    Each image has a checksum, written after the image and verified when a process first reads it.
+    Images that a crash or another writer left incomplete are decoded again.
     """
 
     def __init__(self, path: Path, numbers: np.ndarray, size: int):
-        """Opens or makes the file.
+        """Opens or creates the file.
 
         Args:
-          path: of the file.
-          numbers: int64 [N], record numbers, ascending.
+          path: the cache file.
+          numbers: record numbers, int64 [N], ascending.
           size: side of the images in px.
 
         Raises:
-          UserError: there is no room, or it cannot be written.
+          UserError: the disk is full, or the file cannot be written.
         """
         self._numbers = numbers
         shape = (len(numbers), size, size, 3)
@@ -76,12 +78,14 @@ class DiskCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open('ab') as file:
-                # Room is taken at once: a map that outgrows the disk ends the process.
+                # Allocate everything now: writing to the map when the disk is full would kill the
+                # process.
                 os.posix_fallocate(file.fileno(), 0, total)
         except OSError as error:
             raise UserError(
-                f'cannot keep {total // _MB:,} MB of decoded images in {path}: {error.strerror}; '
-                'make room, choose another --config.cache_dir, or --config.data.cache=none'
+                f'cannot cache {total // _MB:,} MB of decoded images in {path}: {error.strerror}; '
+                'free disk space, choose another --config.cache_dir, or use '
+                '--config.data.cache=none'
             ) from error
         self._sums = np.memmap(path, np.uint32, 'r+', 0, (len(numbers),))
         self._images = np.memmap(path, np.uint8, 'r+', sums_bytes, shape)
@@ -106,11 +110,20 @@ class DiskCache:
 
 
 def _checksum(image: np.ndarray) -> int:
-    return zlib.crc32(image.data) or 1  # 0 is an empty place
+    return zlib.crc32(image.data) or 1  # 0 marks an empty slot
 
 
 def used_records(data: Data, match: ClassMatch | None) -> dict[str, Records]:
-    """What a run trains on: all 'image' records, and 'source_image' ones of matched classes."""
+    """Returns the records that a run trains on, by the name of their images in a batch.
+
+    Args:
+      data: the run's records.
+      match: the matched source classes; None for methods that do not pair.
+
+    Returns:
+      'image', all training records of the target; with a match also 'source_image', the source
+      records of matched classes.
+    """
     used = {'image': data.target}
     if match is not None:
         assert data.source is not None  # as there is a match
@@ -119,18 +132,18 @@ def used_records(data: Data, match: ClassMatch | None) -> dict[str, Records]:
     return used
 
 
-def choose(config: ConfigDict, records: Sequence[Records]) -> str:
-    """Where to keep the decoded images: config.data.cache, or what they fit in; says so.
+def choose_cache(config: ConfigDict, records: Sequence[Records]) -> str:
+    """Chooses where to cache decoded images, by config.data.cache and free space; logs the choice.
 
     Args:
-      config: of the run.
-      records: what is to be kept, of this process (all processes keep the same).
+      config: configuration of the run.
+      records: the records to cache; the same in all processes.
 
     Returns:
-      one of CACHES but 'auto'.
+      one of CACHES other than 'auto'; the same in all processes.
 
     Raises:
-      UserError: they don't fit where they are wanted.
+      UserError: config.data.cache=memory, and the images do not fit into memory.
     """
     kind = config.data.cache
     image_bytes = 3 * config.resize**2
@@ -153,54 +166,65 @@ def choose(config: ConfigDict, records: Sequence[Records]) -> str:
             kind, reason = 'none', 'no image is used twice'
         else:
             fits = [needed[k] <= share * free[k] for k, share in _SHARES.items()]
-            # All processes do the same: what fits in each of them.
+            # All processes make the same choice: one that fits in each of them.
             shared = np.all(all_gather(np.array(fits)), axis=0)
             kind = (*(k for k, fit in zip(_SHARES, shared, strict=True) if fit), 'none')[0]
             reason = 'automatic choice'
     elif kind == 'memory' and needed[kind] > free[kind]:
         raise UserError(
-            f'config.data.cache=memory: decoded images take {needed[kind] / _MB:,.0f} MB, and '
+            f'config.data.cache=memory: decoded images take {needed[kind] / _MB:,.0f} MB, but only '
             f'{free[kind] / _MB:,.0f} MB are free: choose disk, auto or none'
         )
-    amounts = ', '.join(f'{free[k] / _MB:,.0f} MB free in {k}' for k in free if free[k])
-    log.info('Decoded images, %.0f MB, kept in: %s (%s; %s)', total / _MB, kind, reason, amounts)
+    amounts = ', '.join(f'{k} {free[k] / _MB:,.0f} MB' for k in free if free[k])
+    log.info(
+        'Cache for %.0f MB of decoded images: %s (%s; free: %s)', total / _MB, kind, reason, amounts
+    )
     return kind
 
 
 def with_caches(config: ConfigDict, kind: str, data: Data, match: ClassMatch | None) -> Data:
-    """The same records, which keep what they decode; of the source, those of matched classes.
+    """Attaches caches to the records of the target and of the matched source classes.
 
-    Those of the tests during training are kept if they are read more than once.
+    Records that are tested during training get a cache if they are read more than once.
+
+    Args:
+      config: configuration of the run.
+      kind: where to cache; see `choose_cache`. Only 'memory' and 'disk' have caches of records.
+      data: the run's records.
+      match: the matched source classes; None for methods that do not pair.
+
+    Returns:
+      the same records, with caches.
     """
     if kind not in ('memory', 'disk'):
         return data
 
-    def kept(records: Records, used: Records) -> Records:
+    def cached(records: Records, used: Records) -> Records:
         if kind == 'memory':
-            cache = MemoryCache(records.store.kept, config.resize, config.fit)
+            cache = MemoryCache(records.store.decoded, config.resize, config.fit)
             return replace(records, cache=cache)
         numbers = np.sort(used.index)
         path = _cache_path(config, used)
         return replace(records, cache=DiskCache(path, numbers, config.resize))
 
     used = used_records(data, match)
-    target, source = kept(data.target, used['image']), data.source
+    target, source = cached(data.target, used['image']), data.source
     if source is not None and match is not None:
-        source = kept(source, used['source_image'])
+        source = cached(source, used['source_image'])
     if data.held_out is not None and config.eval_every:
-        data = data._replace(**{data.held_out_part: kept(data.held_out, data.held_out)})
+        data = data._replace(**{data.held_out_part: cached(data.held_out, data.held_out)})
     return data._replace(target=target, source=source)
 
 
 def _missing(records: Records, config: ConfigDict) -> int:
     wanted = (config.resize, config.fit)
-    kept = [number for number, *square in records.store.kept if tuple(square) == wanted]
+    kept = [number for number, *square in records.store.decoded if tuple(square) == wanted]
     return len(records) - int(np.isin(records.index, kept).sum())
 
 
 def _cache_path(config: ConfigDict, records: Records) -> Path:
-    """Named by all that the pixels depend on."""
-    # Earlier versions cropped without saying so.
+    """Returns the path of a cache file, named by everything that the pixels depend on."""
+    # No suffix for 'crop': earlier versions always cropped.
     square = f'{config.resize}' if config.fit == 'crop' else f'{config.resize}-{config.fit}'
     name = f'{short_name(records.name)}-{square}-{records.identity[:16]}.images'
     return Path(config.cache_dir).expanduser() / 'decoded' / name
@@ -211,7 +235,7 @@ def _existing(path: Path) -> Path:
 
 
 def _free_device_bytes() -> int:
-    """Of the fullest local device; 0 where the device does not say, or is the CPU itself."""
+    """Free bytes on the fullest local device; 0 if devices do not report them or are CPUs."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     if jax.default_backend() == 'cpu' or not all(stats):
         return 0
@@ -219,7 +243,7 @@ def _free_device_bytes() -> int:
 
 
 def _free_memory() -> int:
-    """Of the machine, or of the container if that has less."""
+    """Free bytes of the machine's memory, or of the container's if that has fewer."""
     free = psutil.virtual_memory().available
     for limit, usage in (
         ('memory.max', 'memory.current'),
@@ -233,6 +257,6 @@ def _free_memory() -> int:
 
 
 def _processes_here() -> int:
-    """Processes of this run on this machine."""
+    """Number of this run's processes on this machine."""
     name = np.array(zlib.crc32(socket.gethostname().encode()), np.uint32)
     return int((all_gather(name) == name).sum())

@@ -1,4 +1,4 @@
-"""Decoding on the host: encoded bytes to square uint8 RGB images, in no more detail than needed."""
+"""Decodes image files to square uint8 RGB images on the host, at no more detail than needed."""
 
 import contextlib
 import importlib.util
@@ -17,13 +17,14 @@ from xmixup_jax.errors import DataError, first_line
 MAX_PIXELS = 2**27
 MAX_BYTES = 4 * MAX_PIXELS
 FITS = ('crop', 'pad', 'squash')
-"""How an image becomes a square, see `square`."""
-# A progressive JPEG goes over all its pixels once a scan, and a scan may be a few bytes: so many
-# pixels times scans take some seconds.
+"""Ways to make an image square; see `square`."""
+# Each scan of a progressive JPEG touches all pixels, and a scan may be only a few bytes long. This
+# many pixels times scans take a few seconds to decode.
 _MAX_SCANNED = 2**30
-# Below this ratio linear interpolation shows no aliasing, at a fifth of the cost.
+# Up to this reduction, linear interpolation shows no aliasing and costs a fifth of area averaging.
 _LINEAR_BELOW = 1.25
-# Formats that photographs come in, by what they need beside OpenCV: a part of Pillow, a package.
+# Suffixes of photographs, by what reading them needs: nothing more, an optional part of Pillow, or
+# another package.
 _SUFFIXES = (
     '.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.bmp', '.dib', '.gif', '.webp',
     '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm', '.tga',
@@ -31,16 +32,16 @@ _SUFFIXES = (
 _JPEG_2000_SUFFIXES = ('.jp2', '.j2k', '.j2c', '.jpc', '.jpf', '.jpx')
 _AVIF_SUFFIXES = ('.avif',)
 _HEIF_SUFFIXES = ('.heic', '.heif', '.hif')
-# What Pillow is not given: JPEG and PNG are OpenCV's, and what it refused of them is damaged.
-# PostScript is a program, which Pillow would have Ghostscript run. Of the others Pillow knows no
-# more than the header, or needs Windows.
-_NOT_PILLOWS = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'JPEG', 'MPEG', 'PNG', 'WMF'}
-_WITH_8_BITS = 'save it with 8 or 16 bits, with black as 0'
+# Formats that Pillow must not open. JPEG and PNG are left to OpenCV: files that it rejects are
+# corrupted. PostScript is a program, which Pillow would run with Ghostscript. Of the others Pillow
+# reads only the header, or needs Windows.
+_NOT_FOR_PILLOW = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'JPEG', 'MPEG', 'PNG', 'WMF'}
+_WITH_8_BITS = 'save it with 8 or 16 bits, with 0 as black'
 _LIMIT = f'more than {MAX_PIXELS / 10**6:.0f} million pixels'
 
 
 class _Refused(Exception):
-    """Says why bytes give no image, and how that is mended."""
+    """Why an image is refused, and how to fix that."""
 
     def __init__(self, why: str, remedy: str = 'replace or remove it'):
         self.why, self.remedy = why, remedy
@@ -48,21 +49,21 @@ class _Refused(Exception):
 
 @cache
 def _cv2() -> ModuleType:
-    """OpenCV. Whoever only opens data sets need not wait for its import."""
+    """Imports OpenCV on first use: opening a data set does not need it."""
     import cv2
 
-    # The loader has threads of its own; OpenCV's would only contend with them.
+    # The loader has its own threads; OpenCV's would only compete with them.
     cv2.setNumThreads(0)
     return cv2
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Suffixes of the photographs that the installed libraries read.
+    """Returns the suffixes of image files that the installed libraries can read.
 
     Returns:
-      lower case, with the dot: '.jpg', '.jfif', '.png', ...; '.jp2' and '.avif' where Pillow was
-      built with them, '.heic' where the package pillow_heif is installed.
+      lower case, with the dot: '.jpg', '.jfif', '.png', ...; '.jp2' and '.avif' if Pillow was built
+      with them, '.heic' if the package pillow_heif is installed.
     """
     from PIL import features
 
@@ -77,10 +78,10 @@ def image_suffixes() -> frozenset[str]:
 
 
 def missing_package(suffix: str) -> str | None:
-    """The package without which files of this suffix, '.heic' say, cannot be read.
+    """Names the package that is missing to read files with a suffix such as '.heic'.
 
     Returns:
-      its name for pip; None if the files are read, or are no photographs.
+      its name for pip; None if such files can be read, or are not photographs.
     """
     suffix = suffix.lower()
     if suffix in image_suffixes():
@@ -91,26 +92,26 @@ def missing_package(suffix: str) -> str | None:
 
 
 def decode(encoded: bytes, size: int, where: str, fit: str = 'crop') -> np.ndarray:
-    """Decodes one image and makes it a square, see `square`.
+    """Decodes one image and makes it square; see `square`.
 
-    JPEGs are decoded at the smallest of libjpeg's scales (eighths) that is not below the square. Of
-    a file that holds several images, or a video behind the image, the first image is taken.
+    JPEGs are decoded at libjpeg's smallest scale (in eighths) that is not below the square's size.
+    If a file holds several images, or a video after the image, the first image is decoded.
 
     Args:
       encoded: the bytes of an image file in any format that OpenCV or Pillow reads. Grey-scale,
-        palette, CMYK and 16-bit images become 8-bit RGB, alpha is dropped, EXIF orientation is
-        applied, of an animation the first picture is taken.
+        palette, CMYK and 16-bit images become 8-bit RGB, alpha is dropped, the EXIF orientation is
+        applied, and only the first frame of an animation is decoded.
       size: side of the result in px.
-      where: names the record in an error.
+      where: names the record in errors.
       fit: one of `FITS`.
 
     Returns:
       uint8 [size, size, 3], RGB.
 
     Raises:
-      DataError: the bytes are no image, a part of one, one of more than 2**27 pixels, one made to
-        take long, one whose values have no known scale (floats, 32-bit integers), or one in a
-        format for which a package is missing.
+      DataError: the bytes are not an image, or only a part of one; the image has more than 2**27
+        pixels, or is built to take long to decode; its values have no known scale (floats, 32-bit
+        integers); or a package for its format is missing.
     """
     try:
         return square(_pixels(encoded, size, fit), size, fit)
@@ -122,14 +123,17 @@ def decode(encoded: bytes, size: int, where: str, fit: str = 'crop') -> np.ndarr
 
 
 def square(image: np.ndarray, size: int, fit: str = 'crop') -> np.ndarray:
-    """Makes uint8 [H, W, 3] a square, [size, size, 3].
+    """Makes an image square.
 
     Args:
-      image: of any size.
+      image: uint8 [H, W, 3].
       size: side of the result in px.
-      fit: 'crop' scales the short side to `size` and keeps the middle; 'pad' scales the long side
-        to `size`, and fills the rest with black on both sides, whatever the network's mean colour,
-        so that networks share decoded images; 'squash' scales each side to `size`.
+      fit: 'crop' scales the short side to `size` and crops the centre; 'pad' scales the long side
+        to `size` and pads both sides with black (whatever the network's mean colour, so that all
+        networks can share decoded images); 'squash' scales each side to `size`.
+
+    Returns:
+      uint8 [size, size, 3].
     """
     height, width = image.shape[:2]
     if fit == 'pad':
@@ -140,7 +144,7 @@ def square(image: np.ndarray, size: int, fit: str = 'crop') -> np.ndarray:
         padded[top : top + height, left : left + width] = _scaled(image, height, width)
         return padded
     if fit == 'crop':
-        # Cutting before scaling costs less than the other way round, and gives the same square.
+        # Cropping before scaling is cheaper, and gives the same square.
         short = min(height, width)
         top, left = (height - short) // 2, (width - short) // 2
         image = image[top : top + short, left : left + short]
@@ -148,13 +152,13 @@ def square(image: np.ndarray, size: int, fit: str = 'crop') -> np.ndarray:
 
 
 def _scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """[height, width, 3]: each axis by areas where it shrinks much, else linearly."""
+    """Resizes to [height, width, 3]: by area averaging if an axis shrinks a lot, else linearly."""
     old_height, old_width = image.shape[:2]
     if (old_height, old_width) == (height, width):
         return image
     cv2 = _cv2()
     rows, columns = old_height >= _LINEAR_BELOW * height, old_width >= _LINEAR_BELOW * width
-    if rows != columns:  # OpenCV has one interpolation for both axes
+    if rows != columns:  # OpenCV uses one interpolation for both axes
         between = (width, old_height) if columns else (old_width, height)
         image = cv2.resize(image, between, interpolation=cv2.INTER_AREA)
     areas = rows and columns
@@ -163,7 +167,7 @@ def _scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns and mirrors [H, W, ...] as an Exif orientation from 1 to 8 asks for."""
+    """Rotates and mirrors an image [H, W, ...] by its Exif orientation, from 1 to 8."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     vertical, horizontal = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
@@ -171,27 +175,27 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def rgb(image: Any) -> np.ndarray:
-    """uint8 [H, W, 3] of an image of Pillow's in any mode, turned as its EXIF orientation says.
+    """Converts a Pillow image of any mode to uint8 [H, W, 3], with its EXIF orientation applied.
 
     Raises:
-      DataError: it cannot be read, is too large, or the scale of its values is not known.
+      DataError: it cannot be read, is too large, or the scale of its values is unknown.
     """
     try:
         if image.width * image.height > MAX_PIXELS:
             raise _Refused(f'too large, {_LIMIT}')
         return _pillow_rgb(image)
     except _Refused as error:
-        raise DataError(f'an image of Pillow is not read ({error.why}): {error.remedy}') from None
-    except Exception as error:  # Pillow has no common class for what its decoders raise
-        raise DataError(f'an image of Pillow cannot be read: {first_line(error)}') from error
+        raise DataError(f'a Pillow image is refused ({error.why}): {error.remedy}') from None
+    except Exception as error:  # Pillow's decoders raise errors without a common class
+        raise DataError(f'a Pillow image cannot be read: {first_line(error)}') from error
 
 
 def _pixels(encoded: bytes, size: int, fit: str) -> np.ndarray:
-    """uint8 [H, W, 3], upright, in no less detail than the square needs."""
+    """Decodes to upright uint8 [H, W, 3], in at least the detail that the square needs."""
     if len(encoded) >= MAX_BYTES:
         raise _Refused('too large')
     image = None
-    # OpenCV raises for some damage and returns None for other; both are reported below.
+    # OpenCV raises for some corrupted files and returns None for others; both are reported below.
     with contextlib.suppress(_cv2().error):
         if encoded.startswith(headers.JPEG):
             image = _decode_jpeg(encoded, size, fit)
@@ -200,19 +204,19 @@ def _pixels(encoded: bytes, size: int, fit: str) -> np.ndarray:
         else:
             image = _decode_other(encoded)
     if image is None:
-        raise _Refused(_why(encoded))
+        raise _Refused(_reason(encoded))
     return image
 
 
 def _decode(encoded: bytes, flags: str = 'IMREAD_COLOR_RGB') -> np.ndarray | None:
-    """As it is stored, but for TIFFs, which OpenCV always turns."""
+    """Decodes with OpenCV, ignoring the orientation (which OpenCV always applies for TIFFs)."""
     cv2 = _cv2()
     as_stored = getattr(cv2, flags) | cv2.IMREAD_IGNORE_ORIENTATION
     return cv2.imdecode(np.frombuffer(encoded, np.uint8), as_stored)
 
 
 def _decode_jpeg(encoded: bytes, size: int, fit: str) -> np.ndarray | None:
-    # Some versions of OpenCV fill up what is missing.
+    # Checked first: some versions of OpenCV fill in what a truncated file lacks.
     if (jpeg := headers.first_jpeg(encoded)) is None:
         return None
     image = _stored_jpeg(jpeg, size, fit)
@@ -220,7 +224,7 @@ def _decode_jpeg(encoded: bytes, size: int, fit: str) -> np.ndarray | None:
 
 
 def _stored_jpeg(jpeg: headers.Jpeg, size: int, fit: str) -> np.ndarray | None:
-    with contextlib.suppress(ValueError):  # what it warns of, OpenCV may decode all the same
+    with contextlib.suppress(ValueError):  # simplejpeg raises on warnings; OpenCV may still decode
         height, width, space, _ = simplejpeg.decode_jpeg_header(jpeg.content)
         if height * width > min(MAX_PIXELS, _MAX_SCANNED // max(1, jpeg.scans)):
             return None
@@ -231,7 +235,7 @@ def _stored_jpeg(jpeg: headers.Jpeg, size: int, fit: str) -> np.ndarray | None:
                 min_height=0 if fit == 'pad' and height < width else size,
                 min_width=0 if fit == 'pad' and width < height else size,
             )
-        # OpenCV knows CMYK, but fewer scales.
+        # OpenCV decodes CMYK, but at fewer scales.
         side = max(height, width) if fit == 'pad' else min(height, width)
         for divisor in (8, 4, 2):
             if side >= divisor * size:
@@ -248,15 +252,15 @@ def _decode_png(encoded: bytes) -> np.ndarray | None:
 
 
 def _decode_other(encoded: bytes) -> np.ndarray | None:
-    """By OpenCV, and by Pillow what OpenCV does not know."""
+    """Decodes with OpenCV, or with Pillow if OpenCV does not know the format."""
     kind = headers.kind(encoded)
-    if kind in headers.NO_PHOTOGRAPHS:
+    if kind in headers.NOT_PHOTOGRAPHS:
         return None
     _check_readable(kind)
     if values := headers.unscaled_values(encoded):
-        raise _Refused(f'{values} values, whose scale is not known', _WITH_8_BITS)
+        raise _Refused(f'{values} values, whose scale is unknown', _WITH_8_BITS)
     image = None
-    if kind not in (headers.AVIF, headers.HEIF):  # some builds of OpenCV read AVIF, and turn it
+    if kind not in (headers.AVIF, headers.HEIF):  # some builds of OpenCV read and rotate AVIF
         with contextlib.suppress(_cv2().error):
             image = _decode(encoded)
     if image is None:
@@ -269,8 +273,8 @@ def _check_readable(kind: str) -> None:
     """Raises _Refused if a package is missing for this kind of file."""
     suffix = {headers.AVIF: '.avif', headers.HEIF: '.heic', headers.JPEG_2000: '.jp2'}.get(kind, '')
     if package := missing_package(suffix):
-        again = 'run  pip install --upgrade --force-reinstall pillow , which reads it'
-        install = f'run  pip install {package} , which reads it'
+        again = 'run  pip install --upgrade --force-reinstall pillow  to read it'
+        install = f'run  pip install {package}  to read it'
         raise _Refused(kind, f'{again if package == "pillow" else install}, or convert it to JPEG')
     if kind == headers.HEIF:
         _register_heif()
@@ -280,7 +284,7 @@ def _check_readable(kind: str) -> None:
 def _pillow() -> ModuleType:
     from PIL import Image
 
-    # It warns of half as many pixels as are read here, and refuses more than are.
+    # Pillow already warns below our limit of pixels; its own limit is above ours.
     warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
     Image.init()
     return Image
@@ -288,20 +292,20 @@ def _pillow() -> ModuleType:
 
 @cache
 def _register_heif() -> None:
-    """Has Pillow read HEIC."""
+    """Lets Pillow read HEIC."""
     import pillow_heif
 
     pillow_heif.register_heif_opener()
 
 
 def _by_pillow(encoded: bytes) -> np.ndarray | None:
-    formats = sorted(set(_pillow().OPEN) - _NOT_PILLOWS)
+    formats = sorted(set(_pillow().OPEN) - _NOT_FOR_PILLOW)
     try:
         with _pillow().open(io.BytesIO(encoded), formats=formats) as image:
             return None if image.width * image.height > MAX_PIXELS else _pillow_rgb(image)
     except _Refused:
         raise
-    except Exception:  # Pillow has no common class for what its decoders raise
+    except Exception:  # Pillow's decoders raise errors without a common class
         return None
 
 
@@ -310,17 +314,17 @@ def _pillow_rgb(image: Any) -> np.ndarray:
 
     if image.mode in ('F', 'I'):
         kind = 'float' if image.mode == 'F' else 'integer'
-        raise _Refused(f'32-bit {kind} values, whose scale is not known', _WITH_8_BITS)
+        raise _Refused(f'32-bit {kind} values, whose scale is unknown', _WITH_8_BITS)
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I;16'):  # which `convert` would clip
+    if image.mode.startswith('I;16'):  # `convert` would clip the values
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.asarray(image.convert('RGB'))
 
 
-def _why(encoded: bytes) -> str:
-    """What keeps an image from being decoded, as far as that can be told."""
-    if (kind := headers.kind(encoded)) in headers.NO_PHOTOGRAPHS:
+def _reason(encoded: bytes) -> str:
+    """Says why an image cannot be decoded, as far as we can tell."""
+    if (kind := headers.kind(encoded)) in headers.NOT_PHOTOGRAPHS:
         return kind
     try:
         with _pillow().open(io.BytesIO(encoded)) as image:
@@ -331,4 +335,4 @@ def _why(encoded: bytes) -> str:
         pixels = 0
     if pixels > MAX_PIXELS:
         return f'too large, {_LIMIT}'
-    return 'damaged, cut short, or too large'
+    return 'corrupted, truncated or too large'

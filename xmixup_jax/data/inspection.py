@@ -1,4 +1,4 @@
-"""What a look at the data shows before any training: images of each class, and suspicions."""
+"""Inspects the data before training: counts the images of each class and looks for problems."""
 
 import hashlib
 from collections import Counter
@@ -11,13 +11,13 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.text import one_line, some
 
-FEW_TESTED = 5  # images: with fewer the accuracy of a class says little
-UNEQUAL = 10  # times as many images of the largest class as of the smallest
-_SHOWN = 3  # examples in a line
+FEW_TESTED = 5  # test images; with fewer, the accuracy of a class means little
+UNEQUAL = 10  # largest class / smallest class, from which the classes count as imbalanced
+_SHOWN = 3  # examples per line
 
 
 def class_table(data: Data) -> str:
-    """The images of each class of the target, in a table."""
+    """Returns a table with the number of images of each target class, as text."""
     names = readable(data.target.class_names)
     parts = {'train': data.target, 'validation': data.validation, 'test': data.test}
     found = {name: _counts(part) for name, part in parts.items() if part is not None}
@@ -31,8 +31,8 @@ def class_table(data: Data) -> str:
     )
 
 
-def suspicions(data: Data) -> list[str]:
-    """What may be wrong with the target's data, a line each."""
+def find_problems(data: Data) -> list[str]:
+    """Lists possible problems with the target's data, one line each."""
     names, train = data.target.class_names, _counts(data.target)
     found = []
     if len(names) == 1:
@@ -40,15 +40,15 @@ def suspicions(data: Data) -> list[str]:
     folded = Counter(name.casefold() for name in names)
     alike = [name for name in names if folded[name.casefold()] > 1]
     if alike:
-        found.append(f'classes differ in case alone: {some(list(map(repr, alike)), _SHOWN)}')
+        found.append(f'class names differ only in case: {some(list(map(repr, alike)), _SHOWN)}')
     for part in (data.target, data.test):
         found += [] if part is None else part.doubts
     if train.max() >= UNEQUAL * train.min():
         large, small = int(train.argmax()), int(train.argmin())
         found.append(
-            f'the classes are very unequal: {train[large]} training images of {names[large]!r}, '
-            f'{train[small]} of {names[small]!r} (--config.balance.sampling=balanced draws each '
-            'class equally often)'
+            f'the classes are imbalanced: {train[large]} training images of {names[large]!r}, '
+            f'{train[small]} of {names[small]!r} (--config.balance.sampling=balanced draws all '
+            'classes equally often)'
         )
     if data.test is not None:
         tested = _counts(data.test)
@@ -60,17 +60,17 @@ def suspicions(data: Data) -> list[str]:
         same = same_images(data.target, data.test)
         if same:
             found.append(
-                f'{len(same)} test images are training images, too: '
+                f'{len(same)} test images are also training images: '
                 + some([f'{b} is {a}' for a, b in same], _SHOWN)
             )
     return found
 
 
 def same_images(train: Records, test: Records) -> list[tuple[str, str]]:
-    """Test images whose files are those of training images, byte by byte.
+    """Finds test images whose files are byte-identical to those of training images.
 
     Returns:
-      (training image, test image) in words.
+      pairs (training image, test image), as `Records.describe` names them.
     """
     known: dict[bytes, int] = {}
     found = []
@@ -96,7 +96,7 @@ def _counts(records: Records) -> np.ndarray:
 
 
 def show(data: Data) -> None:
-    """Prints both."""
+    """Prints the table of classes and the problems found."""
     print(class_table(data))
-    for line in suspicions(data) or ['nothing suspicious in the target data']:
+    for line in find_problems(data) or ['no problems found in the target data']:
         print(f'->  {one_line(line)}')

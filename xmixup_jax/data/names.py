@@ -1,7 +1,7 @@
-"""Class names for people: what ImageNet's WordNet ids mean.
+"""Readable class names: translates ImageNet's WordNet ids into words.
 
-wordnet.txt has the first word of each of the 1,000 synsets of ImageNet's classification task, from
-WordNet 3.0 (Princeton University, https://wordnet.princeton.edu).
+wordnet.txt lists the first word of each of the 1,000 synsets of ImageNet's classification task,
+from WordNet 3.0 (Princeton University, https://wordnet.princeton.edu).
 """
 
 from collections import Counter
@@ -19,15 +19,14 @@ def _words() -> dict[str, str]:
 
 
 def imagenet_ids() -> tuple[str, ...]:
-    """The 1,000 WordNet ids in ascending order, which is that of ImageNet's class numbers."""
+    """Returns the 1,000 WordNet ids in ascending order, the order of ImageNet's class numbers."""
     return tuple(sorted(_words()))
 
 
 def readable(class_names: Sequence[str]) -> list[str]:
-    """The same names, with words in the place of WordNet ids, and with escapes for what is not
-    Unicode.
+    """Replaces WordNet ids by words, and escapes invalid Unicode.
 
-    Ids that mean the same word keep themselves beside it, so that no two names become one.
+    If several ids have the same word, the id is added to it, so that names stay distinct.
 
     >>> readable(['n02123045', 'n02012849', 'n03126707', 'my_class'])
     ['tabby', 'crane (n02012849)', 'crane (n03126707)', 'my_class']

@@ -1,10 +1,10 @@
-"""Pairing: every target record meets a record of its matched source classes.
+"""Pairs every target record with a record of its matched source classes, and makes batches.
 
-Both data sets are grain `MapDataset`s with random access. Order, pairing and the seeds of the
-augmentation follow from (seed, step) alone, whatever the number of processes: step `s` of a run
-is the global batch of positions [s * B, (s + 1) * B), and process p of P reads the p-th part of
-each batch. The iterator's state is therefore one number, a resumed run is the same run, and the
-devices of all processes together hold one batch in order, however many there are.
+Both data sets are grain `MapDataset`s with random access. Order, pairs and augmentation seeds
+depend on (seed, step) alone, whatever the number of processes: step `s` reads the global batch of
+positions [s * B, (s + 1) * B), and process p of P reads the p-th part of each batch. The iterator's
+state is therefore a single number, a resumed run equals an uninterrupted one, and the devices of
+all processes together always hold one batch in order.
 """
 
 import os
@@ -36,20 +36,20 @@ def train_batches(
     positions: bool = False,
     balanced: bool = False,
 ) -> grain.IterDataset:
-    """Endless batches of this process's share, reshuffled in every epoch of the target.
+    """Makes this process's share of endless training batches, reshuffled every target epoch.
 
     Args:
       data: the target's training records and, with a match, the source's.
       match: the source classes of every target class; None for methods that do not pair.
-      seed: of order, pairing and augmentation.
-      batch_size: global; the process gets batch_size / process_count records.
-      resize: side of the square images in px.
-      num_threads: threads that read and decode; 0: one a core.
-      fit: how images become squares, one of `decode.FITS`.
-      process_index, process_count: jax's own by default.
-      positions: instead of 'image' and 'source_image' give their int32 positions in the records of
-        `cache.used_records`, for images that are on the devices already.
-      balanced: see `pair_records`.
+      seed: seed of order, pairs and augmentation.
+      batch_size: global batch size; this process gets batch_size / process_count records.
+      resize: side R of the square images in px.
+      num_threads: threads that read and decode; 0: one per core.
+      fit: how images are made square, one of `decode.FITS`.
+      process_index, process_count: JAX's own by default.
+      positions: replace 'image' and 'source_image' by their int32 positions in the records of
+        `cache.used_records`, for images that are already on the devices.
+      balanced: draw all classes equally often; see `pair_records`.
 
     Returns:
       batches of 'image' uint8 [b, R, R, 3], 'label' int32 [b], 'seed' uint32 [b] and, with a
@@ -60,7 +60,7 @@ def train_batches(
     if match is not None:
         assert data.source is not None  # as there is a match
         source, source_labels = data.source, data.source.labels
-        # In the order of `cache.used_records`, which are those of the selected classes.
+        # Positions in `cache.used_records`, which holds the records of the selected classes.
         place = np.cumsum(np.isin(source_labels, match.selected)) - 1
 
     def load(drawn: dict[str, Any]) -> Batch:
@@ -73,7 +73,7 @@ def train_batches(
             record |= {'source_image': image, 'source_label': drawn['source_label']}
         return record
 
-    # Drawn before the processes part, so that their number does not change what is drawn.
+    # Draw before dividing among the processes: their number must not change the draw.
     drawn = pair_records(target.labels, source_labels, match, seed, balanced)
     return _batches(drawn, load, batch_size, num_threads, process_index, process_count)
 
@@ -87,24 +87,25 @@ def pair_records(
 ) -> grain.MapDataset:
     """Pairs each target record with a random record of its matched source classes.
 
-    Endless, with random access: an epoch has each target record once, in a new order. What an
-    element holds follows from (seed, place) alone.
+    Endless, with random access: an epoch contains each target record once, in a new order. Each
+    element depends on (seed, position) alone.
 
     Args:
-      labels: of the target's records, int [N].
-      source_labels: of the source's records, int [M].
-      match: the source classes of every target class; None: without pairs.
-      seed: of order and pairs.
-      balanced: draw each target record anew instead, its class first, each with the same
-        probability, as PyTorch's `WeightedRandomSampler` with weights 1 / n does.
+      labels: labels of the target's records, int [N].
+      source_labels: labels of the source's records, int [M].
+      match: the source classes of every target class; None: no pairs.
+      seed: seed of order and pairs.
+      balanced: draw target records with replacement instead: first a class, all with the same
+        probability, then one of its records, as PyTorch's `WeightedRandomSampler` with weights
+        1 / n does.
 
     Returns:
-      elements 'target', a place in `labels`; 'seed', uint32, for the record's augmentation; and
-      with a match 'source', a place in `source_labels`, and 'source_label', int32, the position of
-      its class in `match.selected`.
+      elements with 'target', an index into `labels`; 'seed', uint32, of the record's augmentation;
+      and with a match 'source', an index into `source_labels`, and 'source_label', int32, the
+      position of its class in `match.selected`.
 
     >>> from xmixup_jax import match_classes
-    >>> match = match_classes(np.eye(2), np.eye(2)[::-1])  # 0 and 1 of the source are exchanged
+    >>> match = match_classes(np.eye(2), np.eye(2)[::-1])  # source classes 0 and 1 are swapped
     >>> pairs = pair_records(np.array([0, 1, 1]), np.array([1, 0]), match, seed=0)
     >>> epoch = [pairs[i] for i in range(3)]
     >>> sorted((int(each['target']), int(each['source'])) for each in epoch)
@@ -147,14 +148,22 @@ def eval_batches(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> Iterator[Batch]:
-    """Every record once, this process's share; masked are the filling of the last batch, and
-    records whose image cannot be decoded.
+    """Yields this process's share of batches that contain every record once.
 
+    The last batch is padded. The padding, and records whose image cannot be decoded, are masked.
     All processes get the same number of batches, so that collective operations line up.
 
+    Args:
+      records: N records.
+      batch_size: global batch size; this process gets b = batch_size / process_count records.
+      resize: side R of the square images in px.
+      num_threads: threads that read and decode; 0: one per core.
+      fit: how images are made square, one of `decode.FITS`.
+      process_index, process_count: JAX's own by default.
+
     Yields:
-      'image' uint8 [b, R, R, 3], 'label' int32 [b], 'index' int32 [b], the place in `records`, and
-      'mask' float32 [b], 0 or 1.
+      'image' uint8 [b, R, R, 3], 'label' int32 [b], 'index' int32 [b], the position in `records`,
+      and 'mask' float32 [b], 0 or 1.
     """
     padded = -(-len(records) // batch_size) * batch_size
 
@@ -180,19 +189,19 @@ def _batches(
     process_index: int | None,
     process_count: int | None,
 ) -> grain.IterDataset:
-    """This process's share of `dataset`, loaded by threads and batched."""
+    """Loads this process's share of `dataset` with threads, and makes batches."""
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
     share = _Share(dataset, batch_size // process_count, process_index, process_count).map(load)
     num_threads = worker_threads(num_threads)
-    # Each thread makes whole batches; with fewer places than threads some would have to wait.
+    # Each thread makes whole batches; with a smaller buffer, some threads would have to wait.
     return share.batch(batch_size // process_count, drop_remainder=True).to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 2)
     )
 
 
 class _Share(grain.MapDataset):
-    """Of each `size * count` elements in a row, the `index`-th `size` ones."""
+    """The `index`-th block of `size` elements out of each `size * count` consecutive ones."""
 
     def __init__(self, parent: grain.MapDataset, size: int, index: int, count: int):
         super().__init__(parent)
@@ -207,12 +216,12 @@ class _Share(grain.MapDataset):
 
 
 def worker_threads(num_threads: int) -> int:
-    """config.num_threads, of which 0 means one a core."""
+    """Resolves config.num_threads: 0 means one thread per core."""
     return num_threads or usable_cores()
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Counts the cores that this process may run on."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The decoded images of a whole run on the devices, divided over all of them."""
+"""Keeps all decoded images of a run on the devices, sharded across them."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,12 +21,12 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
     """Decodes every image once and puts it on one of the devices.
 
     Args:
-      config: of the run.
-      used: the records by the name of the batch's entry, see `cache.used_records`.
+      config: configuration of the run.
+      used: records by the name of their images in a batch; see `cache.used_records`.
 
     Returns:
-      uint8 [local devices, n, R, R, 3] by name: record i is on device i // n of all, at i % n; see
-      `look_up`.
+      uint8 [local devices, n, R, R, 3] by name: record i is on device i // n (counted over all
+      processes), at position i % n. `look_up` reads it.
     """
     pool = {}
     for name, records in used.items():
@@ -39,7 +39,7 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
         def put(i, records=records, images=images, first=first):
             images[i - first] = records.image_or_next(i, config.resize, config.fit)
 
-        title = f'{short_name(records.name)} to the devices'
+        title = f'loading {short_name(records.name)} onto the devices'
         with ThreadPoolExecutor(worker_threads(config.num_threads)) as threads:
             list(tqdm(threads.map(put, wanted), title, len(wanted), unit='image', disable=None))
         pool[name] = shard(images)
@@ -47,15 +47,22 @@ def fill_pool(config: ConfigDict, used: dict[str, Records]) -> dict[str, jax.Arr
 
 
 def look_up(pool: PyTree, batch: PyTree) -> PyTree:
-    """The batch with its images, of which it named the positions: 'image' int32 [b] becomes uint8
-    [b, R, R, 3] and so on, for the names in `pool`, whose images are divided over the devices."""
+    """Replaces the positions in a batch by images from the pool, on mapped devices.
+
+    Args:
+      pool: this device's part of the pool, uint8 [n, R, R, 3] by name.
+      batch: this device's part of the batch, with int32 [b] positions under the pool's names.
+
+    Returns:
+      the batch with uint8 [b, R, R, 3] under those names.
+    """
 
     def images_of(part, positions):
         wanted = jax.lax.all_gather(positions, 'batch', tiled=True)
         local = wanted - jax.lax.axis_index('batch') * len(part)
         here = (local >= 0) & (local < len(part))
         images = jnp.where(here[:, None, None, None], part[jnp.where(here, local, 0)], 0)
-        # One device has each image and the others zeros.
+        # Each image is on one device; the others contribute zeros.
         return jax.lax.psum_scatter(images, 'batch', tiled=True)
 
     return batch | {name: images_of(part, batch[name]) for name, part in pool.items()}

@@ -1,4 +1,4 @@
-"""Records: random access to the images and the labels of one split of a data set."""
+"""Records: random access to the images and labels of one split of a data set."""
 
 import hashlib
 import json
@@ -21,29 +21,29 @@ log = logging.getLogger('xmixup_jax')
 
 @dataclass(frozen=True)
 class Store:
-    """What all selections from one split share: decoded images, and which cannot be decoded."""
+    """State shared by all selections from one split: decoded images, and undecodable records."""
 
     max_bad_images: int
-    """Limit of `bad`."""
-    kept: dict[tuple[int, int, str], np.ndarray] = field(default_factory=dict)
-    """Decoded images by record number, side and fit; see `cache.MemoryCache`."""
+    """Maximum size of `bad`."""
+    decoded: dict[tuple[int, int, str], np.ndarray] = field(default_factory=dict)
+    """Decoded images by (record number, side, fit); see `cache.MemoryCache`."""
     bad: set[int] = field(default_factory=set)
     """Numbers of the records whose image cannot be decoded."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def skip(self, number: int, error: DataError) -> None:
-        """Counts and reports a record, once.
+        """Counts and logs a record whose image cannot be decoded; once per record.
 
         Raises:
-          DataError: there are too many.
+          DataError: there are more than `max_bad_images`.
         """
         with self.lock:
             if number in self.bad:
                 return
             if len(self.bad) >= self.max_bad_images:
                 raise DataError(
-                    f'{error}; config.max_bad_images={self.max_bad_images} images of a split are '
-                    'skipped, not more: replace them, or skip more with --config.max_bad_images=N'
+                    f'{error}; at most config.max_bad_images={self.max_bad_images} images of a '
+                    'split are skipped: replace them, or skip more with --config.max_bad_images=N'
                 ) from error
             self.bad.add(number)
         log.warning('Skipped: %s', error)
@@ -60,32 +60,31 @@ class Records:
     """
 
     name: str
-    """Of the data set, for people: caches and runs know the data by `identity`."""
+    """Name of the data set, for people: caches and runs identify the data by `identity`."""
     class_names: tuple[str, ...]
     labels: np.ndarray
     """int32 [N], 0 <= label < K = len(class_names)."""
     read: Callable[[int], bytes | np.ndarray]
-    """Record number to an encoded image, or to uint8 pixels [H, W, 3]; safe to call from several
-    threads."""
+    """Maps a record number to an encoded image, or to uint8 pixels [H, W, 3]. Thread-safe."""
     where: Callable[[int], str]
-    """Record number to words that find it again, for errors."""
+    """Maps a record number to a description of where the record is, for errors."""
     index: np.ndarray
     """int64 [N], the record numbers of this selection."""
     store: Store = field(compare=False)
     stamps: np.ndarray
-    """uint64 [records of the whole split], by record number: a hash of what the record is, which
-    changes when its image changes and not when the data set moves. See `sources.stamps`."""
+    """uint64 [records of the whole split], by record number: a hash that changes when the record's
+    image changes, but not when the data set moves. See `sources.image_files.stamp`."""
     lasting: np.ndarray | None = None
-    """The same without the times of files, which a copy does not always keep; None where `stamps`
-    do not depend on times."""
+    """The same without file times, which a copy does not always preserve; None if `stamps` do not
+    depend on times."""
     left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
-    """Numbers of the split's files that are no records, by kind."""
+    """Counts of the split's files that are not records, by kind."""
     notes: tuple[str, ...] = field(default=(), compare=False)
-    """What the user should know of how the split was read."""
+    """What the user should know about how the split was read."""
     doubts: tuple[str, ...] = field(default=(), compare=False)
-    """Those of the notes that say why the data may not be what the user means."""
+    """The notes that say why the data may not be what the user meant."""
     cache: Any = None
-    """A `cache.Cache` for the records that are read again and again, or None."""
+    """A `cache.Cache` for records that are read repeatedly, or None."""
 
     @staticmethod
     def from_arrays(
@@ -94,19 +93,20 @@ class Records:
         class_names: Sequence[str],
         name: str = 'arrays',
     ) -> 'Records':
-        """Records of images in memory, which are not copied and must not be changed afterwards.
+        """Makes records of images in memory.
 
-        Like those of files, they are made squares when they are read, see `decode.square`.
+        The images are not copied and must not be changed afterwards. Like image files, they are
+        made square when they are read; see `decode.square`.
 
         Args:
-          images: uint8 [N, H, W, 3] in RGB, or grey [N, H, W]; or N of [H, W, 3] or [H, W] whose
-            sizes may differ.
+          images: RGB uint8 [N, H, W, 3] or grey-scale [N, H, W]; or N images [H, W, 3] or [H, W],
+            whose sizes may differ.
           labels: integers [N], 0 <= label < K.
-          class_names: K different names.
-          name: of the data set, for messages and titles.
+          class_names: K distinct names.
+          name: name of the data set, for messages and titles.
 
         Raises:
-          DataError: the arrays are of another type or shape, or do not fit together.
+          DataError: an array has the wrong type or shape, or they do not fit together.
         """
         labels, class_names = np.asarray(labels), tuple(map(str, class_names))
         arrays.check(images, labels, class_names, name)
@@ -126,10 +126,10 @@ class Records:
 
     @cached_property
     def identity(self) -> str:
-        """32 hexadecimal digits that tell data apart by their content.
+        """A hash of the data's content, 32 hexadecimal digits.
 
-        They depend on the classes in order, on every record of the whole split and on the
-        selection from it; not on where the data set is or what it is called.
+        It depends on the ordered class names, on every record of the whole split and on the
+        selection from it, but not on the location or the name of the data set.
         """
         return self._digest(self.stamps)
 
@@ -141,12 +141,12 @@ class Records:
         return digest.hexdigest()[:32]
 
     def summary(self) -> dict[str, Any]:
-        """`identity`, and what it takes to say in words how two data sets differ.
+        """Returns `identity`, and what is needed to describe how two data sets differ.
 
         Returns:
-          JSON values: 'digest', the identity; 'lasting', the same without the times of files;
-          'class_names'; and of each class 'counts', its number of records, and 'classes', a digest
-          of them whatever their order.
+          JSON values: 'digest', the identity; 'lasting', the same without file times;
+          'class_names'; 'counts', the number of records of each class; and 'classes', a digest of
+          the records of each class, whatever their order.
         """
         stamps = self.stamps if self.lasting is None else self.lasting
         count = len(self.class_names)
@@ -162,12 +162,12 @@ class Records:
         }
 
     def usage(self) -> dict[str, Any]:
-        """What is used of the split.
+        """Describes which part of the split is used.
 
         Returns:
-          JSON values: 'data', which names it; 'images', the number of those used; 'found', of those
-          of the whole split; 'left_out', numbers of other files by kind; 'notes'; 'digest', the
-          identity.
+          JSON values: 'data', the data set's name; 'images', the number of images used; 'found',
+          the number in the whole split; 'left_out', counts of other files by kind; 'notes';
+          'digest', the identity.
         """
         return {
             'data': self.name,
@@ -179,25 +179,26 @@ class Records:
         }
 
     def usage_line(self) -> str:
-        """The same in one line, for people."""
+        """Returns `usage` as one line of text."""
         left_out = ', '.join(f'{count} {kind}' for kind, count in self.left_out.items())
         words = [f'{len(self):,} of {len(self.stamps):,} images of {self.name}']
         words += [f'left out: {left_out}'] if left_out else []
         return one_line('; '.join([*words, *self.notes]))
 
     def image(self, i: int, resize: int, fit: str = 'crop') -> np.ndarray | None:
-        """uint8 [resize, resize, 3]; decoded once, if there is a cache.
+        """Reads and decodes one image, or takes it from the cache if there is one.
 
         Args:
-          i: place in this selection.
-          resize: side in px.
+          i: position in this selection.
+          resize: side of the square image in px.
           fit: one of `decode.FITS`.
 
         Returns:
-          None if the image cannot be decoded; then it has been counted and reported.
+          uint8 [resize, resize, 3]; None if the image cannot be decoded, which is counted and
+          logged.
 
         Raises:
-          DataError: more than config.max_bad_images of the split cannot be decoded.
+          DataError: more than config.max_bad_images images of the split cannot be decoded.
         """
         number = int(self.index[i])
         store = self.store
@@ -221,13 +222,13 @@ class Records:
         return decode(content, resize, self.where(number), fit)
 
     def image_or_next(self, i: int, resize: int, fit: str = 'crop') -> np.ndarray:
-        """`image`, or that of the next record of the same class that can be decoded.
+        """Reads an image, or the next one of its class that can be decoded.
 
-        What is trained on then has as many images as without the damage, and does not depend on
-        the order in which it was found.
+        Corrupted images thus do not change how many images are trained on, and the result does not
+        depend on the order in which they are discovered.
 
         Raises:
-          DataError: there is none, or as in `image`.
+          DataError: no image of the class can be decoded, or as in `image`.
         """
         image = self.image(i, resize, fit)
         if image is not None:
@@ -244,18 +245,19 @@ class Records:
 
     @property
     def skipped(self) -> int:
-        """Records of this selection that were found to have no image."""
+        """How many records of this selection turned out to be undecodable so far."""
         return int(np.isin(self.index, list(self.store.bad)).sum())
 
     def describe(self, i: int) -> str:
+        """Says where the record at position i is, for messages."""
         return self.where(int(self.index[i]))
 
     def select(self, positions: np.ndarray) -> 'Records':
-        """The records at these positions of this selection."""
+        """Returns the records at these positions of this selection."""
         return replace(self, labels=self.labels[positions], index=self.index[positions])
 
     def restrict(self, classes: np.ndarray) -> 'Records':
-        """The records of these classes alone, which are numbered anew in the order given."""
+        """Returns only the records of these classes, relabelled in the order given."""
         number = np.full(len(self.class_names), -1, np.int32)
         number[classes] = np.arange(len(classes), dtype=np.int32)
         chosen = self.select(np.flatnonzero(number[self.labels] >= 0))

@@ -1,4 +1,4 @@
-"""Opening data sets, and choosing the records of a run."""
+"""Opens data sets and selects the records of a run."""
 
 import logging
 from dataclasses import replace
@@ -17,7 +17,7 @@ log = logging.getLogger('xmixup_jax')
 
 
 class Data(NamedTuple):
-    """What a run trains and tests on.
+    """The records that a run trains and tests on.
 
     >>> images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
     >>> target = Records.from_arrays(images, labels, ['cat', 'dog'])
@@ -29,52 +29,55 @@ class Data(NamedTuple):
     target: Records
     test: Records | None
     source: Records | None
-    """None for methods that use none."""
+    """None for methods that do not use a source."""
     validation: Records | None = None
-    """The part of the training images by which the best network is chosen."""
+    """The part of the training images that is used to choose the best network."""
 
     @property
     def held_out_part(self) -> str:
-        """The name of the part that a network is tested on during training."""
+        """Name of the part that is tested during training: 'validation' if present, else 'test'."""
         return 'test' if self.validation is None else 'validation'
 
     @property
     def held_out(self) -> Records | None:
-        """That part."""
+        """The records that are tested during training."""
         return getattr(self, self.held_out_part)
 
     def parts(self) -> dict[str, Records]:
-        """'target', 'test', 'source' and 'validation', as far as they are there."""
+        """Returns the parts that are present: 'target', 'test', 'source', 'validation'."""
         return {part: each for part, each in self._asdict().items() if each is not None}
 
     def summary(self) -> dict[str, dict[str, Any] | None]:
-        """`Records.summary` of the parts; None for the first three where they are not there."""
+        """Returns `Records.summary` of each part; None for a missing target, test or source."""
         summaries = {part: each.summary() for part, each in self.parts().items()}
         return dict.fromkeys(('target', 'test', 'source')) | summaries
 
     def usage(self) -> dict[str, dict[str, Any]]:
-        """`Records.usage` of the parts."""
+        """Returns `Records.usage` of each part that is present."""
         return {part: each.usage() for part, each in self.parts().items()}
 
     def log_usage(self) -> None:
-        """Logs it, a line for each part."""
+        """Logs `Records.usage_line` of each part that is present."""
         for part, records in self.parts().items():
             log.info('%s: %s', part, records.usage_line())
         if len(self.target.class_names) == 1:
-            log.warning('the target has one class, %r', self.target.class_names[0])
+            log.warning('the target has only one class, %r', self.target.class_names[0])
 
 
 def draw_positions(
     records: Records, shots: int, sample_rate: float, seed: int, part: str = 'target'
 ) -> np.ndarray:
-    """Positions of some records of every class, at random; ascending, int64.
+    """Draws some records of every class at random.
 
     Args:
-      records: to draw from.
-      shots: records of each class, or 0 for
-      sample_rate: the share of each class's records, rounded, at least one.
-      seed: of the draw.
-      part: of the configuration that says so, for the message.
+      records: records to draw from.
+      shots: records to draw per class; 0: use `sample_rate` instead.
+      sample_rate: share of each class's records to draw, rounded, at least one record.
+      seed: seed of the draw.
+      part: 'target' or 'source', for the flag in the error message.
+
+    Returns:
+      positions in `records`, int64, ascending.
 
     Raises:
       DataError: a class has fewer than `shots` records.
@@ -87,8 +90,8 @@ def draw_positions(
             least = int(np.bincount(records.labels, minlength=len(records.class_names)).min())
             raise DataError(
                 f'class {name!r} of {records.name} has {len(candidates)} training images, fewer '
-                f'than shots={shots}: use --config.{part}.shots={least}, the number that every '
-                'class has, or 0 for all images'
+                f'than shots={shots}: use --config.{part}.shots={least}, the size of the smallest '
+                'class, or 0 for all images'
             )
         count = shots or min(len(candidates), max(1, round(sample_rate * len(candidates))))
         positions.append(rng.choice(candidates, count, replace=False))
@@ -96,8 +99,7 @@ def draw_positions(
 
 
 Opened = dict[tuple[str, str, float], Records]
-"""Whole splits by name of the data set, split and test_share, for runs that share what they have
-opened."""
+"""Whole splits by (name of the data set, split, test_share), for sharing between runs."""
 
 
 def open_split(
@@ -106,10 +108,11 @@ def open_split(
     """Opens one split of `dataset` (config.source or config.target).
 
     Args:
-      dataset: gives the name.
-      split: of it.
-      config: gives the folders.
-      opened: where to look first, and to leave what is opened, decoded images included.
+      dataset: configuration of the data set.
+      split: name of the split.
+      config: configuration of the run, for its folders.
+      opened: splits that were opened before; the split is taken from here, or added (together with
+        its decoded images).
 
     Raises:
       DataError: the data set, the split or its classes are missing; says what to do.
@@ -125,20 +128,20 @@ def open_split(
     if not len(records):
         part = part_name(dataset, config)
         flag = f'--config.{part}.test_share'
-        advice = ': fill it, or name another split'
+        advice = ': add images to it, or name another split'
         if split == dataset.test_split == 'test':
             advice = (
-                f': with {flag}={dataset.test_share:g} every class is too small to be divided; use '
+                f': with {flag}={dataset.test_share:g} every class is too small to split; use '
                 + (f'{flag}=0.5' if dataset.test_share < 0.5 else 'more images')
             )
-        raise NoSplit(f'split {split!r} of {dataset.name} holds no images', advice)
+        raise NoSplit(f'split {split!r} of {dataset.name} contains no images', advice)
     if opened is not None:
         opened[key] = records
     return records
 
 
 def train_records(dataset: ConfigDict, config: ConfigDict, opened: Opened | None = None) -> Records:
-    """The records to train on: `dataset.split`, or some of each class (shots, sample_rate)."""
+    """Opens the training records: `dataset.split`, or a draw from it (shots, sample_rate)."""
     return _draw(open_split(dataset, dataset.split, config, opened), dataset, config)
 
 
@@ -152,10 +155,16 @@ def _draw(full: Records, dataset: ConfigDict, config: ConfigDict) -> Records:
 def train_and_test(
     dataset: ConfigDict, config: ConfigDict, opened: Opened | None = None
 ) -> tuple[Records, Records | None]:
-    """The training records and the test records.
+    """Opens the training records and the test records.
 
-    `dataset.test_split` names a split, or 'rest' for the records of the training split that
-    few-shot selection left over, or '' for none.
+    `dataset.test_split` is the name of a split, 'rest' for the records of the training split that
+    the few-shot draw left over, or '' for no test.
+
+    Returns:
+      (training records, test records or None).
+
+    Raises:
+      DataError: there are no such records, or a test class is not among the training classes.
     """
     full = open_split(dataset, dataset.split, config, opened)
     train = _draw(full, dataset, config)
@@ -165,28 +174,28 @@ def train_and_test(
         rest = full.select(np.setdiff1d(full.index, train.index))
         if not len(rest):
             raise DataError(
-                f'--config.target.test_split=rest: all images of {dataset.name} are trained on; '
-                'lower --config.target.shots, or name a split to test on'
+                f'--config.target.test_split=rest: all images of {dataset.name} are used for '
+                'training; lower --config.target.shots, or name a split to test on'
             )
         return train, _numbered_as(train, rest, dataset)
     test = open_split(dataset, dataset.test_split, config, opened)
     if dataset.test_split == dataset.split:
-        test = replace(test, notes=(*test.notes, 'the split that is trained on'))
+        test = replace(test, notes=(*test.notes, 'this is the training split'))
     return train, _numbered_as(train, test, dataset)
 
 
 def split_validation(
     train: Records, dataset: ConfigDict, config: ConfigDict
 ) -> tuple[Records, Records | None]:
-    """Takes `dataset.validation_share` of each class's training records for validation.
+    """Sets `dataset.validation_share` of each class's training records aside for validation.
 
-    Every class keeps at least one record to train on.
+    Every class keeps at least one record for training.
 
     Returns:
-      (the records to train on, those for validation: None if the share is 0).
+      (training records, validation records); the latter None if the share is 0.
 
     Raises:
-      DataError: no class is large enough to give one.
+      DataError: no class is large enough to spare a record.
     """
     if not dataset.validation_share:
         return train, None
@@ -197,24 +206,24 @@ def split_validation(
         largest = int(np.bincount(train.labels).max())
         raise DataError(
             f'--config.{part}.validation_share={dataset.validation_share:g} of {dataset.name} is '
-            f'less than half an image of any class (the largest has {largest}): give a larger '
+            f'less than half an image in every class (the largest has {largest}): use a larger '
             'share, or more images'
         )
     return train.select(kept), train.select(rest)
 
 
 def renumber(records: Records, class_names: tuple[str, ...]) -> Records:
-    """The records with labels that are places among these class names, which have all of theirs."""
+    """Relabels records by the positions of their classes in `class_names`, a superset."""
     places = {name: i for i, name in enumerate(class_names)}
     number = np.array([places[name] for name in records.class_names], np.int32)
     return replace(records, labels=number[records.labels], class_names=class_names)
 
 
 def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
-    """The test records with the labels of the training records; some classes may have none.
+    """Labels the test records like the training records; a class may have no test records.
 
     Raises:
-      DataError: they have a class that is not trained on.
+      DataError: a test class is not among the training classes.
     """
     if test.class_names != train.class_names:
         known = {name.casefold(): name for name in train.class_names}
@@ -228,14 +237,14 @@ def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
         if odd:
             raise DataError(
                 f'class {odd[0]!r} of {dataset.name} has images in the split '
-                f'{dataset.test_split!r} and none in {dataset.split!r}: add some to train on, or '
-                f'remove it ({len(odd)} such classes)'
+                f'{dataset.test_split!r} but none in {dataset.split!r}: add training images, or '
+                f'remove the class ({len(odd)} such classes)'
             )
         test = renumber(test, train.class_names)
     counts = np.bincount(test.labels, minlength=len(test.class_names))
     without = [test.class_names[c] for c in np.flatnonzero(counts == 0)]
     if without:
         shown = some(list(map(repr, without)))
-        notes = (*test.notes, f'without test images: {len(without)} classes ({shown})')
+        notes = (*test.notes, f'no test images of {len(without)} classes ({shown})')
         test = replace(test, notes=notes)
     return test

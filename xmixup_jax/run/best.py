@@ -1,4 +1,4 @@
-"""The best network so far, by the validations or tests during training."""
+"""Keeps the best network so far, by validation or test accuracy during training."""
 
 import logging
 from dataclasses import replace
@@ -21,19 +21,19 @@ log = logging.getLogger('xmixup_jax')
 
 
 class Best:
-    """Keeps best_model.safetensors, which holds weights and score together.
+    """The file best_model.safetensors, which stores the weights together with their score.
 
-    A run that was killed finds it, and need not know when it was written: the steps that it does
-    again give the same scores.
+    A run that was killed can use the file no matter when it was written: the steps that it repeats
+    give the same scores again.
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, class_names: tuple[str, ...]):
-        """Finds what earlier parts of the run have left.
+        """Reads the score of an existing file; a corrupted file is moved aside.
 
         Args:
-          workdir: of the run.
-          config: of the experiment.
-          class_names: of the target.
+          workdir: folder of the run.
+          config: configuration of the run.
+          class_names: class names of the target.
         """
         self._path = workdir / BEST
         self._model = config.model.name
@@ -41,19 +41,24 @@ class Best:
         self._by = 'validation' if config.target.validation_share else 'test'
         self._patience = config.patience * config.eval_every
         self.score: dict[str, Any] = {}
-        """'best_step', 'best_top1', 'best_loss' and 'best_by', which is 'validation' or 'test'; {}
-        before the first one."""
+        """'best_step', 'best_top1', 'best_loss' and 'best_by' ('validation' or 'test'); {} before
+        the first evaluation."""
         if not self._path.exists():
             return
         try:
-            Weights(self._path, self._model)  # tests the digest
+            Weights(self._path, self._model)  # verifies the digest
             self.score = read_metadata(self._path)['score']
         except DataError as error:
             if is_first():
                 log.warning('%s: moved to %s', error, set_aside(self._path, workdir))
 
     def offer(self, state: TrainState, tested: dict[str, float]) -> None:
-        """Keeps the network if its 'top1' is above all before, or equal with a lower 'loss'."""
+        """Saves the network if its 'top1' is the highest so far, or equal with a lower 'loss'.
+
+        Args:
+          state: the network.
+          tested: its 'top1' and 'loss'.
+        """
         best = self.score.get('best_top1', -1.0), -self.score.get('best_loss', 0.0)
         if (tested['top1'], -tested['loss']) <= best:
             return
@@ -62,14 +67,14 @@ class Best:
         self._save(state)
 
     def exhausted(self, step: int) -> bool:
-        """Whether config.patience validations in a row up to this step have not improved."""
+        """Whether the last config.patience evaluations up to this step brought no improvement."""
         if not (self._patience and self.score):
             return False
         return step - self.score['best_step'] >= self._patience
 
     @every_process
     def network(self, state: TrainState) -> TrainState:
-        """The state with the best network's parameters and statistics."""
+        """Returns the state with the parameters and statistics of the best network."""
         params, batch_stats = Weights(self._path, self._model).fill(
             *jax.tree.map(np.asarray, (state.params, state.batch_stats)), with_head=True
         )

@@ -1,4 +1,4 @@
-"""Checkpoints with orbax: the state, the iterator, and what else a resumed run needs."""
+"""Checkpoints with Orbax: the state, the iterator, and everything else a resumed run needs."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from xmixup_jax.integrity import arrays_digest, by_name, json_array, network_dig
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.processes import every_process, first_process, is_first
-from xmixup_jax.run.memory import give_back_memory
+from xmixup_jax.run.memory import release_memory
 from xmixup_jax.trees import int_keys, read_tree, write_tree
 
 PyTree = Any
@@ -27,39 +27,41 @@ PyTree = Any
 log = logging.getLogger('xmixup_jax')
 
 
-# Errors of the system that say nothing about the files.
-_PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+# System errors that do not mean that a file is corrupted.
+_TRANSIENT = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 
 
 class NotRestored(UserError):
-    """The checkpoint cannot be taken, but it is not damaged, and stays where it is."""
+    """The checkpoint cannot be used, but it is not corrupted, and stays where it is."""
 
 
 class Meta(NamedTuple):
-    """What a checkpoint holds beside the state."""
+    """The content of a checkpoint besides the state."""
 
     config: dict[str, Any]
-    """Of the experiment, as it was when the checkpoint was written."""
+    """The configuration when the checkpoint was written."""
     iterator: dict[str, Any] | None
     """State of the training iterator, for `set_state`; None before the first step."""
     match: ClassMatch | None
     sizes: Sizes
-    """Numbers of classes, which shape the head."""
+    """Numbers of classes, which determine the shape of the head."""
     seconds: float
-    """Time of preparation and training so far."""
+    """Time spent on preparation and training so far."""
     rows: list[dict[str, float]]
-    """Those of metrics.csv."""
+    """Rows of metrics.csv."""
     constants: str
-    """Digest of what `save_constants` wrote."""
+    """Digest of the constants that `save_constants` wrote."""
     data: dict[str, Any] | None = None
-    """`Data.summary`; None in checkpoints of earlier versions."""
+    """`Data.summary`; None in checkpoints written by earlier versions."""
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the metadata as JSON values."""
         match = self.match and {key: value.tolist() for key, value in self.match._asdict().items()}
         return self._asdict() | {'match': match, 'sizes': self.sizes._asdict()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> 'Meta':
+        """Restores what `to_json` returned."""
         match = values['match'] and ClassMatch(
             np.array(values['match']['classes'], np.int32),
             np.array(values['match']['similarity'], np.float32),
@@ -68,10 +70,10 @@ class Meta(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run: each appears whole or not at all, with digests of its content.
+    """The checkpoints of one run, written atomically and with digests of their content.
 
-    `save` returns when the checkpoint is on disk, so that a run that is killed at any moment loses
-    no more than the steps since its last call.
+    `save` returns when the checkpoint is on disk: a run that is killed at any moment loses only the
+    steps since the last save.
     """
 
     def __init__(self, workdir: Path, keep: int):
@@ -90,14 +92,14 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of the checkpoints at hand, the newest first."""
+        """Steps of the existing checkpoints, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, state: TrainState, meta: Meta) -> None:
-        """Writes a checkpoint, and removes the oldest beyond config.keep_checkpoints.
+        """Writes a checkpoint, and deletes the oldest ones beyond config.keep_checkpoints.
 
         Raises:
-          UserError: it cannot be written; those from before are still there.
+          UserError: it cannot be written; the earlier ones are still there.
         """
         step = int(state.step)
         try:
@@ -111,21 +113,24 @@ class Checkpoints:
             )
             if is_first():
                 sync_tree(self._folder / str(step))
-            # Only now: what is on disk for certain takes their place.
+            # Delete only now that the new checkpoint is safely on disk.
             for old in self.steps[self._keep :]:
                 self._manager.delete(old)
-        except Exception as error:  # orbax has no common class for what a full disk raises
+        except Exception as error:  # Orbax raises errors without a common class on a full disk
             self._manager.reload()
             whole = [old for old in self.steps if old != step]
             raise UserError(
                 f'the checkpoint of step {step} cannot be written into {self._folder} '
-                f'({_reason(error)}): make room, or the folder writable, and run the same command '
-                f'again; it continues from step {whole[0] if whole else 0}'
+                f'({_reason(error)}): free disk space, or make the folder writable, and run the '
+                f'same command again; it resumes from step {whole[0] if whole else 0}'
             ) from error
-        give_back_memory()
+        release_memory()
 
     def save_constants(self, constants: PyTree) -> str:
-        """Writes what the method's preparatory phase found, once a run; returns its digest."""
+        """Writes the constants from the method's preparatory phase; returns their digest.
+
+        Called once per run, before the first checkpoint.
+        """
         if constants:
             write_tree(self._constants, constants)
             if is_first():
@@ -133,47 +138,47 @@ class Checkpoints:
         return tree_digest(constants)
 
     def restore_constants(self, meta: Meta) -> PyTree:
-        """Reads what `save_constants` wrote; {} if there was nothing to write.
+        """Reads the constants that `save_constants` wrote; {} if there were none.
 
         Raises:
-          UserError: it cannot be read, or is not what was written.
+          UserError: they cannot be read, or are corrupted.
         """
         constants = {}
         try:
             if self._constants.exists():
                 constants = read_tree(self._constants)
             _check(meta.constants, tree_digest(constants))
-        except Exception as error:  # orbax has no common class for what a damaged file raises
+        except Exception as error:  # Orbax raises errors without a common class on corrupted files
             raise UserError(
-                f'{self._constants} cannot be read ({first_line(error)}): the checkpoints beside '
-                'it need it; restore it from a copy, or start anew in another --workdir'
+                f'{self._constants} cannot be read ({first_line(error)}), but the checkpoints '
+                'next to it need it: restore it from a copy, or start again in another --workdir'
             ) from error
         return constants
 
     def restore_meta(self) -> Meta | None:
-        """That of the newest readable checkpoint; None without any."""
+        """Reads the metadata of the newest readable checkpoint; None if there is no checkpoint."""
         return self._newest(lambda step: Meta.from_json(self._read_meta(step)['content']))
 
     def restore(self, shapes: TrainState) -> tuple[TrainState, Meta] | None:
-        """Reads the newest readable checkpoint; None without any.
+        """Reads the newest readable checkpoint; None if there is no checkpoint.
 
         Args:
-          shapes: of all but the memory; see `step.Task`.
+          shapes: shapes of everything except the memory; see `step.Task`.
 
         Returns:
-          the replicated state, and what else there is.
+          (the replicated state, the metadata).
 
         Raises:
-          NotRestored: the checkpoint is of another network or optimiser.
-          UserError: there are checkpoints, and none can be read.
+          NotRestored: the checkpoint belongs to another network or optimiser.
+          UserError: there are checkpoints, but none can be read.
         """
 
         def read(step):
             stored = self._read_meta(step)
             if stored['structure'] != _structure(shapes):
                 raise NotRestored(
-                    f'{self._folder / str(step)} is of another network or optimiser: give the '
-                    'configuration that the run was begun with, or choose another --workdir'
+                    f'{self._folder / str(step)} belongs to another network or optimiser: use the '
+                    'configuration that the run was started with, or choose another --workdir'
                 )
             memory = int_keys(self._manager.item_metadata(step).state['memory'])
             template = everywhere(_as_dict(shapes) | {'memory': memory})
@@ -185,26 +190,27 @@ class Checkpoints:
         return self._newest(read)
 
     def close(self) -> None:
+        """Closes Orbax's checkpoint manager."""
         self._manager.close()
 
     def _read_meta(self, step: int) -> dict[str, Any]:
-        """What `_sealed` returned."""
+        """Reads and verifies what `_sealed` returned."""
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         stored = self._manager.restore(step, args=items).meta
         _check(stored.pop('seal'), _json_digest(stored))
         return stored
 
     def _newest(self, read):
-        """The newest checkpoint that can be read; damaged ones are moved aside, never deleted."""
+        """Reads the newest readable checkpoint; corrupted ones are moved aside, never deleted."""
         steps = self.steps
         for step in steps:
             try:
                 return _readable(read, step)
             except NotRestored:
                 raise
-            except UserError as error:  # here or in another process
+            except UserError as error:  # raised in this or in another process
                 damaged = self._folder / str(step)
-                # Nobody goes on before it is moved.
+                # All processes wait here until it is moved.
                 aside = first_process(set_aside)(damaged, self.workdir)
                 log.warning(
                     'Checkpoint %s cannot be read (%s): moved to %s',
@@ -215,14 +221,14 @@ class Checkpoints:
                 self._manager.reload()
         if steps:
             raise UserError(
-                f'no checkpoint in {self.workdir} can be read; they are in damaged/: put a copy of '
-                f'one back into {self._folder}, or run the same command again to start anew'
+                f'no checkpoint in {self.workdir} can be read; all were moved to damaged/: put a '
+                f'copy of one back into {self._folder}, or run the same command again to start over'
             )
         return None
 
 
 def _system_error(error: Exception) -> int | None:
-    """Its number; tensorstore gives it in the midst of many lines."""
+    """Returns the error's errno, which tensorstore hides in a message of many lines."""
     number = re.search(r'OS error (\d+)', str(error))
     return int(number[1]) if number else getattr(error, 'errno', None)
 
@@ -238,17 +244,17 @@ def _readable(read, step: int):
         return read(step)
     except NotRestored:
         raise
-    except Exception as error:  # orbax has no common class for what a damaged file raises
-        if isinstance(error, MemoryError) or _system_error(error) in _PASSING:
+    except Exception as error:  # Orbax raises errors without a common class on corrupted files
+        if isinstance(error, MemoryError) or _system_error(error) in _TRANSIENT:
             raise NotRestored(
-                f'checkpoint {step} cannot be read now ({_reason(error)}): mend that, and run the '
+                f'checkpoint {step} cannot be read now ({_reason(error)}): fix that, and run the '
                 'same command again'
             ) from error
         raise UserError(_reason(error)) from error
 
 
 def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
-    """JSON values of `meta`, with digests by which damage to any of it is noticed."""
+    """Returns `meta` as JSON values, with digests that detect corruption of any part."""
     stored = {
         'content': json.loads(json.dumps(meta.to_json())),
         'state': tree_digest(_as_dict(state)),
@@ -259,7 +265,7 @@ def _sealed(meta: Meta, state: TrainState) -> dict[str, Any]:
 
 
 def _structure(state: TrainState) -> str:
-    """Digest of names, shapes and types of all but the memory, whose shape is a method's own."""
+    """Digest of names, shapes and types, except of the memory, which is up to the method."""
     leaves = {'params': state.params, 'stats': state.batch_stats, 'opt_state': state.opt_state}
     leaves |= _average(state)
     return _json_digest([f'{key} {x.shape} {x.dtype}' for key, x in by_name(leaves).items()])
@@ -267,7 +273,7 @@ def _structure(state: TrainState) -> str:
 
 def _check(expected: str, found: str) -> None:
     if expected != found:
-        raise UserError('its content is not what was written')
+        raise UserError('its content is corrupted')
 
 
 def _json_digest(value: Any) -> str:
@@ -286,5 +292,5 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _average(state: TrainState) -> dict[str, Any]:
-    """Nothing where there is none, as in checkpoints of earlier versions."""
+    """Returns {} without an average, as in checkpoints of earlier versions."""
     return {'average': state.average} if state.average else {}

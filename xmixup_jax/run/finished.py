@@ -1,4 +1,4 @@
-"""Finished runs, opened again to measure what their steps cost."""
+"""Reopens finished runs to measure the cost of their training steps."""
 
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ PyTree = Any
 
 
 def measure(configs: dict[str, ConfigDict], workdirs: dict[str, Path]) -> dict[str, StepCost]:
-    """The cost of the steps of finished runs, on the same batches.
+    """Measures the cost of a training step of each method, all on the same batches.
 
     Args:
-      configs: of a finished run of each method.
-      workdirs: of the same runs; their state and constants are what the steps run on.
+      configs: configuration of a finished run, by method.
+      workdirs: folders of the same runs; the steps use their state and constants.
+
+    Returns:
+      the costs, by method.
     """
     starts = {name: _open(config, workdirs[name]) for name, config in configs.items()}
     return measure_steps(starts, _batches(configs, starts))
@@ -34,8 +37,8 @@ def _open(config: ConfigDict, workdir: Path) -> Start:
         start = resume(config, checkpoints)
         if start is None:
             raise DataError(
-                f'{workdir} has no checkpoint to measure a step from: remove its {RESULT}, and run '
-                'the same command again'
+                f'{workdir} has no checkpoint from which to measure a step: remove its {RESULT}, '
+                'and run the same command again'
             )
         return start
     finally:
@@ -43,7 +46,7 @@ def _open(config: ConfigDict, workdir: Path) -> Start:
 
 
 def _batches(configs: dict[str, ConfigDict], starts: dict[str, Start]) -> list[PyTree]:
-    """Some batches on the devices, with pairs if any of the methods uses them."""
+    """Loads some batches onto the devices, with pairs if any of the methods uses pairs."""
     pairing = (name for name, config in configs.items() if method_of(config).pairs)
     name = next(pairing, next(iter(configs)))
     config = configs[name]

@@ -1,4 +1,4 @@
-"""Several runs, one after the other: comparisons, sweeps and studies."""
+"""Several runs in sequence: comparisons, sweeps and studies."""
 
 import logging
 from collections.abc import Iterator
@@ -20,20 +20,23 @@ Row = dict[str, Any]
 
 
 class Run(NamedTuple):
-    """One cell of a grid."""
+    """One run of a grid."""
 
     config: ConfigDict
     workdir: Path
     labels: dict[str, Any]
-    """What tells the run apart, by column."""
+    """The values that distinguish the run, by column."""
 
 
 def row_of(run: Run, opened: Opened) -> Row:
-    """Makes a run, unless it is finished.
+    """Executes a run, unless it is finished, and returns its row.
 
     Args:
-      run: to make.
-      opened: data sets that earlier runs have opened, with their decoded images; extended.
+      run: the run.
+      opened: splits opened by earlier runs, with their decoded images; new ones are added.
+
+    Returns:
+      the labels with the result, or with the 'error' of a run that diverged.
     """
     try:
         result = train_and_evaluate(run.config, run.workdir, open_data(run.config, opened))
@@ -44,7 +47,7 @@ def row_of(run: Run, opened: Opened) -> Row:
 
 
 def rows_of(runs: list[Run], title: str) -> Iterator[Row]:
-    """Yields `row_of` each run, with a progress bar."""
+    """Yields `row_of` for each run, with a progress bar of this title."""
     opened: Opened = {}
     for run in tqdm(runs, desc=title, unit='run', disable=None):
         yield row_of(run, opened)

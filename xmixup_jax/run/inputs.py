@@ -1,4 +1,4 @@
-"""The data and weights of a run: what it needs, what is missing, and its batches."""
+"""The inputs of a run: checks that data and weights are available, and opens the batches."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.compute.step import Task
-from xmixup_jax.data.cache import choose, used_records, with_caches
+from xmixup_jax.data.cache import choose_cache, used_records, with_caches
 from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.pool import fill_pool
 from xmixup_jax.data.records import Records
@@ -35,7 +35,7 @@ def uses_source(config: ConfigDict) -> bool:
 
 
 def data_sets(config: ConfigDict) -> dict[str, str]:
-    """The names of the data sets that the run reads, by 'target' and 'source'."""
+    """Returns the names of the data sets that the run reads, by 'target' and 'source'."""
     names = {'target': config.target.name}
     if uses_source(config) or config.weights == 'source':
         names['source'] = config.source.name
@@ -44,7 +44,11 @@ def data_sets(config: ConfigDict) -> dict[str, str]:
 
 @every_process
 def check_inputs(config: ConfigDict) -> None:
-    """Raises DataError with everything that is missing, data sets and weights, in one message."""
+    """Checks that the data sets and weights of a run are available.
+
+    Raises:
+      DataError: something is missing; lists everything in one message.
+    """
     names = data_sets(config)
     missing = {f'config.{key}.name': problem(name, config) for key, name in names.items()}
     if config.weights not in ('', 'source'):
@@ -57,11 +61,14 @@ def check_inputs(config: ConfigDict) -> None:
 
 @every_process
 def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
-    """Opens the records of the run; checks that the classes can be matched, if they have to be.
+    """Opens the records of the run, and checks that there are enough classes to match.
 
     Args:
-      config: of the run.
-      opened: what earlier runs have opened, to share it; see `selection.open_split`.
+      config: configuration of the run.
+      opened: splits opened by earlier runs, to share them; see `selection.open_split`.
+
+    Raises:
+      UserError: the data cannot be opened, or the classes cannot be matched.
     """
     target, test = train_and_test(config.target, config, opened)
     target, validation = split_validation(target, config.target, config)
@@ -80,13 +87,13 @@ def open_data(config: ConfigDict, opened: Opened | None = None) -> Data:
 
 @every_process
 def source_data(config: ConfigDict, pretrain: ConfigDict, source: Records | None) -> Data:
-    """What the network is trained on with config.weights=source.
+    """Opens the records for pre-training on the source, with config.weights=source.
 
     Args:
-      config: of the run.
-      pretrain: of the training on the source, see `config.pretrain_config`.
-      source: of the run, if it has one. Where it is not the configuration's, but the caller's own,
-        there is no test.
+      config: configuration of the run.
+      pretrain: configuration of the pre-training; see `config.pretrain_config`.
+      source: the run's source records, if it has any. If they are the caller's own, not those of
+        the configuration, the pre-training has no test.
     """
     opened: Opened = {}
     if source is not None and not _is_configured(source, config, opened):
@@ -99,25 +106,25 @@ def source_data(config: ConfigDict, pretrain: ConfigDict, source: Records | None
 def _is_configured(source: Records, config: ConfigDict, opened: Opened) -> bool:
     try:
         return train_records(config.source, config, opened).identity == source.identity
-    except DataError:  # the configuration need not name one
+    except DataError:  # the configuration may not name a source at all
         return False
 
 
 class Inputs(NamedTuple):
-    """What a run reads while it trains."""
+    """Everything that a run reads during training."""
 
     batches: grain.IterDataset
-    """This process's; see `pairing.train_batches`."""
+    """This process's batches; see `pairing.train_batches`."""
     pool: dict[str, jax.Array]
-    """Decoded images on the devices; see `pool.fill_pool`."""
+    """Decoded images on the devices; see `pool.fill_pool`. {} if they are not kept there."""
     data: Data
     """The records, with their caches; see `cache.with_caches`."""
 
 
 def open_input(config: ConfigDict, data: Data, match: ClassMatch | None) -> Inputs:
-    """Opens the training batches, and decides where their decoded images are kept."""
+    """Opens the training batches, and chooses where to cache the decoded images."""
     used = used_records(data, match)
-    kind = every_process(choose)(config, list(used.values()))
+    kind = every_process(choose_cache)(config, list(used.values()))
     data = every_process(with_caches)(config, kind, data, match)
     batches = _batches(config, data, match, config.num_threads, positions=kind == 'device')
     return Inputs(batches, fill_pool(config, used) if kind == 'device' else {}, data)
@@ -126,7 +133,7 @@ def open_input(config: ConfigDict, data: Data, match: ClassMatch | None) -> Inpu
 def first_inputs(
     task: Task, config: ConfigDict, data: Data, match: ClassMatch | None
 ) -> dict[str, np.ndarray]:
-    """What the network sees in the first step: `step.input_step` of the first batch."""
+    """Returns the network's inputs in the first step: `step.input_step` of the first batch."""
     batches = _batches(config, data, match, num_threads=1, positions=False)
     return jax.device_get(task.input_step(shard(next(iter(batches)))))
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: progress bar, metrics.csv, TensorBoard."""
+"""Logs a run's metrics to the progress bar, metrics.csv, TensorBoard and Weights & Biases."""
 
 import contextlib
 import csv
@@ -26,11 +26,11 @@ COLUMNS = (
     'validation_loss',
     'validation_top1',
 )
-PRINT_SECONDS = 30.0  # between two lines where there is no terminal for a progress bar
+PRINT_SECONDS = 30.0  # between two lines if there is no terminal for a progress bar
 
 
 class RunLog:
-    """One run's log. A resumed run writes the rows of its checkpoint and goes on from there."""
+    """The log of a run. A resumed run rewrites the rows of its checkpoint and continues there."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class RunLog:
         """Opens the files.
 
         Args:
-          workdir: gets metrics.csv and tensorboard/.
-          first_step: number of updates that were done before.
-          rows: of metrics.csv, up to there.
-          steps: of the whole run.
-          title: of the progress bar.
-          tracker: a run of wandb, see `tracking.tracked`.
+          workdir: folder of the run; gets metrics.csv and tensorboard/.
+          first_step: number of steps done before.
+          rows: rows of metrics.csv up to that step.
+          steps: number of steps of the whole run.
+          title: title of the progress bar.
+          tracker: a wandb run, or None; see `tracking.tracked`.
         """
         self.rows = list(rows)
         self._path = workdir / METRICS
@@ -61,7 +61,7 @@ class RunLog:
         self._csv = csv.DictWriter(self._file, COLUMNS, restval='')
         folder = workdir / 'tensorboard'
         folder.mkdir(exist_ok=True)
-        # Not SummaryWriter, whose thread waits for ever for a disk that is full.
+        # Not SummaryWriter: its thread blocks forever on a full disk.
         self._tensorboard = EventsWriter(str(folder / 'events'), f'.{time.time_ns()}')
         purge = SessionLog(status=SessionLog.START)
         self._tensorboard.write_event(Event(step=first_step + 1, session_log=purge))
@@ -77,18 +77,22 @@ class RunLog:
             unit='step',
             disable=not self._terminal,
             dynamic_ncols=True,
-            leave=None,  # unless it stands below another bar
+            leave=None,  # keep the bar, unless it is nested in another one
         )
 
     def advance(self, steps: int) -> None:
-        """So many more steps have been dispatched."""
+        """Advances the progress bar by the number of steps dispatched."""
         self._bar.update(steps)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Logs `values`, named as in COLUMNS, for the updates up to `step`.
+        """Logs a row for the steps up to `step`.
+
+        Args:
+          step: the last step of the row.
+          values: values by column; see COLUMNS.
 
         Raises:
-          UserError: there is no room.
+          UserError: the files cannot be written, for example because the disk is full.
         """
         self.rows.append({'step': step, **values})
         summary = Summary(
@@ -99,12 +103,13 @@ class RunLog:
             self._file.flush()
             self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self._tensorboard.flush()
-            if self._tracker is not None:  # steps that are done again are not logged again there
+            if self._tracker is not None:  # wandb ignores steps that a resumed run repeats
                 self._tracker.log(values, step=step)
         except OSError as error:
             raise UserError(
-                f'{self._path} and tensorboard/ beside it cannot be written ({error.strerror}): '
-                'make room and run the same command again; it continues from the newest checkpoint'
+                f'{self._path} and tensorboard/ next to it cannot be written ({error.strerror}): '
+                'free disk space and run the same command again; it resumes from the newest '
+                'checkpoint'
             ) from error
         shown = {
             'loss': f'{values["loss"]:.3f}',
@@ -118,15 +123,16 @@ class RunLog:
             print(f'{self._title}  step {step}/{self._total}  {words}', file=sys.stderr)
 
     def close(self) -> None:
+        """Closes the progress bar and the files."""
         self._bar.close()
-        # What could not be written has been reported.
+        # `write` has already reported what could not be written.
         for file in (self._file, self._tensorboard):
             with contextlib.suppress(OSError):
                 file.close()
 
 
 class NoLog:
-    """What the other processes of a run have in the place of `RunLog`."""
+    """Replaces `RunLog` in all processes of a run but the first."""
 
     rows: tuple[dict[str, float], ...] = ()
 

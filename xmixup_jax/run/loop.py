@@ -35,7 +35,7 @@ log = logging.getLogger('xmixup_jax')
 
 
 class Speed:
-    """Images a second between logs, without compilation, evaluation and checkpoints."""
+    """Measures images per second between logs, without compilation, evaluation and checkpoints."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
@@ -45,15 +45,16 @@ class Speed:
 
     @property
     def running(self) -> bool:
+        """Whether an interval has been started."""
         return self._step is not None
 
     def start(self, step: int) -> None:
-        """Begins an interval after `step` steps."""
+        """Starts an interval after `step` steps."""
         self._step, self._time = step, time.perf_counter()
 
     def stop(self, step: int) -> float:
-        """Ends the interval; its images a second."""
-        assert self._step is not None  # `start` comes first
+        """Ends the interval; returns its images per second."""
+        assert self._step is not None  # `start` was called
         images = (step - self._step) * self._batch_size
         seconds = time.perf_counter() - self._time
         self._images += images
@@ -62,7 +63,7 @@ class Speed:
 
     @property
     def mean(self) -> float | None:
-        """Images a second over all intervals; None where there was but one step."""
+        """Images per second over all intervals; None after a single step."""
         return round(self._images / self._seconds, 1) if self._images else None
 
 
@@ -76,27 +77,27 @@ def fit(
     tracker: Any = None,
     finish: bool = False,
 ) -> tuple[TrainState, dict[str, float | None]]:
-    """Trains from `start` up to `config.total_steps`, or until config.patience is exhausted.
+    """Trains from `start` to `config.total_steps`, or until early stopping by config.patience.
 
     Args:
-      config: of the experiment.
-      start: where to begin.
-      inputs: batches to train on, and records for tests on the way.
-      best: keeps the best network that they find.
-      checkpoints: of the run, in whose folder the logs are.
-      tested_state: what is tested, and kept as the best, of a state of the training; see
+      config: configuration of the run.
+      start: where to start.
+      inputs: batches to train on, and records for tests during training.
+      best: keeps the best network of these tests.
+      checkpoints: the run's checkpoints; the logs are written to its folder.
+      tested_state: turns a training state into the one that is tested, and kept as the best; see
         `reestimation.with_clean_statistics`.
-      tracker: gets the rows of the log too, see `tracking.tracked`.
-      finish: take no further step.
+      tracker: also gets the rows of the log; see `tracking.tracked`.
+      finish: do not take any further step.
 
     Returns:
-      (state, {'images_per_second', 'first_step_seconds', 'seconds'}): the first step of this
-      process, most of it compilation; the wall time of preparation and loop over all parts of the
-      run, compilation, evaluation and checkpoints included.
+      (state, {'images_per_second', 'first_step_seconds', 'seconds'}). 'first_step_seconds' is the
+      first step of this process, mostly compilation. 'seconds' is the wall time of preparation and
+      training over all parts of the run, including compilation, evaluation and checkpoints.
 
     Raises:
-      Interrupted: SIGTERM or SIGINT, after a checkpoint.
-      Diverged: the loss is not finite.
+      Interrupted: SIGTERM or SIGINT arrived; a checkpoint has been saved.
+      Diverged: the loss or a parameter is not finite.
     """
     task, state, constants, meta = start
     workdir = checkpoints.workdir
@@ -117,7 +118,7 @@ def fit(
     first_step_seconds = None
     speed = Speed(config.batch_size)
     pending: list[Any] = []  # metrics since the last row, still on the devices
-    row: tuple[int, list[Any]] | None = None  # the last row, not fetched yet
+    row: tuple[int, list[Any]] | None = None  # (step, metrics) of the last row, not fetched yet
 
     def fetched(step: int, metrics: list[Any]) -> dict[str, float]:
         of_steps = fetch_metrics(metrics)
@@ -138,10 +139,10 @@ def fit(
         checkpoints.save(state, now)
 
     with stop_signal() as stopping, contextlib.closing(rows):
-        if not checkpoints.steps:  # what the preparation found, and one before any divergence
+        if not checkpoints.steps:  # saves the preparation, and a state from before any divergence
             save_now(iterator.get_state())
         stop_agreed = AgreedStop(stopping)
-        # A run whose patience is exhausted may have been killed before its result was written.
+        # A run may be killed between early stopping and writing its result.
         if finish or best.exhausted(first_step):
             steps = first_step
         for step, batch, iterator_state in prefetch(
@@ -151,24 +152,24 @@ def fit(
             state, metrics = task.train_steps(constants, state, inputs.pool, batch)
             pending.append(metrics)
             rows.advance(len(metrics['loss']))
-            if row is not None:  # only now, with the next program under way
+            if row is not None:  # fetch it only now that the next program is running
                 rows.write(row[0], fetched(*row))
                 row = None
             stop = stop_agreed.after(metrics)
-            if not speed.running:  # the first program of a process is compiled: it does not count
+            if not speed.running:  # the first program includes compilation: do not count it
                 jax.block_until_ready(metrics)
                 first_step_seconds = round(time.perf_counter() - dispatched, 3)
                 speed.start(step)
             save = stop or step % config.checkpoint_every == 0 or step == steps
             test_now = held_out is not None and config.eval_every and step % config.eval_every == 0
-            # A row at each checkpoint, so that a resumed run's rows cover the same steps.
+            # Each checkpoint ends a row, so that the rows of a resumed run cover the same steps.
             if save or test_now or step % config.log_every == 0:
                 row, pending = (step, pending), []
             if not (save or test_now):
                 continue
-            assert row is not None  # each save and each test has one
+            assert row is not None  # each save and each test ends a row
             values, row = fetched(*row), None
-            # The last test is the run's result.
+            # The test after the last step is made later, as the run's result.
             if held_out is not None and test_now and step < steps:
                 network = tested_state(state)
                 tested = evaluate(task, config, network, held_out).metrics
@@ -182,13 +183,16 @@ def fit(
                 save_now(iterator_state)
             if ended:
                 log.info(
-                    'Stopped at step %d of %d: config.patience=%d', step, steps, config.patience
+                    'Early stopping at step %d of %d (config.patience=%d)',
+                    step,
+                    steps,
+                    config.patience,
                 )
                 break
             if stop and step < steps:
                 raise Interrupted(
-                    f'stopped at step {step} of {steps} by a signal; saved in {workdir}: '
-                    'the same command continues, and  xmixup finish  tests what is there'
+                    f'stopped at step {step} of {steps} by a signal; saved in {workdir}: run the '
+                    'same command to resume, or  xmixup finish  to test the network as it is'
                 )
             speed.start(step)
     return state, {
@@ -199,12 +203,12 @@ def fit(
 
 
 class AgreedStop:
-    """Whether to stop: the same answer after the same step in all processes.
+    """Makes all processes stop after the same step.
 
-    A signal reaches the processes at different steps. Each process puts what it knows into its
-    batches, and the step returns the maximum over all of them, which is read late so that the
-    devices never wait. (JAX's preemption sync point reacts to SIGTERM alone, which it takes from
-    the program, and not to Ctrl-C; a run of one process would need a second mechanism.)
+    A signal reaches the processes at different steps. Each process therefore puts its own wish to
+    stop into its batches, and the step returns the maximum over all processes, which is read late
+    so that the devices never wait. (JAX's preemption sync point handles only SIGTERM, for which it
+    installs its own handler, and not Ctrl-C; runs of one process would need a second mechanism.)
     """
 
     def __init__(self, stopping: Callable[[], bool]):
@@ -212,13 +216,13 @@ class AgreedStop:
         self._in_flight = InFlight()
 
     def tell(self, batch: Batch) -> Batch:
-        """The batch with this process's wish, if there are others to be told."""
+        """Adds this process's wish to stop to the batch, if there are other processes."""
         if jax.process_count() == 1:
             return batch
         return batch | {'stop': np.full(len(batch['label']), self._stopping(), np.int32)}
 
     def after(self, metrics: PyTree) -> bool:
-        """Takes the metrics of a program that was dispatched; waits so that few are under way."""
+        """Whether to stop after a program, given its metrics; limits the programs in flight."""
         ended = self._in_flight.add(metrics)
         if jax.process_count() == 1:
             return self._stopping()
@@ -232,11 +236,18 @@ def prefetch(
     steps: int,
     stop: AgreedStop,
 ) -> Iterator[tuple[int, PyTree, Any]]:
-    """Batches on the devices, loaded one program ahead.
+    """Loads batches onto the devices, one program ahead.
+
+    Args:
+      iterator: yields batches on the host.
+      config: configuration of the run.
+      first_step: number of steps done before.
+      steps: step at which to end.
+      stop: adds the wish to stop to the batches.
 
     Yields:
       (number of the last step, the batches up to it, the iterator's state after them), for
-      config.steps_per_dispatch steps at a time, and at the end, `steps`, for what is left.
+      config.steps_per_dispatch steps at a time, or for fewer at the end.
     """
 
     def load(done):
@@ -254,7 +265,7 @@ def prefetch(
 
 
 def fetch_metrics(pending: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
-    """'loss' and 'top1' of each step, [steps], of several programs that ran on the devices."""
+    """Fetches 'loss' and 'top1' of each step, [steps], from the metrics of several programs."""
     rows = jax.device_get([{key: row[key] for key in ('loss', 'top1')} for row in pending])
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 
@@ -265,13 +276,13 @@ def check_finite(
     """Stops a diverged run before it overwrites good checkpoints.
 
     Args:
-      loss: [steps] of the steps up to `last`.
+      loss: losses of the steps up to `last`, [steps].
       last: the newest step.
-      schedule: the learning rate by the number of updates before.
-      checkpoints: of the run.
+      schedule: maps the number of previous updates to the learning rate.
+      checkpoints: checkpoints of the run.
 
     Raises:
-      Diverged: names the first step whose loss is not finite.
+      Diverged: a loss is not finite; names the first such step.
     """
     bad = np.flatnonzero(~np.isfinite(loss))
     if bad.size:
@@ -280,9 +291,12 @@ def check_finite(
 
 
 def check_state(state: TrainState, schedule: optax.Schedule, checkpoints: Checkpoints) -> None:
-    """The same for the parameters and statistics, before they are saved.
+    """Does the same for parameters and statistics, before they are saved.
 
-    The loss of a step is that of the parameters before its update: it may be finite still.
+    The loss of a step is computed before its update, so it may still be finite.
+
+    Raises:
+      Diverged: a parameter or statistic is not finite.
     """
     if not _all_finite((state.params, state.batch_stats)):
         step = int(state.step)
@@ -297,8 +311,7 @@ def _all_finite(tree: PyTree) -> jax.Array:
 def _diverged(what: str, step: int, schedule: optax.Schedule, checkpoints: Checkpoints) -> Diverged:
     before = ' and '.join(str(step) for step in checkpoints.steps)
     return Diverged(
-        f'{what} step {step}, learning rate {float(schedule(step - 1)):g}; from before there is '
-        f'checkpoint {before or "none"} in {checkpoints.workdir}: lower '
-        'config.optimizer.learning_rate, and to go on from the newest of them add '
-        '--config.allow_changes=True'
+        f'{what} step {step}, learning rate {float(schedule(step - 1)):g}: lower '
+        'config.optimizer.learning_rate; to resume from the newest checkpoint in '
+        f'{checkpoints.workdir} (there are: {before or "none"}), add --config.allow_changes=True'
     )

@@ -1,13 +1,13 @@
-"""Memory of the process."""
+"""Memory of this process."""
 
 import ctypes
 
 
-def give_back_memory() -> None:
-    """Gives the system what memory is free, where the C library is glibc.
+def release_memory() -> None:
+    """Returns free memory to the system, if the C library is glibc.
 
-    glibc keeps free memory in an arena for each of many threads. A checkpoint is written by other
-    threads every time, so that a long run grows, by 0.2 MB with each (benchmarks/soak.py).
+    glibc keeps free memory in per-thread arenas. Each checkpoint is written by new threads, so that
+    a long run would grow by 0.2 MB with every checkpoint (benchmarks/soak.py).
     """
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     if trim is not None:

@@ -1,4 +1,4 @@
-"""The end of a run: the final test, and the files that it leaves."""
+"""The end of a run: the final test and the files that it writes."""
 
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from xmixup_jax.run.workdir import seal
 from xmixup_jax.weights.files import save_weights
 
 
-def chosen(
+def chosen_network(
     config: ConfigDict, task: Task, state: TrainState, validation: Records | None, best: Best
 ) -> TrainState:
-    """The network that the run hands over: the last one, or with validation the best one."""
+    """Returns the network that the run delivers: the last one, or with validation the best one."""
     if validation is None:
         return state
     best.offer(state, evaluate(task, config, state, validation).metrics)
@@ -40,9 +40,10 @@ def chosen(
 def test(
     config: ConfigDict, task: Task, state: TrainState, records: Records | None
 ) -> Tested | None:
-    """Tests the network that the run hands over; None without test images.
+    """Tests a network; None without test records.
 
     Raises:
+      DataError: none of the test images can be decoded.
       Diverged: the loss is not finite.
     """
     if records is None:
@@ -69,18 +70,18 @@ def summary(
     scores: dict[str, Any],
     steps: int,
 ) -> dict[str, Any]:
-    """The content of result.json.
+    """Returns the content of result.json.
 
     Args:
-      config: of the experiment.
-      workdir: of the run.
-      data: its records.
-      speed: as `loop.fit` returns it.
-      scores: of the tests.
-      steps: done.
+      config: configuration of the run.
+      workdir: folder of the run.
+      data: records of the run.
+      speed: the second result of `loop.fit`.
+      scores: scores of the tests.
+      steps: number of steps done.
     """
     if speed['images_per_second'] is None and (workdir / RESULT).exists():
-        # No step was left to train: the speed is that of before.
+        # No step was left to train: keep the speed measured before.
         speed = speed | {key: read_json(workdir / RESULT)[key] for key in speed}
     return {
         'method': method_name(config.method),
@@ -109,9 +110,19 @@ def write_outcome(
     tested: Tested | None,
     result: dict[str, Any],
 ) -> None:
-    """Writes the weights by file name, result.json, the report, and the digests of all files."""
+    """Writes the weights, result.json, the figures, the report, and the digests of all files.
+
+    Args:
+      config: configuration of the run.
+      workdir: folder of the run.
+      start: where the run started.
+      data: records of the run.
+      networks: networks by the name of their weights file.
+      tested: the test of the first network; None without test records.
+      result: content of result.json.
+    """
     match = start.meta.match
-    # All processes compute the inputs, the first one writes.
+    # All processes compute the inputs; only the first one writes.
     inputs = first_inputs(start.task, config, data, match) if config.report else {}
     for name, state in networks.items():
         _write_weights(config, workdir / name, state, data)

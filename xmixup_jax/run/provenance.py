@@ -1,4 +1,4 @@
-"""What a run's numbers depend on beside its configuration: machine, versions, source code."""
+"""Records what a run's results depend on besides its configuration: machine, versions, commit."""
 
 import datetime
 import importlib.metadata
@@ -36,7 +36,7 @@ _QUIET: dict[str, Any] = {'capture_output': True, 'text': True, 'timeout': 10}
 
 
 def environment() -> dict[str, Any]:
-    """Where and with what this process computes; JSON values."""
+    """Describes this process, its machine, devices and package versions, as JSON values."""
     flags = {key: value for key, value in os.environ.items() if key.startswith(('JAX_', 'XLA_'))}
     return {
         'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -55,15 +55,15 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit of this program, with '-dirty' if tracked files have changed since.
+    """Returns the git commit of this package, with '-dirty' if tracked files have changed since.
 
     Returns:
-      None where it was installed from neither a checkout nor a repository's address.
+      None if it was installed neither from a checkout nor from a repository's URL.
     """
     here = Path(__file__).parent
     git = ('git', '-C', str(here))
     try:
-        # A checkout of something else may lie around the folder it was installed into.
+        # The package may be installed inside a checkout of something else.
         subprocess.run((*git, 'ls-files', '--error-unmatch', __file__), check=True, **_QUIET)
         described = subprocess.run(
             (*git, 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*'),
@@ -76,7 +76,7 @@ def commit() -> str | None:
 
 
 def _installed_commit() -> str | None:
-    """What pip wrote of where it took the program from (PEP 610)."""
+    """Returns the commit that pip recorded at installation (PEP 610), or None."""
     try:
         url = importlib.metadata.distribution('xmixup-jax').read_text('direct_url.json')
     except importlib.metadata.PackageNotFoundError:
@@ -86,11 +86,11 @@ def _installed_commit() -> str | None:
 
 @first_process
 def record(path: Path, first_step: int) -> None:
-    """Adds the first process to the list of those that have worked on the run.
+    """Appends the first process to the list of processes that have worked on the run.
 
     Args:
-      path: of the list, a JSON file.
-      first_step: number of updates that were done before.
+      path: path of the list, a JSON file.
+      first_step: number of steps done before.
     """
     try:
         earlier = read_json(path) if path.exists() else []

@@ -7,10 +7,10 @@ _received: list[int] = []
 
 
 def interrupt(number: int, frame) -> None:
-    """Handler of signals outside the loop: ends the program.
+    """Signal handler outside the training loop: ends the program.
 
-    Where it comes in the midst of a library's callback, Python drops what a handler raises; then
-    the loop stops after its first step.
+    Python drops an exception that is raised inside a library's callback; in that case the loop
+    stops after its first step.
     """
     del frame
     _received.append(number)
@@ -19,7 +19,10 @@ def interrupt(number: int, frame) -> None:
 
 @contextlib.contextmanager
 def stop_signal():
-    """Yields a function that says whether SIGTERM or SIGINT has arrived; a second one kills."""
+    """Yields a function that tells whether SIGTERM or SIGINT has arrived.
+
+    A second signal kills the process.
+    """
 
     def handler(number, frame):
         del frame
@@ -27,7 +30,7 @@ def stop_signal():
         signal.signal(number, signal.SIG_DFL)
 
     old = {}
-    with contextlib.suppress(ValueError):  # signals belong to the main thread
+    with contextlib.suppress(ValueError):  # only the main thread can install handlers
         old = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(_received)

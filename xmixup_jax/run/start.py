@@ -1,4 +1,4 @@
-"""Before the first step: the network, the class match, and the method's preparatory phase."""
+"""The start of a run: the network, the class match and the method's preparatory phase."""
 
 import logging
 import time
@@ -43,19 +43,23 @@ log = logging.getLogger('xmixup_jax')
 
 
 class Start(NamedTuple):
-    """Where a run begins or goes on."""
+    """The point from which a run starts or resumes."""
 
     task: step_lib.Task
     state: TrainState
     """Replicated."""
     constants: PyTree
-    """The method's, replicated."""
+    """The method's constants, replicated."""
     meta: Meta
-    """Of the checkpoint, or of one that would be written now."""
+    """Metadata of the checkpoint, or of one that would be written now."""
 
 
 def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
-    """From the newest readable checkpoint; None without any."""
+    """Resumes from the newest readable checkpoint; None if there is no checkpoint.
+
+    Raises:
+      UserError: there are checkpoints, but none can be used.
+    """
     meta = checkpoints.restore_meta()
     if meta is None:
         return None
@@ -64,7 +68,7 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
     if restored is None:
         return None
     state, meta = restored
-    # The learning rate may be another one, with config.allow_changes.
+    # With config.allow_changes the learning rate may have changed.
     peak = replicate(np.float32(config.optimizer.learning_rate))
     state = replace(state, opt_state=set_peak(state.opt_state, peak))
     constants = with_traced(checkpoints.restore_constants(meta), config)
@@ -74,14 +78,18 @@ def resume(config: ConfigDict, checkpoints: Checkpoints) -> Start | None:
 def begin(
     config: ConfigDict, data: Data, backbone: Weights | None, checkpoints: Checkpoints, train
 ) -> Start:
-    """From pre-trained weights.
+    """Starts from pre-trained weights, with the method's preparatory phase.
 
     Args:
-      config: of the experiment.
-      data: its records.
-      backbone: the weights, None for random ones.
-      checkpoints: of the run; gets the method's constants.
-      train: `train_and_evaluate`, for preparatory phases that train, with (config, name, data).
+      config: configuration of the run.
+      data: records of the run.
+      backbone: the pre-trained weights; None: random ones.
+      checkpoints: the run's checkpoints; the method's constants are saved there.
+      train: called with (config, name, data) by preparatory phases that train a network; makes a
+        run in the sub-folder `name` and returns its result.
+
+    Raises:
+      ConfigError: the method needs a pre-trained head or a source test split that is missing.
     """
     begun = time.perf_counter()
     method, options = method_of(config), options_of(config)
@@ -95,9 +103,9 @@ def begin(
     if method.needs_head(options) and not sizes.pretrained:
         name = MODELS[config.model.name].head
         raise ConfigError(
-            f'config.method={config.method} continues the head of the pre-trained network, but '
-            f'config.weights={config.weights!r} holds none ({name}.weight): give weights with '
-            'their head, or config.weights=source'
+            f'config.method={config.method} needs the head of the pre-trained network, but '
+            f'config.weights={config.weights!r} has none ({name}.weight): use weights with a head, '
+            'or config.weights=source'
         )
     task, initial = step_lib.create_task(config, sizes)
     if backbone is not None:
@@ -107,7 +115,7 @@ def begin(
     earlier_seconds = 0.0
 
     def source_columns() -> np.ndarray:
-        # Of methods that pair and continue the head.
+        # Only called by methods that pair and use the pre-trained head.
         assert backbone is not None and data.source is not None and match is not None
         return backbone.head_columns([data.source.class_names[c] for c in match.selected])
 
@@ -115,7 +123,7 @@ def begin(
         if not config.source.test_split:
             raise ConfigError(
                 f'config.method={config.method} needs a split of the source that its network was '
-                'not trained on: name it with --config.source.test_split, or for Co-Tuning use '
+                'not trained on: name one with --config.source.test_split, or for Co-Tuning use '
                 '--config.cotuning.temperature=1'
             )
         return open_split(config.source, config.source.test_split, config)
@@ -130,7 +138,7 @@ def begin(
         auxiliary.target = config.source.copy_and_resolve_references()
         auxiliary.weights = '' if backbone is None else str(backbone.path)
         result = train(auxiliary, name, Data(records, None, None))
-        # What an interrupted process did before counts too.
+        # Adds only the time spent by earlier, interrupted processes.
         earlier_seconds += result['seconds'] - (time.perf_counter() - begun)
         weights = Weights(find_weights(str(checkpoints.workdir / name)), config.model.name)
         return weights.fill(initial.params, initial.batch_stats)
@@ -155,14 +163,14 @@ def begin(
     )
     if is_probe(config):
         log.info(
-            'Linear probe: the head is fitted to the features of %d images; config.steps, '
-            'config.optimizer and random crops have no part in it',
+            'Linear probe: fits the head to the features of %d images; config.steps, '
+            'config.optimizer and random crops are ignored',
             len(data.target),
         )
     if backbone is not None and (config.warm_head or is_probe(config)):
         setup = setup._replace(state=with_linear_head(setup))
     state, constants = method.prepare(setup)
-    # The optimiser begins with what the preparatory phase made of the parameters.
+    # Initialise the optimiser with the parameters after the preparatory phase.
     with on_host():
         state = replace(state, opt_state=task.tx.init(state.params))
     state = step_lib.with_peak(state, config)
@@ -187,7 +195,11 @@ def begin(
 
 
 def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> ClassMatch:
-    """Matches classes by their mean features in the pre-trained backbone, or by its own head."""
+    """Matches target and source classes as config.match says.
+
+    Classes are compared by their mean features in the pre-trained backbone, or by the predictions
+    of its head.
+    """
     options, source = config.match, data.source
     assert source is not None  # the method pairs
     if options.similarity == 'predicted':
@@ -203,7 +215,7 @@ def report_match(workdir: Path, match: ClassMatch, data: Data) -> list[dict[str,
     """Writes match.json: each target class with its source classes and their similarities.
 
     Returns:
-      what is in it: a 'target', its 'source' classes and their 'similarity' in each row.
+      the content: rows with 'target', its 'source' classes and their 'similarity'.
     """
     assert data.source is not None  # as there is a match
     rows = [

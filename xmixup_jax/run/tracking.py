@@ -1,4 +1,4 @@
-"""Weights & Biases, for those who ask for it with config.wandb, beside the logs on disk."""
+"""Optional logging to Weights & Biases (config.wandb), in addition to the logs on disk."""
 
 import contextlib
 import secrets
@@ -17,12 +17,12 @@ WANDB_ID = 'wandb_id'
 
 @contextlib.contextmanager
 def tracked(config: ConfigDict, workdir: Path) -> Iterator[Any]:
-    """Yields a run of wandb, or None where config.wandb names no project.
+    """Yields a wandb run, or None if config.wandb names no project.
 
-    A run that is continued is one run there, too: its identifier is kept in the work directory.
+    A resumed run continues the same wandb run, whose id is stored in the run folder.
 
     Raises:
-      UserError: wandb is not installed, or it refuses.
+      UserError: wandb is not installed, or it cannot start the run.
     """
     if not config.wandb or not is_first():
         yield None
@@ -32,7 +32,7 @@ def tracked(config: ConfigDict, workdir: Path) -> Iterator[Any]:
     except ImportError as error:
         raise DataError(
             f'config.wandb={config.wandb!r} needs Weights & Biases: run  pip install wandb , or '
-            "leave it ''"
+            'leave out --config.wandb'
         ) from error
     path = workdir / WANDB_ID
     if not path.exists():
@@ -53,5 +53,5 @@ def tracked(config: ConfigDict, workdir: Path) -> Iterator[Any]:
             f'config.wandb={config.wandb!r}: {first_line(error)}; run  wandb login , or set '
             'WANDB_MODE=offline'
         ) from error
-    with run:  # ends it, whatever happens
+    with run:  # ends it in any case
         yield run

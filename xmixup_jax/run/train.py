@@ -26,7 +26,7 @@ from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.data_identity import data_digest, same_data
 from xmixup_jax.run.inputs import check_inputs, open_input, source_data
 from xmixup_jax.run.loop import fit
-from xmixup_jax.run.outcome import chosen, summary, test, write_outcome
+from xmixup_jax.run.outcome import chosen_network, summary, test, write_outcome
 from xmixup_jax.run.provenance import record
 from xmixup_jax.run.start import begin, report_match, resume
 from xmixup_jax.run.tracking import tracked
@@ -40,22 +40,22 @@ log = logging.getLogger('xmixup_jax')
 def train_and_evaluate(
     config: ConfigDict, workdir: Path, data: Data | None = None, finish: bool = False
 ) -> dict[str, Any]:
-    """Trains and tests a network, continues a run that was stopped, or reads a finished one.
+    """Trains and tests a network, resumes a run that was stopped, or reads a finished one.
 
     Args:
-      config: an experiment, as `checks.validate` accepts it.
+      config: a configuration that `checks.validate` accepts.
       workdir: folder of the run; gets config.json, environment.json, match.json, metrics.csv,
         tensorboard/, checkpoints/, constants/, model.safetensors, best_model.safetensors,
         ema_model.safetensors, result.json, data.json, per_class.csv, confusion.csv,
         predictions.csv, report.html and SHA256SUMS.
-      data: the records, if the caller has them; otherwise those of the configuration are opened.
-      finish: test what the run has trained so far, instead of training on.
+      data: the caller's own records; None: open those of the configuration.
+      finish: test the network as trained so far, instead of training on.
 
     Returns:
       the content of result.json.
 
     Raises:
-      UserError: the user can mend it; the message says how.
+      UserError: a problem that the user can fix; the message says how.
     """
     if data is None and not has_result(workdir):
         check_inputs(config)
@@ -67,7 +67,7 @@ def train_and_evaluate(
         data = same_data(config, checkpoints, data, finished is not None)
         if finished:
             return finished
-        assert data is not None  # only those of a finished run may be gone
+        assert data is not None  # only a finished run can do without
         data.log_usage()
         return _train(config, checkpoints, data, finish)
 
@@ -75,7 +75,7 @@ def train_and_evaluate(
 def _train(
     config: ConfigDict, checkpoints: Checkpoints, data: Data, finish: bool
 ) -> dict[str, Any]:
-    """The run in the folder of `checkpoints`, which this process has claimed."""
+    """Makes the run in the folder of `checkpoints`, which is locked by this run."""
     workdir = checkpoints.workdir
 
     def train(auxiliary: ConfigDict, name: str, data: Data) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _train(
     if start is None:
         if finish:
             raise DataError(
-                f'{workdir} has no checkpoint yet: run its training command, and finish it later'
+                f'{workdir} has no checkpoint yet: run its training command first, then finish it'
             )
         start = begin(config, data, backbone_weights(config, data.source), checkpoints, train)
     record(workdir / ENVIRONMENT, int(start.state.step))
@@ -113,8 +113,12 @@ def _tested(
     data: Data,
     best: Best,
 ) -> tuple[dict[str, TrainState], Tested | None, dict[str, Any]]:
-    """The networks of the run by their files, the test of the first one, and all scores."""
-    state = chosen(config, task, clean(last), data.validation, best)
+    """Tests the run's networks.
+
+    Returns:
+      (networks by the name of their file, the test of the first one, all scores).
+    """
+    state = chosen_network(config, task, clean(last), data.validation, best)
     networks, tested = {WEIGHTS_FILE: state}, test(config, task, state, data.test)
     if tested is not None and config.eval_every and data.validation is None:
         best.offer(state, tested.metrics)
@@ -128,11 +132,13 @@ def _tested(
 
 
 def backbone_weights(config: ConfigDict, source: Records | None = None) -> Weights | None:
-    """The weights to start from; trains them on the source if no run before has done so.
+    """Returns the weights to start from, or None for random ones.
+
+    With config.weights=source, trains them on the source first, unless an earlier run has done so.
 
     Args:
-      config: of the run.
-      source: of the run, if it is not the configuration's.
+      config: configuration of the run.
+      source: the run's source records, if they are the caller's own.
     """
     if config.weights == '':
         return None
@@ -140,15 +146,20 @@ def backbone_weights(config: ConfigDict, source: Records | None = None) -> Weigh
         return _read_weights(config.weights, config.model.name)
     pretrain = config_lib.pretrain_config(config)
     data = source_data(config, pretrain, source)
-    # The folder knows the data by their content: where they are must not be in its configuration.
+    # The folder identifies the data by content, so its configuration must not name their location.
     short = short_name(data.target.name)
     pretrain.source.name = pretrain.target.name = short
     name = f'{short}-{config.model.name}-{config_lib.digest(pretrain)}-{data_digest(data)}'
     folder = Path(config.cache_dir).expanduser() / 'pretrained' / name
     with locked(folder.with_name(folder.name + '.lock'), '--config.cache_dir', wait=True):
         if not (folder / RESULT).exists():
-            log.info('Training %s on %s, once, in %s', config.model.name, data.target.name, folder)
-        train_and_evaluate(pretrain, folder, data)  # if that has not been done
+            log.info(
+                'Pre-training %s on %s, once for all runs, in %s',
+                config.model.name,
+                data.target.name,
+                folder,
+            )
+        train_and_evaluate(pretrain, folder, data)  # returns at once if that has been done
     return _read_weights(str(folder), config.model.name)
 
 

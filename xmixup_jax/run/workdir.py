@@ -46,43 +46,55 @@ _FILES = (
 
 @contextlib.contextmanager
 def locked(folder: Path, key: str = '--workdir', wait: bool = False) -> Iterator[None]:
-    """Makes the folder and locks it for this run; see `files.file_lock`."""
+    """Creates the folder and locks it for this run; see `files.file_lock`.
+
+    Args:
+      folder: the folder of the run.
+      key: the flag that chooses another folder, for errors.
+      wait: whether to wait until another run releases the lock, or to fail at once.
+    """
     with contextlib.ExitStack() as stack:
-        # By the first process, for all of them.
+        # The first process locks it on behalf of all processes.
         first_process(stack.enter_context)(file_lock(folder, key, wait))
         yield
 
 
 def has_result(workdir: Path) -> bool:
-    """Whether the run in the folder has come to its end, whole or damaged."""
+    """Whether the run in the folder is finished, even if its files are corrupted."""
     return broadcast((workdir / RESULT).exists())
 
 
 def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[str, Any] | None:
-    """Stores the configuration, or compares it with the one that the run was begun with.
+    """Stores the configuration, or compares it with the one that the run was started with.
+
+    Args:
+      config: configuration of the run.
+      workdir: folder of the run.
+      checkpoints: checkpoints of the run.
 
     Returns:
-      the result, if the run in the folder is finished and whole. If its result, weights or report
-      are damaged they are moved aside, to be made again from the last checkpoint.
+      the result, if the run in the folder is finished and its files are intact; otherwise None. A
+      corrupted result, weights file or report is moved aside, to be made again from the last
+      checkpoint.
 
     Raises:
-      ConfigError: it is another configuration, and config.allow_changes is not set, or the change
-        is one that what the run has saved cannot follow.
+      ConfigError: the configuration differs, and either config.allow_changes is not set, or the
+        change does not fit what the run has saved.
     """
     damaged = damaged_files(workdir)
     stored = None if CONFIG in damaged else _stored_config(workdir)
-    if stored is None:  # all processes have found it so
+    if stored is None:  # in all processes alike
         if (workdir / CONFIG).exists():
             damaged.append(CONFIG)
         meta = checkpoints.restore_meta()
         stored = meta and meta.config
     if not (checkpoints.steps or has_result(workdir)):
-        stored = None  # it was refused, or killed, before anything was saved
+        stored = None  # the run was refused or killed before it saved anything
     changes = {} if stored is None else config_lib.changes(ConfigDict(stored), config)
     if changes:
         _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))
     whole = all((workdir / name).exists() for name in (RESULT, SUMS))
-    # Without checkpoints nothing would be left to make them from.
+    # Files of the test can be made again only from a checkpoint.
     of_test = (PER_CLASS, CONFUSION, PREDICTIONS, REPORT, SUMS)
     remade = {RESULT, WEIGHTS_FILE, *((*of_test, AVERAGE) if checkpoints.steps else ())}
     whole &= not changes and not remade & set(damaged)
@@ -93,7 +105,7 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
 
 @every_process
 def _stored_config(workdir: Path) -> dict[str, Any] | None:
-    """None if there is none, or a damaged one: the checkpoints have it too."""
+    """Reads config.json; None if it is missing or corrupted, as the checkpoints have a copy."""
     try:
         return read_json(workdir / CONFIG)
     except FileNotFoundError:
@@ -109,29 +121,31 @@ def _check_changes(
     shown = ', '.join(f'config.{key}: {old!r} -> {new!r}' for key, (old, new) in changes.items())
     if not config.allow_changes:
         raise ConfigError(
-            f'{workdir / CONFIG} is of a run with another configuration ({shown}): choose another '
-            '--workdir, or continue it all the same with --config.allow_changes=True'
+            f'{workdir / CONFIG} belongs to a run with another configuration ({shown}): choose '
+            'another --workdir, or resume it anyway with --config.allow_changes=True'
         )
     fixed = [key for key in changes if config_lib.is_fixed(key)]
     if fixed:
         raise ConfigError(
-            f'config.{fixed[0]} cannot change in {workdir}: what the run has saved depends on it '
-            f'({shown}); choose another --workdir'
+            f'config.{fixed[0]} cannot change in {workdir}: the files that the run has saved '
+            f'depend on it ({shown}); choose another --workdir'
         )
     if config.steps < done:
-        raise ConfigError(f'config.steps={config.steps}: {workdir} has done {done} already')
-    log.warning('%s continues with changes: %s', workdir, shown)
+        raise ConfigError(
+            f'config.steps={config.steps}: {workdir} has already done {done}; use at least as many'
+        )
+    log.warning('%s resumes with changes: %s', workdir, shown)
 
 
 @first_process
 def _update(
     config: ConfigDict, workdir: Path, changes: dict[str, Any], damaged: list[str], whole: bool
 ) -> None:
-    """Writes the configuration; what is of an earlier one, or damaged, goes aside."""
+    """Writes the configuration, and moves corrupted files and those of an earlier one aside."""
     for name in dict.fromkeys(damaged):
         path = workdir / name
         aside = f'moved to {set_aside(path, workdir)}' if path.exists() else 'it is missing'
-        log.warning('%s is not what the run wrote: %s', path, aside)
+        log.warning('%s is not as the run wrote it: %s', path, aside)
     if changes:
         count = len(list(workdir.glob('config-*.json')))
         for path in (workdir / name for name in (CONFIG, RESULT, SUMS)):
@@ -143,10 +157,10 @@ def _update(
 
 @every_process
 def damaged_files(workdir: Path) -> list[str]:
-    """Those of a finished run that are missing or no longer what they were; [] of any other.
+    """Lists the files of a finished run that are missing or have changed; [] for other runs.
 
-    The list of digests may be what is damaged. Then it is named, and the best network, which no
-    checkpoint has, stays if it is whole by its own digest.
+    If the list of digests itself is corrupted, it is listed too. The best network, which is in no
+    checkpoint, is then kept if it is intact by its own digest.
     """
     path = workdir / SUMS
     if not path.exists():
@@ -168,13 +182,13 @@ def damaged_files(workdir: Path) -> list[str]:
 
 
 def _sums(sums: dict[str, str]) -> bytes:
-    """As `sha256sum --check` reads it."""
+    """Formats digests as `sha256sum --check` reads them."""
     return ''.join(f'{digest}  {name}\n' for name, digest in sums.items()).encode()
 
 
 @first_process
 def seal(workdir: Path) -> None:
-    """Writes the digests of the run's files, now that it is finished."""
+    """Writes the digests of a finished run's files."""
     sums = {name: sha256(workdir / name) for name in _FILES if (workdir / name).is_file()}
     with atomic_write(workdir / SUMS) as partial:
         partial.write_bytes(_sums(sums))

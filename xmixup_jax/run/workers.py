@@ -1,4 +1,4 @@
-"""Several runs at once, each in a process that makes one run after the other."""
+"""Executes several runs at once, in worker processes that each make one run at a time."""
 
 import contextlib
 import logging
@@ -26,16 +26,16 @@ from xmixup_jax.run.workdir import has_result
 log = logging.getLogger('xmixup_jax')
 
 LOG = 'log.txt'
-"""In the folder of a run: what its process has printed."""
-# A worker whose parent was killed saves and ends; after so long it ends in any case.
+"""File in the folder of a run that gets the output of its process."""
+# A worker whose parent was killed saves and exits; after this time it exits in any case.
 _GRACE_SECONDS = 60
-_SHARED_MEMORY = 0.9  # of a GPU's, by all workers
+_SHARED_MEMORY = 0.9  # share of a GPU's memory for all workers together
 
 
 def share_devices() -> None:
-    """Keeps this process and those that it starts from taking the whole memory of a GPU.
+    """Keeps this process and its workers from preallocating a GPU's whole memory.
 
-    Before JAX is used.
+    Call it before JAX is used.
     """
     os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
@@ -44,25 +44,25 @@ def check_jobs(jobs: int) -> None:
     """Raises ConfigError if the devices cannot be used by several processes."""
     if jobs > 1 and jax.process_count() > 1:
         raise ConfigError(
-            f'--jobs={jobs}: a run in several processes has all the devices: leave --jobs out'
+            f'--jobs={jobs}: a run in several processes uses all devices: leave out --jobs'
         )
     if jobs > 1 and jax.default_backend() == 'tpu':
-        raise ConfigError(f'--jobs={jobs}: a TPU belongs to one process: leave --jobs out')
+        raise ConfigError(f'--jobs={jobs}: only one process can use a TPU: leave out --jobs')
 
 
 def rows_at_once(
     runs: list[Run], title: str, jobs: int, prepare: Callable[[], None]
 ) -> Iterator[tuple[int, Row]]:
-    """Yields the number of each run and its `row_of`, in the order in which they end.
+    """Yields (index of the run, its `row_of`) as runs finish.
 
-    A run whose process dies has a row with an 'error'; the others go on. If this generator or its
-    process ends early, the runs save and end.
+    A run whose process dies yields a row with an 'error'; the others go on. If this generator or
+    its process ends early, the runs save and stop.
 
     Args:
-      runs: to make; their folders get `LOG`.
-      title: of the progress bar.
-      jobs: processes. On CPUs each has its own share of the cores.
-      prepare: called in each process before its first run; can be pickled.
+      runs: the runs; their folders get `LOG`.
+      title: title of the progress bar.
+      jobs: number of processes. On CPUs they divide the cores.
+      prepare: called in each process before its first run; must be picklable.
 
     Raises:
       UserError: a run raised it.
@@ -88,11 +88,11 @@ def rows_at_once(
 
 
 class _Worker:
-    """A process that makes runs, seen from its parent."""
+    """A worker process, as its parent sees it."""
 
     def __init__(self, cores: set[int], prepare: Callable[[], None]):
         self.run: Run | None = None
-        """The one that it is making."""
+        """The run in progress; None if idle."""
         self._number = 0
         self._cores = cores
         self._prepare = prepare
@@ -102,25 +102,25 @@ class _Worker:
         context = multiprocessing.get_context('spawn')
         self.connection, other = context.Pipe()
         self.process = context.Process(target=_work, args=(other, self._prepare), daemon=True)
-        with _bound_to(self._cores):  # which all of its threads inherit
+        with _on_cores(self._cores):  # inherited by all of its threads
             self.process.start()
-        other.close()  # so that its end is noticed here
+        other.close()  # otherwise `recv` would not notice that the worker has died
 
     def begin(self, number: int, run: Run) -> None:
-        """Sends it a run; to a new process if the old one has died."""
+        """Sends a run to the worker; starts a new process if the old one has died."""
         if not self.process.is_alive():
             self._start()
         self._number, self.run = number, run
-        with contextlib.suppress(OSError):  # `end` finds out
+        with contextlib.suppress(OSError):  # `end` will notice
             self.connection.send(run)
 
     def end(self) -> tuple[int, Row]:
-        """The number of the run and its row, once there is something to receive.
+        """Receives the outcome; returns the index of the run and its row.
 
         Raises:
           UserError: the run raised it.
         """
-        assert self.run is not None  # as `begin` was called
+        assert self.run is not None  # `begin` was called
         run, self.run = self.run, None
         try:
             row, error, exit_code = self.connection.recv()
@@ -138,25 +138,25 @@ class _Worker:
 
 
 def _reason(exit_code: int | None) -> str:
-    """Why a process has ended, in words."""
+    """Says why a process has ended."""
     if exit_code == Interrupted.exit_code:
         return 'its process was stopped by a signal'
     if exit_code is None or exit_code >= 0:
         return f'its process ended with exit code {exit_code}'
     name = signal.Signals(-exit_code).name
-    memory = ', perhaps for lack of memory' if name == 'SIGKILL' else ''
+    memory = ', perhaps because it ran out of memory' if name == 'SIGKILL' else ''
     return f'its process was killed by {name}{memory}'
 
 
 @contextlib.contextmanager
 def _workers(jobs: int, prepare: Callable[[], None]) -> Iterator[list[_Worker]]:
-    """Processes that make runs; when the context is left early they save and end."""
+    """Starts worker processes; if the context is left early, they save and stop."""
     memory = {'XLA_PYTHON_CLIENT_MEM_FRACTION': f'{_SHARED_MEMORY / max(1, jobs):.3f}'}
     added = memory.keys() - os.environ.keys()
     os.environ.update({name: memory[name] for name in added})
     workers: list[_Worker] = []
     try:
-        for cores in _shares(jobs):
+        for cores in _divide_cores(jobs):
             workers.append(_Worker(cores, prepare))
         yield workers
     except BaseException:
@@ -172,8 +172,8 @@ def _workers(jobs: int, prepare: Callable[[], None]) -> Iterator[list[_Worker]]:
             del os.environ[name]
 
 
-def _shares(jobs: int) -> list[set[int]]:
-    """The cores of each worker; none where they are not to be bound."""
+def _divide_cores(jobs: int) -> list[set[int]]:
+    """Divides the cores among the workers; empty sets if workers are not bound to cores."""
     if jax.default_backend() != 'cpu' or not hasattr(os, 'sched_getaffinity'):
         return [set()] * jobs
     cores = sorted(os.sched_getaffinity(0))
@@ -181,8 +181,8 @@ def _shares(jobs: int) -> list[set[int]]:
 
 
 @contextlib.contextmanager
-def _bound_to(cores: set[int]) -> Iterator[None]:
-    """Binds this thread, and processes that it starts, to some cores."""
+def _on_cores(cores: set[int]) -> Iterator[None]:
+    """Binds this thread, and the processes that it starts, to some cores."""
     if not cores:
         yield
         return
@@ -195,18 +195,18 @@ def _bound_to(cores: set[int]) -> Iterator[None]:
 
 
 def _work(connection: Connection, prepare: Callable[[], None]) -> None:
-    """Makes the runs that it receives, and sends (row, message of a UserError, its exit code)."""
-    os.setpgid(0, 0)  # Ctrl-C is for the parent, which sends SIGTERM
+    """Executes the runs that it receives; sends (row, message of a UserError, its exit code)."""
+    os.setpgid(0, 0)  # Ctrl-C must reach only the parent, which sends SIGTERM
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, interrupt)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     opened: Opened = {}
     try:
         prepare()
-        with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has done with it
+        with contextlib.suppress(EOFError, BrokenPipeError):  # the parent has no more runs
             while True:
                 run = connection.recv()
-                _print_to(run.workdir / LOG)
+                _redirect_output(run.workdir / LOG)
                 connection.send(_outcome(run, opened))
     except (KeyboardInterrupt, Interrupted) as error:
         print(f'stopped by a signal{f": {error}" if str(error) else ""}', flush=True)
@@ -221,14 +221,14 @@ def _outcome(run: Run, opened: Opened) -> tuple[Row, str, int]:
     except UserError as error:
         return {}, str(error), error.exit_code
     except Exception as error:
-        # The devices may have been out of memory because of the others: those go on.
+        # Perhaps the other runs took the devices' memory: let those go on.
         traceback.print_exc()
         message = f'{type(error).__name__}: {first_line(error)}; see {run.workdir / LOG}'
         return run.labels | {'error': message}, '', 0
 
 
-def _print_to(path: Path) -> None:
-    """Sends the output of this process to the end of a file."""
+def _redirect_output(path: Path) -> None:
+    """Appends the output of this process to a file from now on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -237,8 +237,8 @@ def _print_to(path: Path) -> None:
             os.dup2(file.fileno(), descriptor)
 
 
-def _end_with_parent() -> None:
-    """Stops this process, which saves, when its parent has ended, however that was."""
+def _stop_with_parent() -> None:
+    """Stops this process, which saves first, when its parent ends for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker
     parent.join()

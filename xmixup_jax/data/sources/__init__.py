@@ -1,11 +1,11 @@
-"""The kinds of data sets, one file each.
+"""The kinds of data sets, one module each.
 
-A configuration names a data set `KIND:WHAT`: `folder:photos`, `csv:list.csv`, `tfds:cifar10`; a
-name alone is one of tfds. A kind is a module with the three functions of `Source`. It is imported
-when a data set of it is opened for the first time.
+A configuration names a data set as `KIND:WHAT`: `folder:photos`, `csv:list.csv`, `tfds:cifar10`. A
+name without a kind is a tfds data set. A kind is a module with the three functions of `Source`,
+which is imported when a data set of this kind is opened for the first time.
 
-A package of its own can bring a kind as an entry point of the group `xmixup_jax.sources`, whose
-name is the kind and whose value is the module.
+Another package can add a kind with an entry point in the group `xmixup_jax.sources`: the entry
+point's name is the kind, its value is the module.
 """
 
 import importlib
@@ -26,17 +26,17 @@ KINDS = {
 }
 ENTRY_POINTS = 'xmixup_jax.sources'
 
-# `cifar10:3.*.*` is tfds's way to name a version.
+# tfds names a version as in `cifar10:3.*.*`.
 _VERSION = re.compile(r'(\d+|\*)(\.(\d+|\*)){2}(/.*)?')
 
 
 class Source(Protocol):
-    """A kind of data set. `what` is what follows `KIND:` in the data set's name."""
+    """A kind of data set. `what` is the part of the data set's name after `KIND:`."""
 
     def problem(self, what: str, config: ConfigDict) -> str | None:
-        """Says in one line what is missing before the data set can be opened, and how to get it.
+        """Says in one line what is missing to open the data set, and how to get it.
 
-        It is called before a run begins, so it should be quick.
+        Called before a run begins, so it should be fast.
 
         Returns:
           None if nothing is missing.
@@ -45,55 +45,55 @@ class Source(Protocol):
     def open(
         self, what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: Store
     ) -> Records:
-        """Opens one split; called only where `problem` has found none.
+        """Opens one split. Called only if `problem` returned None.
 
         Args:
           what: names the data set.
-          dataset: config.target or config.source; its `name` becomes that of the records.
-          split: of the data set; '' for all of one that has no splits.
-          config: of the run, for its folders.
-          store: becomes that of the records.
+          dataset: config.target or config.source; the records get its `name`.
+          split: name of the split; '' means all images of a data set without splits.
+          config: configuration of the run, for its folders.
+          store: store of the records.
 
         Raises:
-          DataError: there is no such split, or its content is not what it should be.
+          DataError: there is no such split, or its content is invalid.
         """
 
     def prepare(self, what: str, config: ConfigDict) -> str | None:
-        """Downloads and converts, if that has not been done.
+        """Downloads and converts the data set, unless that has been done.
 
         Returns:
-          where the result is; None if there was nothing to do.
+          the folder of the result; None if this kind needs no preparation.
 
         Raises:
-          DataError: it is not possible; says what is missing.
+          DataError: the data set cannot be prepared; says what is missing.
         """
 
 
 def find_source(name: str) -> tuple[Source, str]:
-    """The kind of a data set, and what it calls the data set.
+    """Returns the module of a data set's kind, and the data set's name without the kind.
 
     Args:
       name: `KIND:WHAT`, or the name of a tfds data set.
 
     Raises:
-      DataError: there is no such kind; lists those there are.
+      DataError: there is no such kind; lists the known ones.
     """
     kind, what = _split_name(name)
     modules = KINDS
-    if kind not in KINDS:  # only now: reading the entry points takes a while
+    if kind not in KINDS:  # only then, as reading the entry points is slow
         modules = KINDS | {
             point.name: point.value for point in importlib.metadata.entry_points(group=ENTRY_POINTS)
         }
     if kind not in modules:
         raise DataError(
-            f'{name!r} is of the kind {kind!r}, which does not exist: use '
+            f'{name!r}: there is no kind of data set called {kind!r}; use '
             f'{", ".join(f"{each}:..." for each in modules)} or the name of a tfds data set'
         )
     return importlib.import_module(modules[kind]), what
 
 
 def problem(name: str, config: ConfigDict) -> str | None:
-    """Says what is missing before data set `name` can be read and how to get it, or None."""
+    """Says what is missing to open the data set `name` and how to get it; None if nothing is."""
     try:
         source, what = find_source(name)
     except DataError as error:
@@ -102,7 +102,7 @@ def problem(name: str, config: ConfigDict) -> str | None:
 
 
 def short_name(name: str) -> str:
-    """The last part of a data set's name, for titles and names of files.
+    """Returns the last part of a data set's name, for titles and file names.
 
     >>> [short_name(name) for name in ('folder:data/photos/', 'csv:a/list.csv', 'coil100')]
     ['photos', 'list.csv', 'coil100']

@@ -1,7 +1,7 @@
 """Lists of image files with their labels, `csv:FILE`.
 
-The file is a table with a header and the columns `path`, `label` and, if it names the splits,
-`split`; others are ignored. Paths are relative to the file's folder, or absolute.
+The file is a table with a header and the columns `path`, `label` and, optionally, `split`; other
+columns are ignored. Paths are absolute, or relative to the file's folder.
 """
 
 import csv
@@ -18,14 +18,14 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources.image_files import open_files
-from xmixup_jax.data.sources.listing import HIDDEN, Image, is_system, normal
+from xmixup_jax.data.sources.listing import HIDDEN, Image, is_system, nfc
 from xmixup_jax.data.sources.splits import (
     UNDIVIDED_SPLITS,
     find_split,
-    no_split,
-    part_of,
+    missing_split,
     same_split,
-    substitute,
+    split_class,
+    substitution_note,
 )
 from xmixup_jax.errors import DataError
 from xmixup_jax.text import some
@@ -34,17 +34,17 @@ _REQUIRED = ('path', 'label')
 
 
 class Row(NamedTuple):
-    """A line of the list. Rows are sorted, so that their order in the file has no effect."""
+    """A row of the list. Rows are sorted, so that their order in the file has no effect."""
 
     label: str
     path: str
-    """Of the image; absolute."""
+    """Absolute path of the image."""
     split: str | None
-    """None if there is no such column."""
+    """None if the list has no column `split`."""
 
 
 def problem(what: str, config: ConfigDict) -> str | None:
-    """Says so if the file does not exist, or lacks a column."""
+    """Reports a list that does not exist or lacks a column; None if all is well."""
     path = Path(what).expanduser()
     if not path.is_file():
         return (
@@ -52,7 +52,7 @@ def problem(what: str, config: ConfigDict) -> str | None:
             'path,label and optionally split; name another with csv:FILE'
         )
     try:
-        with _opened(path) as file:
+        with _open_text(path) as file:
             _table(path, file)
     except DataError as error:
         return str(error)
@@ -66,12 +66,11 @@ def prepare(what: str, config: ConfigDict) -> None:
 def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: Store) -> Records:
     """Opens one split. The classes are the labels of the whole list, sorted.
 
-    Without a column `split` the list is divided as a folder without split folders is, and the split
-    '' is all of it; see `folder.open`.
+    Without a column `split`, the list is split at random like a folder without split folders, and
+    the split '' is the whole list; see `folder.open`.
 
     Raises:
-      DataError: there is no such split, a row lacks a value or is there twice, or a file is
-        missing.
+      DataError: there is no such split, a row lacks a value or is duplicated, or a file is missing.
     """
     path = Path(what).expanduser()
     rows = read_rows(path)
@@ -94,7 +93,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of the list, sorted.
+    """Reads the rows of the list, sorted.
 
     Raises:
       DataError: a column or a value is missing, or a file is listed twice.
@@ -102,7 +101,7 @@ def read_rows(path: Path) -> list[Row]:
     rows: list[Row] = []
     faults: dict[str, list[str]] = {}
     folder = os.path.abspath(path.parent)  # noqa: PTH100  (a million strings, not Paths)
-    with _opened(path) as file:
+    with _open_text(path) as file:
         table = _table(path, file)
         keys = [key for key in ('path', 'label', 'split') if key in (table.fieldnames or ())]
         try:
@@ -115,7 +114,7 @@ def read_rows(path: Path) -> list[Row]:
                     faults.setdefault(fault, []).append(f'line {table.line_num}')
                 image = os.path.expanduser(values['path'])  # noqa: PTH111
                 image = os.path.normpath(os.path.join(folder, image))  # noqa: PTH118
-                rows.append(Row(normal(values['label']), image, values.get('split')))
+                rows.append(Row(nfc(values['label']), image, values.get('split')))
         except (csv.Error, UnicodeDecodeError) as error:
             raise _unreadable(path, error) from error
     for fault, lines in faults.items():
@@ -128,17 +127,17 @@ def read_rows(path: Path) -> list[Row]:
     twice = [image for image, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f'{path} lists {len(twice)} files more than once ({some(twice)}): keep a row of each'
+            f'{path} lists {len(twice)} files more than once ({some(twice)}): keep one row each'
         )
     return sorted(rows)
 
 
-def _opened(path: Path) -> TextIO:
+def _open_text(path: Path) -> TextIO:
     return path.open(encoding='utf-8-sig', newline='')
 
 
 def _table(path: Path, file: TextIO) -> csv.DictReader:
-    """A reader of the rows below the header.
+    """Returns a reader for the rows below the header.
 
     Raises:
       DataError: the header lacks a column.
@@ -151,7 +150,7 @@ def _table(path: Path, file: TextIO) -> csv.DictReader:
     table.fieldnames = header
     for name in ('path', 'label', 'split'):
         if header.count(name) > 1:
-            raise DataError(f'{path} has {header.count(name)} columns {name!r}: keep one')
+            raise DataError(f'{path} has {header.count(name)} columns named {name!r}: keep one')
     missing = [name for name in _REQUIRED if name not in header]
     if missing:
         raise DataError(
@@ -162,7 +161,7 @@ def _table(path: Path, file: TextIO) -> csv.DictReader:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f'{path} is not a table in UTF-8 with commas ({error}): save it as one')
+    return DataError(f'{path} is not a comma-separated table in UTF-8 ({error}): save it as one')
 
 
 def _in_split(
@@ -178,60 +177,59 @@ def _in_split(
         return rows
     found = find_split(split, named or UNDIVIDED_SPLITS)
     if found is None:
-        raise no_split(str(path), split, named or UNDIVIDED_SPLITS, dataset, config)
+        raise missing_split(str(path), split, named or UNDIVIDED_SPLITS, dataset, config)
     if named:
-        notes += substitute(split, found)
+        notes += substitution_note(split, found)
         return [row for row in rows if row.split and same_split(row.split, found)]
     share = dataset.test_share
     chosen = []
     first, counts = 0, Counter(row.label for row in rows)
     for label, name in enumerate(sorted(counts)):
-        part = part_of(found, counts[name], label, share)
+        part = split_class(found, counts[name], label, share)
         chosen += [rows[first + i] for i in part]
         first += counts[name]
     return chosen
 
 
 def _images(path: Path, rows: Sequence[Row]) -> list[Image]:
-    """The files of the rows, each in the Unicode form in which it is on disk.
+    """Finds the rows' files, each under the Unicode form of its name on disk.
 
     Raises:
       DataError: files are missing.
     """
     if not rows:
         return []
-    found = [_on_disk(row.path) for row in rows]
+    found = [_find_on_disk(row.path) for row in rows]
     missing = [row.path for row, file in zip(rows, found, strict=True) if file is None]
     if missing:
         raise DataError(
-            f'{len(missing)} of {len(rows)} files that {path} lists are missing '
+            f'{len(missing)} of {len(rows)} files listed in {path} are missing '
             f'({some(missing)}): paths are relative to {path.parent}'
-            + (' and have /, not \\, between folders' if '\\' in missing[0] else '')
+            + (' and use /, not \\, between folders' if '\\' in missing[0] else '')
             + '; correct or remove them'
         )
     files = [file for file in found if file is not None]
-    # Not relative to the list, whose place beside its images does not matter.
+    # Relative to the images' common folder, so that the list may be anywhere.
     root = os.path.commonpath([os.path.dirname(place) for place, _ in files])  # noqa: PTH120
     return [
-        Image(place, normal(place[len(root) :].lstrip('/')), file.st_size, file.st_mtime_ns)
+        Image(place, nfc(place[len(root) :].lstrip('/')), file.st_size, file.st_mtime_ns)
         for place, file in files
     ]
 
 
-def _forms(path: str) -> Iterator[str]:
+def _unicode_forms(path: str) -> Iterator[str]:
     yield path
     yield unicodedata.normalize('NFC', path)
     yield unicodedata.normalize('NFD', path)
 
 
-def _on_disk(path: str) -> tuple[str, os.stat_result] | None:
-    """The path in the form that the file system knows, and what it says of it; None if there is no
-    such file."""
-    for place in _forms(path):
+def _find_on_disk(path: str) -> tuple[str, os.stat_result] | None:
+    """Finds a file under any Unicode form of its name; returns its path and status, or None."""
+    for place in _unicode_forms(path):
         try:
             file = os.stat(place)  # noqa: PTH116
-        except (OSError, ValueError):  # a name that no file can have
+        except (OSError, ValueError):  # ValueError: not a valid file name
             continue
-        if stat.S_ISREG(file.st_mode):  # reading a pipe would wait for ever
+        if stat.S_ISREG(file.st_mode):  # reading a pipe would block forever
             return place, file
     return None

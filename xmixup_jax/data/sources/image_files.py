@@ -1,4 +1,4 @@
-"""What folders and lists of image files share."""
+"""Records of image files, for folders and lists alike."""
 
 import hashlib
 import os
@@ -13,38 +13,42 @@ from xmixup_jax.data.decode import MAX_BYTES
 from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources.listing import Image
 
-_WHOLE = 2**28  # bytes of a split
-_MOST_FILES = 100_000
-_END = 2**12  # bytes
+_MAX_BYTES_HASHED = 2**28  # of a split, beyond which only the ends of each file are hashed
+_MAX_FILES_HASHED = 100_000
+_END_BYTES = 2**12  # at each end of a file
 
 
 def stamp(*parts: str | int) -> int:
-    """64 bits that change with any of the parts."""
-    # Names of files need not be UTF-8.
+    """Returns a 64-bit hash of the parts."""
+    # File names need not be valid UTF-8.
     text = os.fsencode('\0'.join(map(str, parts)))
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
 def fingerprints(images: Sequence[Image]) -> list[str]:
-    """A hash of the content of each file.
+    """Hashes the content of each file.
 
-    Of all of it where the files have 256 MB or less together, else of both ends. '' for a file that
-    cannot be read, and for all of more than 100,000, which would take too long to open.
+    Files of up to 256 MB in total are hashed completely, larger sets only at both ends of each
+    file.
+
+    Returns:
+      hexadecimal digits for each file; '' for a file that cannot be read, and for all files if
+      there are more than 100,000, which would take too long to open.
     """
-    if len(images) > _MOST_FILES:
+    if len(images) > _MAX_FILES_HASHED:
         return [''] * len(images)
-    whole = sum(image.size for image in images) <= _WHOLE
+    whole = sum(image.size for image in images) <= _MAX_BYTES_HASHED
 
     def of_file(image: Image) -> str:
         try:
             with open(image.path, 'rb') as file:  # noqa: PTH123
-                if whole or image.size <= 2 * _END:
+                if whole or image.size <= 2 * _END_BYTES:
                     content = file.read()
                 else:
-                    content = file.read(_END)
-                    file.seek(-_END, os.SEEK_END)
+                    content = file.read(_END_BYTES)
+                    file.seek(-_END_BYTES, os.SEEK_END)
                     content += file.read()
-        except OSError:  # whoever needs the image says so
+        except OSError:  # reported when the image is read
             return ''
         return hashlib.blake2b(content, digest_size=8).hexdigest()
 
@@ -62,15 +66,15 @@ def open_files(
     notes: Sequence[str] = (),
     doubts: Sequence[str] = (),
 ) -> Records:
-    """Records of one image file each.
+    """Makes records of image files, one image each.
 
     Args:
-      name: of the data set.
+      name: name of the data set.
       class_names: K names.
-      labels: int32 [N], positions in the names.
+      labels: int32 [N], positions in `class_names`.
       images: N files.
-      store: of the records.
-      left_out, notes, doubts: of the records; the notes without the doubts.
+      store: store of the records.
+      left_out, notes, doubts: as in `Records`, but with notes that do not include the doubts.
     """
     files = [Path(image.path) for image in images]
     known = [
@@ -95,6 +99,6 @@ def open_files(
 
 
 def read_file(file: Path) -> bytes:
-    """Of a file too large for an image only the beginning, which cannot be decoded."""
+    """Reads a file, up to MAX_BYTES: a file of that size is refused when it is decoded."""
     with file.open('rb') as opened:
         return opened.read(MAX_BYTES)

@@ -1,4 +1,4 @@
-"""Finds the images below a folder, and counts what it leaves out."""
+"""Finds the images below a folder, and counts the files that it leaves out."""
 
 import os
 import unicodedata
@@ -31,8 +31,8 @@ _SYSTEM = {
     '~snapshot',
     '__pycache__',
 }
-# How the common formats begin, for files without a suffix.
-_BEGINNINGS = (b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF8', b'II*\0', b'MM\0*')
+# Magic bytes of common formats, for files without a suffix.
+_MAGIC_BYTES = (b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF8', b'II*\0', b'MM\0*')
 
 
 class Image(NamedTuple):
@@ -40,29 +40,29 @@ class Image(NamedTuple):
 
     path: str
     name: str
-    """Its path below the class folder (of a list: below the folder that all files share), with '/',
-    in Unicode's form NFC."""
+    """Path below the class folder (for a list: below the common folder of all files), with '/', in
+    Unicode form NFC."""
     size: int
     """Bytes."""
     mtime_ns: int
 
 
 class Found(NamedTuple):
-    """The content of a folder."""
+    """The files in a folder."""
 
     images: list[Image]
     """Sorted by name."""
     left_out: Counter[str]
-    """Numbers of other files by kind, for messages: '.txt', HIDDEN, ..."""
+    """Counts of other files by kind, for messages: '.txt', HIDDEN, ..."""
 
     @property
     def nested(self) -> int:
-        """Images in sub-folders."""
+        """The number of images in sub-folders."""
         return sum('/' in image.name for image in self.images)
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder is never data: hidden, or written by an operating system.
+    """Whether a file or folder is never data: hidden, or created by an operating system.
 
     >>> [is_system(name) for name in ('.DS_Store', '._photo.jpg', 'Thumbs.db', 'photo.jpg')]
     [True, True, True, False]
@@ -70,20 +70,20 @@ def is_system(name: str) -> bool:
     return name.startswith(('.', '~$')) or name.casefold() in _SYSTEM
 
 
-def normal(name: str) -> str:
-    """A name in one Unicode form, NFC: macOS writes others than people type."""
+def nfc(name: str) -> str:
+    """Normalises a name to Unicode form NFC: macOS stores names in another form than is typed."""
     return unicodedata.normalize('NFC', name)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder that may be data, by name."""
+    """Lists the sub-folders that may be data, sorted by name."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if entry.is_dir() and not is_system(entry.name)]
-    return [folder / name for name in sorted(names, key=normal)]
+    return [folder / name for name in sorted(names, key=nfc)]
 
 
 def find_images(folder: Path) -> Found:
-    """The images in a folder and its sub-folders, to any depth. Links are followed."""
+    """Finds the images in a folder and its sub-folders, at any depth. Follows links."""
     found = Found([], Counter())
     above = {_inode(parent) for parent in folder.absolute().parents}
     _walk(folder, '', found, above)
@@ -91,8 +91,8 @@ def find_images(folder: Path) -> Found:
     return found
 
 
-def holds_images(folder: Path) -> bool:
-    """Whether there are images directly in a folder."""
+def has_images(folder: Path) -> bool:
+    """Whether a folder directly contains images."""
     with os.scandir(folder) as entries:
         return any(
             not is_system(entry.name) and entry.is_file() and not kind_of(entry)
@@ -100,8 +100,8 @@ def holds_images(folder: Path) -> bool:
         )
 
 
-def outside_classes(folder: Path) -> Counter[str]:
-    """What a folder of class folders holds beside them, by kind."""
+def count_outside_classes(folder: Path) -> Counter[str]:
+    """Counts the files beside the class folders in a folder, by kind."""
     left_out: Counter[str] = Counter()
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -113,7 +113,7 @@ def outside_classes(folder: Path) -> Counter[str]:
 
 
 def _inode(folder: Path) -> tuple[int, int]:
-    own = os.stat(folder)  # noqa: PTH116  (as fast as it can be: there may be a million)
+    own = os.stat(folder)  # noqa: PTH116  (fast: there may be a million folders)
     return own.st_dev, own.st_ino
 
 
@@ -128,43 +128,43 @@ def _walk(folder: Path, prefix: str, found: Found, above: set[tuple[int, int]]) 
                 found.left_out[HIDDEN] += 1
             elif entry.is_dir():
                 _walk(Path(entry.path), f'{prefix}{entry.name}/', found, above | {inode})
-            elif not entry.is_file():  # reading a pipe would wait for ever
+            elif not entry.is_file():  # reading a pipe would block forever
                 kind = 'broken link' if entry.is_symlink() else 'pipe or device'
                 found.left_out[kind] += 1
             elif kind := kind_of(entry):
                 found.left_out[kind] += 1
             else:
                 file = entry.stat()
-                name = normal(prefix + entry.name)
+                name = nfc(prefix + entry.name)
                 found.images.append(Image(entry.path, name, file.st_size, file.st_mtime_ns))
 
 
 def kind_of(entry: os.DirEntry) -> str:
-    """What a file is, for messages; '' if it is an image that can be read."""
+    """Names a file's kind, for messages; '' if it is an image that can be read."""
     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  (faster than Path)
     if suffix in image_suffixes():
         return ''
     if not suffix:
-        return '' if _begins_as_image(entry.path) else 'no suffix'
+        return '' if _starts_like_image(entry.path) else 'no suffix'
     package = missing_package(suffix)
     return f'{suffix} (pip install {package})' if package else suffix
 
 
-def _begins_as_image(path: str) -> bool:
+def _starts_like_image(path: str) -> bool:
     with open(path, 'rb') as file:  # noqa: PTH123
-        begins = file.read(16)
-    return begins.startswith(_BEGINNINGS) or (begins[:4], begins[8:12]) == (b'RIFF', b'WEBP')
+        start = file.read(16)
+    return start.startswith(_MAGIC_BYTES) or (start[:4], start[8:12]) == (b'RIFF', b'WEBP')
 
 
-def in_words(left_out: Counter[str]) -> str:
-    """Counts by kind, the most frequent first.
+def format_counts(left_out: Counter[str]) -> str:
+    """Formats counts by kind as text, the most frequent first.
 
-    >>> in_words(Counter({'.txt': 2, HIDDEN: 5}))
+    >>> format_counts(Counter({'.txt': 2, HIDDEN: 5}))
     '5 hidden or system, 2 .txt'
     """
     return ', '.join(f'{count} {kind}' for kind, count in left_out.most_common())
 
 
 def total(parts: Iterable[Found]) -> Counter[str]:
-    """What is left out of all of them."""
+    """Adds up the files that were left out."""
     return sum((part.left_out for part in parts), Counter())

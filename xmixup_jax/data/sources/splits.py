@@ -1,4 +1,4 @@
-"""Finds the split that is meant, whatever a data set calls it; divides where there are none."""
+"""Finds splits by their usual names, and splits data sets that have none."""
 
 import shlex
 from collections.abc import Callable, Iterable
@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from xmixup_jax.data.sources.listing import normal
+from xmixup_jax.data.sources.listing import nfc
 from xmixup_jax.errors import DataError
 
 UNDIVIDED_SPLITS = ('train', 'test')
@@ -22,33 +22,41 @@ _GROUPS = {
 T = TypeVar('T')
 
 
-def is_usual(name: str) -> bool:
-    """Whether a name is one that splits usually have.
+def is_split_name(name: str) -> bool:
+    """Whether a name is a usual name of a split.
 
-    >>> [is_usual(name) for name in ('Train', 'valid', 'cats')]
+    >>> [is_split_name(name) for name in ('Train', 'valid', 'cats')]
     [True, True, False]
     """
     return _folded(name) in _GROUPS
 
 
 def same_split(name: str, other: str) -> bool:
-    """Whether two names differ in case or Unicode form at most."""
+    """Whether two names are equal up to case and Unicode form."""
     return _folded(name) == _folded(other)
 
 
 def kind_of_split(name: str) -> str | None:
-    """What a split of this name is for.
+    """Says what a split of this name is for: 'train', or 'test' (also for validation splits).
 
     >>> [kind_of_split(name) for name in ('Train', 'valid', 'test', 'cats')]
     ['train', 'test', 'test', None]
     """
-    return None if not is_usual(name) else 'train' if _folded(name) in _TRAIN else 'test'
+    return None if not is_split_name(name) else 'train' if _folded(name) in _TRAIN else 'test'
 
 
 def find_split(split: str, present: Iterable[T], name_of: Callable[[T], str] = str) -> T | None:
-    """The one that is meant by `split`: of that name, else of a name that means the same.
+    """Finds the split called `split`, or one whose name means the same.
 
-    Where there is no test split, validation images serve as one.
+    If there is no test split, a validation split serves as one.
+
+    Args:
+      split: name of the split.
+      present: the splits to choose from.
+      name_of: returns the name of one of them.
+
+    Returns:
+      the split; None if there is none.
 
     >>> find_split('test', ['train', 'valid']), find_split('test', ['train', 'extra'])
     ('valid', None)
@@ -62,7 +70,7 @@ def find_split(split: str, present: Iterable[T], name_of: Callable[[T], str] = s
 
 
 def _folded(name: str) -> str:
-    return normal(name).casefold()
+    return nfc(name).casefold()
 
 
 class NoSplit(DataError):
@@ -71,38 +79,38 @@ class NoSplit(DataError):
     def __init__(self, what: str, advice: str):
         super().__init__(what + advice)
         self.what = what
-        """The message without its advice."""
+        """The message without the advice."""
 
 
 def part_name(dataset: ConfigDict, config: ConfigDict) -> str:
-    """'source' or 'target', the part of the configuration that a data set is, for flags."""
+    """Returns 'source' or 'target', the part of the configuration of a data set, for flags."""
     return 'source' if dataset is config.source else 'target'
 
 
-def substitute(split: str, found: str, why: str = '') -> list[str]:
-    """The note on a split that is taken in the place of another one; empty if it is the same.
+def substitution_note(split: str, found: str, why: str = '') -> list[str]:
+    """Returns a note if another split is used than the requested one; [] if not.
 
     Args:
-      split: the one that was meant.
-      found: the one that is taken.
-      why: '': there is none of that name.
+      split: the requested split.
+      found: the split that is used.
+      why: reason; '' if there is no split of the requested name.
     """
     if found == split:
         return []
-    return [f'{why or f"there is no split {split!r}"}: {found!r} serves as it']
+    return [f'{why or f"there is no split {split!r}"}: using {found!r} instead']
 
 
-def no_split(
+def missing_split(
     where: str, split: str, present: Iterable[str], dataset: ConfigDict, config: ConfigDict
 ) -> NoSplit:
-    """The error of a missing split, with the flags that help.
+    """Makes the error for a missing split, with the flags that help.
 
     Args:
-      where: the data set, for the message.
-      split: the one that is missing.
-      present: the splits there are.
+      where: name of the data set, for the message.
+      split: the missing split.
+      present: the existing splits.
       dataset: config.target or config.source.
-      config: of the run.
+      config: configuration of the run.
     """
     part = part_name(dataset, config)
     names = list(present)
@@ -113,24 +121,24 @@ def no_split(
         ways.append(f'{flag}=rest with --config.{part}.sample_rate=0.8')
         if part == 'target' and names and dataset.name.startswith('folder:'):
             name = shlex.quote(f'--config.target.name=folder:{where}/{dataset.split}')
-            ways.append(f'{name}, which is divided')
+            ways.append(f'{name}, which is then split at random')
     else:
         ways = [shlex.quote(f'--config.{part}.split={name}') for name in names[:3]]
     advice = f': use {" or ".join(ways)}' if ways else ''
     return NoSplit(f'{where} has no split {split!r}: {has}', advice)
 
 
-def part_of(split: str, count: int, label: int, share: float) -> np.ndarray:
-    """Divides the images of a class where the data set itself has no splits.
+def split_class(split: str, count: int, label: int, share: float) -> np.ndarray:
+    """Splits the images of a class at random, for data sets without splits.
 
     Args:
       split: 'train' or 'test'.
-      count: images of the class.
-      label: number of the class, the seed of the division, which is the same in every run.
-      share: of the images that are the test's, rounded; one at least is trained on.
+      count: number of images of the class.
+      label: number of the class, used as the seed: the result is the same in every run.
+      share: share of the test images, rounded; at least one image is left for training.
 
     Returns:
-      the places of the split's images among the class's, ascending.
+      positions of the split's images within the class, ascending.
     """
     order = np.random.default_rng(label).permutation(count)
     tested = min(round(share * count), count - 1)

@@ -1,6 +1,6 @@
-"""Data sets of tfds and of the project's own builders, `tfds:NAME` or `NAME`, as array_record.
+"""Data sets of tfds and of this package's own builders, `tfds:NAME` or `NAME`.
 
-They are read without TensorFlow.
+They are stored as array_record and read without TensorFlow.
 """
 
 import difflib
@@ -20,29 +20,30 @@ from tqdm import tqdm
 
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.splits import find_split, no_split, substitute
+from xmixup_jax.data.sources.splits import find_split, missing_split, substitution_note
 from xmixup_jax.errors import DataError, first_line
 from xmixup_jax.files import Resumable, file_lock, load_arrays
 
 log = logging.getLogger('xmixup_jax')
 
-# Builders whose images come inside a package, so that preparing them needs no permission.
+# Builders whose images ship inside Python packages. They are prepared automatically, as nothing has
+# to be downloaded.
 IN_PACKAGES = ('mnist5k', 'uci_digits')
-_CHUNK = 1000  # records that are read at once for their labels
+_CHUNK = 1000  # records to read at a time for their labels
 
 
 def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """The builder of this name.
+    """Returns the tfds builder of this name.
 
     Args:
-      name: as tfds has it, for example 'imagenet_resized/64x64'.
-      data_dir: of tfds, '' for its own default.
+      name: tfds name, for example 'imagenet_resized/64x64'.
+      data_dir: tfds's data folder; '': its default.
 
     Raises:
-      DataError: there is none; names similar ones.
+      DataError: there is no such builder; suggests similar names.
     """
     folder = str(Path(data_dir).expanduser()) if data_dir else None
-    # tfds warns of every folder that is about to be written for the first time.
+    # tfds warns about every folder that does not exist yet.
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)
     try:
@@ -55,9 +56,9 @@ def make_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f'there is no data set {name}: {hint}Use a tfds name, or folder:PATH for an image '
             'folder'
         ) from error
-    except Exception as error:  # a name, version or option that tfds cannot read raises anything
+    except Exception as error:  # tfds raises all kinds of errors for invalid names and versions
         raise DataError(
-            f'{name!r} cannot be a data set of tfds ({first_line(error)}): use '
+            f'{name!r} is not a valid tfds name ({first_line(error)}): use '
             'NAME[/CONFIG][:VERSION], or folder:PATH for an image folder'
         ) from error
     finally:
@@ -75,18 +76,18 @@ def problem(what: str, config: ConfigDict) -> str | None:
     if builder.info.splits:
         return None
     return (
-        f'data set {what} is not prepared in {builder.data_dir}: {_archives(builder)}run  '
+        f'data set {what} is not prepared in {builder.data_dir}: {_manual_download(builder)}run  '
         'xmixup prepare  with the same --config flags'
     )
 
 
 def prepare(what: str, config: ConfigDict) -> str:
-    """Downloads and converts the data set; the folder it is in."""
+    """Downloads and converts the data set; returns its folder."""
     return str(build(what, config.data_dir).data_dir)
 
 
-def _archives(builder: tfds.core.DatasetBuilder) -> str:
-    """What has to be brought by hand, and where to."""
+def _manual_download(builder: tfds.core.DatasetBuilder) -> str:
+    """Says which archives to download by hand, and where to put them; '' if none are needed."""
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return ''
     words = re.sub(r'\s+', ' ', builder.MANUAL_DOWNLOAD_INSTRUCTIONS).strip()
@@ -99,7 +100,11 @@ def _manual_dir(builder: tfds.core.DatasetBuilder) -> Path:
 
 
 def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Downloads and converts a data set, if that has not been done; what was downloaded stays.
+    """Downloads and converts a data set, unless that has been done. Finished downloads are kept.
+
+    Args:
+      name: tfds name.
+      data_dir: tfds's data folder; '': its default.
 
     Raises:
       DataError: archives are missing, the download failed, or the builder needs TensorFlow.
@@ -107,7 +112,7 @@ def build(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = make_builder(name, data_dir)
     if builder.info.splits:
         return builder
-    # Another process may be building it: then it is there afterwards.
+    # If another process is building it, wait: the data set exists afterwards.
     with file_lock(Path(builder.data_dir).with_name('.building'), '--config.data_dir', wait=True):
         return _build_alone(name, data_dir)
 
@@ -116,7 +121,7 @@ def _build_alone(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     builder = make_builder(name, data_dir)
     if builder.info.splits:
         return builder
-    missing = obstacle(builder)
+    missing = build_problem(builder)
     if missing:
         raise DataError(missing)
     log.info('Writing %s as array_record to %s', name, builder.data_dir)
@@ -126,26 +131,26 @@ def _build_alone(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         builder.download_and_prepare()
     except (tfds.download.DownloadError, OSError, AssertionError) as error:
         raise DataError(
-            f'data set {name} cannot be had: {" ".join(str(error).split())[:500]}; '
-            'run the same command again, or bring its archives by hand'
+            f'data set {name} cannot be prepared: {" ".join(str(error).split())[:500]}; '
+            'run the same command again, or download its archives by hand'
         ) from error
     return builder
 
 
-def obstacle(builder: tfds.core.DatasetBuilder) -> str | None:
-    """Says what `build` would fail for before it downloads anything, or None."""
+def build_problem(builder: tfds.core.DatasetBuilder) -> str | None:
+    """Says why `build` would fail, before it downloads anything; None if nothing is missing."""
     if builder.info.splits:
         return None
     own = type(builder).__module__ in (builders.__name__, digits.__name__)
     if not own and importlib.util.find_spec('tensorflow') is None:
         return (
             f"tfds's builder of {builder.name} needs TensorFlow to unpack and convert the archives "
-            '(reading them later does not): run  pip install tensorflow-cpu  and the same command '
-            'again'
+            '(reading them later does not): run  pip install tensorflow-cpu , then the same '
+            'command again'
         )
     manual = _manual_dir(builder)
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not (manual.is_dir() and any(manual.iterdir())):
-        return f'data set {builder.name}: {_archives(builder)}run the same command again'
+        return f'data set {builder.name}: {_manual_download(builder)}run the same command again'
     return None
 
 
@@ -153,15 +158,15 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     """Opens one split of a prepared data set.
 
     Raises:
-      DataError: the split or its format is not there.
+      DataError: there is no such split, or it is not stored as array_record.
     """
     builder = build(what, config.data_dir)
     notes = []
     if split.isidentifier() and split not in builder.info.splits:
         named = find_split(split, builder.info.splits)
         if named is None:
-            raise no_split(what, split, sorted(builder.info.splits), dataset, config)
-        notes += substitute(split, named)
+            raise missing_split(what, split, sorted(builder.info.splits), dataset, config)
+        notes += substitution_note(split, named)
         split = named
     image_key, label_key = builder.info.supervised_keys or ('image', 'label')
     try:
@@ -169,7 +174,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
     except (ValueError, KeyError) as error:
-        raise no_split(what, split, sorted(builder.info.splits), dataset, config) from error
+        raise missing_split(what, split, sorted(builder.info.splits), dataset, config) from error
     except NotImplementedError as error:
         raise DataError(
             f'{what} in {builder.data_dir} is not stored as array_record: prepare it again '
@@ -177,7 +182,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
         ) from error
 
     def parser(key: str):
-        # One feature alone: others, such as masks and boxes, would be decoded as well.
+        # Only this feature: otherwise others, such as masks and boxes, would be decoded as well.
         features = tfds.features.FeaturesDict({key: builder.info.features[key]})
         decoders = {image_key: tfds.decode.SkipDecoding()} if key == image_key else None
         return lambda raw: features.deserialize_example_np(raw, decoders=decoders)[key]
@@ -201,7 +206,7 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
 
 
 def _digest(builder: tfds.core.DatasetBuilder, split: str, count: int) -> str:
-    """16 hexadecimal digits of what the records of a split are, wherever the data set is."""
+    """Returns 16 hexadecimal digits that identify a split's records, wherever they are stored."""
     stored = [
         (name, each.shard_lengths, each.num_bytes) for name, each in builder.info.splits.items()
     ]
@@ -210,16 +215,16 @@ def _digest(builder: tfds.core.DatasetBuilder, split: str, count: int) -> str:
 
 
 def split_labels(data_source, label, path: Path, title: str) -> np.ndarray:
-    """Every record's label.
+    """Reads every record's label.
 
-    Finding them means reading the whole split, so that they are kept on disk; if that is
-    interrupted, the next call goes on where it stopped.
+    This means reading the whole split, so the labels are cached on disk. After an interruption, the
+    next call resumes where the last one stopped.
 
     Args:
       data_source: serialised examples, by position.
-      label: example to label.
-      path: where the labels are kept.
-      title: names the split.
+      label: maps an example to its label.
+      path: the cache file.
+      title: names the split in the progress bar.
 
     Returns:
       int32 [N].
@@ -227,7 +232,7 @@ def split_labels(data_source, label, path: Path, title: str) -> np.ndarray:
     found = load_arrays(path, 'labels')
     if found is None:
         with file_lock(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
-            # Another process may have written it meanwhile.
+            # Another process may have written the file in the meantime.
             found = load_arrays(path, 'labels') or [_find_labels(data_source, label, path, title)]
     return found[0]
 
