@@ -29,7 +29,7 @@ import jax
 from benchmarks import synthetic
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
-from xmixup_jax.compute.cost import BATCHES, only_used
+from xmixup_jax.compute.cost import BATCHES, drop_unused
 
 
 def run(argv: list[str]) -> None:
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
     opened = synthetic.starts(config, [config.method], args.classes)
     with opened as (starts, batches, folder):
         start = starts[config.method]
-        batches = [only_used(each, start) for each in batches]
+        batches = [drop_unused(each, start) for each in batches]
         lowered = start.task.train_steps.lower(start.constants, start.state, {}, batches[0])
         compiled = lowered.compile()
         state, _ = compiled(start.constants, start.state, {}, batches[0])

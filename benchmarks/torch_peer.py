@@ -121,7 +121,7 @@ def run(argv: list[str]) -> None:
         states = {name: start.state for name, start in starts.items()}
 
         def our_step(name: str, i: int) -> None:
-            start, inputs = starts[name], cost.only_used(ours[i % len(ours)], starts[name])
+            start, inputs = starts[name], cost.drop_unused(ours[i % len(ours)], starts[name])
             states[name], metrics = start.task.train_steps(
                 start.constants, states[name], {}, inputs
             )

@@ -45,7 +45,7 @@ def replicate(tree: PyTree) -> PyTree:
     return jax.device_put(tree, NamedSharding(_mesh(), PartitionSpec()))
 
 
-def everywhere(tree: PyTree) -> PyTree:
+def replicated_shapes(tree: PyTree) -> PyTree:
     """Shapes and dtypes of a tree, with a sharding that replicates over all processes' devices."""
     sharding = NamedSharding(_global_mesh(), PartitionSpec())
     return jax.tree.map(

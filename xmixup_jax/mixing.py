@@ -32,11 +32,11 @@ def sample_lam(keys: jax.Array, alpha: float, reflect: bool, per: str = 'sample'
     """
     lam = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha, dtype=jnp.float32))(keys)
     if per == 'batch':
-        lam = of_first(lam)
+        lam = broadcast_first(lam)
     return jnp.maximum(lam, 1.0 - lam) if reflect else lam
 
 
-def of_first(x: jax.Array) -> jax.Array:
+def broadcast_first(x: jax.Array) -> jax.Array:
     """Broadcasts the value of the first record to the whole batch, under a mapped axis 'batch'.
 
     The first record is on the first device, so the value does not depend on the number of devices.

@@ -30,10 +30,10 @@ def one_line(name: object) -> str:
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], valid_text(str(name)))
 
 
-def some(words: Sequence[str], count: int = 5) -> str:
+def first_few(words: Sequence[str], count: int = 5) -> str:
     """Joins the first `count` words, with an ellipsis for the others.
 
-    >>> some(['a', 'b', 'c'], 2), some(['a', 'b'], 2)
+    >>> first_few(['a', 'b', 'c'], 2), first_few(['a', 'b'], 2)
     ('a, b, ...', 'a, b')
     """
     return ', '.join(words[:count]) + (', ...' if len(words) > count else '')

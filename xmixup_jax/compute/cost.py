@@ -62,7 +62,7 @@ def measure_steps(starts: Mapping[str, StepInputs], batches: list[PyTree]) -> di
     """
     costs, steps, states = {}, {}, {}
     for name, start in tqdm(starts.items(), desc='compiling', unit='method', disable=None):
-        inputs = only_used(batches[0], start)
+        inputs = drop_unused(batches[0], start)
         begun = time.perf_counter()
         with _no_compilation_cache():
             # `Task.train_steps` may be compiled already; a new mapping is not.
@@ -87,7 +87,7 @@ def measure_steps(starts: Mapping[str, StepInputs], batches: list[PyTree]) -> di
         states[name] = start.state
 
     def run(name: str, i: int) -> None:
-        inputs = only_used(batches[i % len(batches)], starts[name])
+        inputs = drop_unused(batches[i % len(batches)], starts[name])
         states[name], metrics = steps[name](starts[name].constants, states[name], {}, inputs)
         jax.block_until_ready((states[name], metrics))
 
@@ -151,7 +151,7 @@ def _no_compilation_cache():
         compilation_cache.reset_cache()
 
 
-def only_used(batch: PyTree, start: StepInputs) -> PyTree:
+def drop_unused(batch: PyTree, start: StepInputs) -> PyTree:
     """Drops the source images and labels from a batch if the method does not use them."""
     if method_of(start.task.config).pairs:
         return batch

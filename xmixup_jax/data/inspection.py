@@ -9,7 +9,7 @@ from tqdm import tqdm
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
-from xmixup_jax.text import one_line, some
+from xmixup_jax.text import first_few, one_line
 
 FEW_TESTED = 5  # test images; with fewer, the accuracy of a class means little
 UNEQUAL = 10  # largest class / smallest class, from which the classes count as imbalanced
@@ -40,7 +40,9 @@ def find_problems(data: Data) -> list[str]:
     folded = Counter(name.casefold() for name in names)
     alike = [name for name in names if folded[name.casefold()] > 1]
     if alike:
-        found.append(f'class names differ only in case: {some(list(map(repr, alike)), _SHOWN)}')
+        found.append(
+            f'class names differ only in case: {first_few(list(map(repr, alike)), _SHOWN)}'
+        )
     for part in (data.target, data.test):
         found += [] if part is None else part.doubts
     if train.max() >= UNEQUAL * train.min():
@@ -55,13 +57,14 @@ def find_problems(data: Data) -> list[str]:
         few = [f'{names[c]!r} ({tested[c]})' for c in np.flatnonzero(tested < FEW_TESTED)]
         if few:
             found.append(
-                f'{len(few)} classes have fewer than {FEW_TESTED} test images: {some(few, _SHOWN)}'
+                f'{len(few)} classes have fewer than {FEW_TESTED} test images: '
+                + first_few(few, _SHOWN)
             )
         same = same_images(data.target, data.test)
         if same:
             found.append(
                 f'{len(same)} test images are also training images: '
-                + some([f'{b} is {a}' for a, b in same], _SHOWN)
+                + first_few([f'{b} is {a}' for a, b in same], _SHOWN)
             )
     return found
 

@@ -11,7 +11,7 @@ from xmixup_jax.data.records import Records, Store
 from xmixup_jax.data.sources import find_source
 from xmixup_jax.data.sources.splits import NoSplit, part_name
 from xmixup_jax.errors import DataError
-from xmixup_jax.text import some
+from xmixup_jax.text import first_few
 
 log = logging.getLogger('xmixup_jax')
 
@@ -244,7 +244,7 @@ def _numbered_as(train: Records, test: Records, dataset: ConfigDict) -> Records:
     counts = np.bincount(test.labels, minlength=len(test.class_names))
     without = [test.class_names[c] for c in np.flatnonzero(counts == 0)]
     if without:
-        shown = some(list(map(repr, without)))
+        shown = first_few(list(map(repr, without)))
         notes = (*test.notes, f'no test images of {len(without)} classes ({shown})')
         test = replace(test, notes=notes)
     return test

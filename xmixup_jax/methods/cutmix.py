@@ -50,8 +50,8 @@ def transform(options, keys, batch):
     lam = mixing.sample_lam(keys_lam, options.alpha, reflect=False)
     centre = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, size))(keys_centre)
     if options.lam == 'batch':
-        lam, centre = mixing.of_first(lam), mixing.of_first(centre)
-    cut = mixing.of_first(jax.vmap(jax.random.uniform)(keys_cut)) < options.prob
+        lam, centre = mixing.broadcast_first(lam), mixing.broadcast_first(centre)
+    cut = mixing.broadcast_first(jax.vmap(jax.random.uniform)(keys_cut)) < options.prob
     masks = jax.vmap(box_mask, (0, 0, None))(lam, centre, size) & cut[:, None, None]
     other = mixing.neighbour(batch)
     return {

@@ -20,7 +20,7 @@ from xmixup_jax.methods.find import method_name, options_of
 from xmixup_jax.models import MODELS
 from xmixup_jax.report.facts import RunFacts, interval, is_of_final, scores_of
 from xmixup_jax.report.papers import XMIXUP, reference
-from xmixup_jax.text import one_line, some
+from xmixup_jax.text import first_few, one_line
 from xmixup_jax.weights.licences import Licence
 
 MARK = (
@@ -334,7 +334,7 @@ def _limits(
         if few and 'top1' in scores:
             limits.append(
                 f'{len(few)} of {len(names)} classes have fewer than {_FEW} {words} images '
-                f'({some(list(map(_code, few)))}).'
+                f'({first_few(list(map(_code, few)))}).'
             )
     if 'stopped_of' in run.result:
         limits.append('Its training was stopped before its end.')

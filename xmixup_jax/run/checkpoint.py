@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from xmixup_jax.compute.state import TrainState
-from xmixup_jax.devices import everywhere, global_arrays, local_arrays
+from xmixup_jax.devices import global_arrays, local_arrays, replicated_shapes
 from xmixup_jax.errors import UserError, first_line
 from xmixup_jax.files import set_aside, sync_tree
 from xmixup_jax.integrity import arrays_digest, by_name, json_array, network_digest, tree_digest
@@ -181,7 +181,7 @@ class Checkpoints:
                     'configuration that the run was started with, or choose another --workdir'
                 )
             memory = int_keys(self._manager.item_metadata(step).state['memory'])
-            template = everywhere(_as_dict(shapes) | {'memory': memory})
+            template = replicated_shapes(_as_dict(shapes) | {'memory': memory})
             items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
             restored = local_arrays(TrainState(**self._manager.restore(step, args=items).state))
             _check(stored['state'], tree_digest(_as_dict(restored)))

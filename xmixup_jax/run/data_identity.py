@@ -17,7 +17,7 @@ from xmixup_jax.integrity import arrays_digest, json_array
 from xmixup_jax.processes import all_gather, every_process, first_process
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.inputs import open_data
-from xmixup_jax.text import some
+from xmixup_jax.text import first_few
 
 log = logging.getLogger('xmixup_jax')
 
@@ -182,5 +182,5 @@ def _by_class(summary: Summary) -> dict[str, tuple[Any, ...]]:
 
 
 def _classes(names: Sequence[str]) -> str:
-    shown = some(list(map(repr, names)))
+    shown = first_few(list(map(repr, names)))
     return f'{len(names)} classes ({shown})' if len(names) > 1 else f'class {shown}'

@@ -33,7 +33,7 @@ from xmixup_jax.files import (
 from xmixup_jax.integrity import sha256
 from xmixup_jax.processes import broadcast, every_process, first_process
 from xmixup_jax.run.checkpoint import Checkpoints
-from xmixup_jax.weights.files import is_whole
+from xmixup_jax.weights.files import is_intact
 from xmixup_jax.weights.find import WEIGHTS_FILE
 
 log = logging.getLogger('xmixup_jax')
@@ -174,7 +174,7 @@ def damaged_files(workdir: Path) -> list[str]:
         if (workdir / name).is_file() != (name in sums)
         or (name in sums and sha256(workdir / name) != sums[name])
     ]
-    if BEST in damaged and is_whole(workdir / BEST):
+    if BEST in damaged and is_intact(workdir / BEST):
         damaged[damaged.index(BEST)] = SUMS
     elif content != _sums(sums):
         damaged.append(SUMS)

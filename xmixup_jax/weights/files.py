@@ -165,7 +165,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise DataError(f'{path} is not a readable safetensors file: {error}') from error
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a file exists and is intact, as `save_weights` wrote it."""
     try:
         return path.is_file() and bool(read_metadata(path)) and bool(read_tensors(path, '').tensors)

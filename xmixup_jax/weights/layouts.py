@@ -26,7 +26,7 @@ from xmixup_jax.models import MODELS, create_model
 from xmixup_jax.models.base import rename_key
 from xmixup_jax.models.vit import VARIANTS
 from xmixup_jax.optimizer import HEAD
-from xmixup_jax.text import some
+from xmixup_jax.text import first_few
 from xmixup_jax.weights import transformers_layout
 from xmixup_jax.weights.files import tensor_key
 from xmixup_jax.weights.sets import is_average, log_once, several_sets
@@ -207,7 +207,7 @@ def _part(tensors: Tensors, part: str, path: Path) -> Tensors:
         first = sorted({key.split('.')[0] for key in tensors})
         raise DataError(
             f'weights {path} contain nothing named {part!r}: their keys begin with '
-            f'{some([repr(each[:80]) for each in first])}'
+            f'{first_few([repr(each[:80]) for each in first])}'
         )
     return taken
 

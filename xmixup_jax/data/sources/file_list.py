@@ -28,7 +28,7 @@ from xmixup_jax.data.sources.splits import (
     substitution_note,
 )
 from xmixup_jax.errors import DataError
-from xmixup_jax.text import some
+from xmixup_jax.text import first_few
 
 _REQUIRED = ('path', 'label')
 
@@ -83,8 +83,8 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
     absent = sorted(set(class_names) - {row.label for row in rows})
     if absent and split == dataset.split:  # a test need not have every class
         raise DataError(
-            f'{path} has no images of {some(absent)} in the split {split!r}: add some, or remove '
-            'the class from the other splits'
+            f'{path} has no images of {first_few(absent)} in the split {split!r}: add some, or '
+            'remove the class from the other splits'
         )
     number = {name: i for i, name in enumerate(class_names)}
     labels = np.array([number[row.label] for row in rows], np.int32)
@@ -119,7 +119,7 @@ def read_rows(path: Path) -> list[Row]:
             raise _unreadable(path, error) from error
     for fault, lines in faults.items():
         raise DataError(
-            f'{path} has rows {fault}: {len(lines)} ({some(lines)}); correct or remove them'
+            f'{path} has rows {fault}: {len(lines)} ({first_few(lines)}); correct or remove them'
         )
     if not rows:
         raise DataError(f'{path} lists no images: add rows below its header')
@@ -127,7 +127,8 @@ def read_rows(path: Path) -> list[Row]:
     twice = [image for image, count in counts.items() if count > 1]
     if twice:
         raise DataError(
-            f'{path} lists {len(twice)} files more than once ({some(twice)}): keep one row each'
+            f'{path} lists {len(twice)} files more than once ({first_few(twice)}): '
+            'keep one row each'
         )
     return sorted(rows)
 
@@ -204,7 +205,7 @@ def _images(path: Path, rows: Sequence[Row]) -> list[Image]:
     if missing:
         raise DataError(
             f'{len(missing)} of {len(rows)} files listed in {path} are missing '
-            f'({some(missing)}): paths are relative to {path.parent}'
+            f'({first_few(missing)}): paths are relative to {path.parent}'
             + (' and use /, not \\, between folders' if '\\' in missing[0] else '')
             + '; correct or remove them'
         )
