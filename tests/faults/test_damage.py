@@ -163,7 +163,7 @@ def test_a_damaged_list_of_digests(finished_run, tmp_path, caplog):
         for key in ('top1', 'best_top1', 'best_step', 'best_loss', 'steps', 'images_per_second'):
             if key != 'images_per_second' or b'result.json' in content:
                 assert again[key] == result[key]
-        assert f'{workdir}/SHA256SUMS is not what the run wrote' in warnings(caplog)
+        assert f'{workdir}/SHA256SUMS is not as the run wrote it' in warnings(caplog)
         for name in ('model.safetensors', 'best_model.safetensors'):
             assert (workdir / name).read_bytes() == (begun / name).read_bytes()
         assert damaged_files(workdir) == []
