@@ -1,32 +1,36 @@
-r"""Runs methods with several seeds and tabulates what they reach and what they cost.
+r"""Compares methods over several seeds, or two finished runs.
 
-    xmixup compare --config=configs/digits.py --methods=all --seeds=0,1,2,3,4 \
-        --workdir=DIR [--sample_rates=0.15,0.3,0.5,1.0] [--jobs=N] [--config.KEY=VALUE ...]
-    xmixup compare RUN_A RUN_B [--output=FILE]
+    xmixup compare --config=configs/digits.py --methods=finetune,xmixup --workdir=runs/compare
+    xmixup compare RUN_A RUN_B
 
-Each run has a folder in DIR and is made once: the same command continues a comparison that was
-stopped, or extends it by methods, seeds or sample rates. DIR gets comparison.csv (one row a run),
-comparison.md (mean and standard deviation, paired differences to fine-tuning, cost),
-comparison.png and report.html, which shows accuracy against training time and the classes and test
-images on which the methods differ, and leads to the runs' own reports.
+The first form trains and tests every method with every seed:
 
-  --methods       names of methods, files that define one (mine.py), or all built-in ones
-  --seeds         of the few-shot draw, initialisation, order, pairing and augmentation
-  --sample_rates  shares of each class's training images, instead of config.target's
-  --workdir       holds a folder for each run
-  --jobs          runs at once (default: 1), which share the GPU or divide the cores; each prints
-                  to log.txt in its folder. Not on TPUs
+  --config=NAME, --config.KEY=VALUE
+                       the experiment and its values, as for `xmixup train`
+  --workdir=DIR        the folder of the comparison (required)
+  --methods=A,B,...    built-in methods, or files that define one (default: all, the built-in ones)
+  --seeds=0,1,...      seeds (default: 0,1,2,3,4)
+  --sample_rates=0.15,0.3,...
+                       trains on each of these shares of each class's training images
+                       (default: the training images that the configuration selects)
+  --jobs=N             makes N runs at once (default: 1), which share the GPU or divide the CPU
+                       cores; each prints to log.txt in its own folder. Not available on TPUs
 
-The second form compares two finished runs that were tested on the same images, for example two
-methods, two seeds or two values of an option. RUN_A and RUN_B are their folders. Nothing is
-trained. It prints both accuracies with the p value of McNemar's test. It writes one page with the
-classes and images that RUN_B wins and loses against RUN_A, and the values of their configurations
-that differ.
+The folder gets comparison.csv (one row per run), comparison.md (mean and standard deviation, paired
+differences to fine-tuning, cost), comparison.png, and report.html: accuracy against training time,
+the classes and test images on which the methods differ, and links to the reports of the runs. Each
+run has its own folder there. The same command resumes a comparison that was stopped, and extends a
+finished one by methods, seeds or sample rates.
 
-  --output        the page (default: differences.html in RUN_B)
+The second form trains nothing. It compares two finished runs that were tested on the same images,
+for example two methods, two seeds or two values of an option. It prints both accuracies with the p
+value of McNemar's test, and writes a page with the classes and images that only one of the networks
+gets right, and the values that differ between the configurations:
 
-Exit code 0: done; 1 some runs failed (comparison.csv says which and why) or something is missing;
-2 an impossible configuration; 75 stopped by a signal and saved, run the same command again.
+  --output=FILE        the page (default: differences.html in RUN_B)
+
+Exit codes: 0 success; 1 some runs failed (comparison.csv has the reasons) or something is missing;
+2 invalid configuration; 75 stopped by a signal and saved: run the same command to resume.
 
 """
 

@@ -1,23 +1,21 @@
-"""Writes a trained network for other programs.
+r"""Converts a trained network for other programs, with a model card.
 
     xmixup export --workdir=runs/digits-xmixup-seed0 --format=torch
 
-  --workdir=DIR   the folder of a finished run
-  --format=NAME   weights: safetensors or torch (timm's keys), or orbax (this program's pytrees);
-                  or the network itself, from uint8 images to logits, any batch size: onnx, or
-                  stablehlo (a serialised jax.export function for CPU, CUDA and TPU)
-  --output=PATH   where to: a file, or a folder, which gets a file with a name by the format
-                  (default: DIR/export/)
-  --network=NAME  final (default), the network that the run handed over; best, the one with the
-                  highest top-1 in the tests of --config.eval_every; or ema, the moving average
-                  of --config.ema_decay
+  --workdir=DIR   the folder of a finished run (required)
+  --format=NAME   safetensors (the default) or torch: the weights with timm's keys; orbax: the
+                  weights as this program's pytrees; onnx or stablehlo (a serialised jax.export
+                  function for CPU, CUDA and TPU): the network from uint8 images to logits, for any
+                  batch size
+  --output=PATH   a file, or a folder that gets a file named by the format (default: DIR/export/)
+  --network=NAME  final (default): the network that the run ended with; best: the one with the
+                  highest top-1 in the tests of --config.eval_every; ema: the moving average of
+                  --config.ema_decay
 
-A JSON file beside it has the classes and how images have to be prepared: for one view, the middle,
-whatever config.test_views says. An ONNX file has the same in its metadata. Weights can be given to
---config.weights. The head is the target's alone.
-
-A model card beside it, PATH.md, has data, training, scores, limits, licences and how to load it.
-
+Two files appear next to the network. PATH.json has the class names and the preprocessing of one
+view, the centre crop; an ONNX file also has them in its metadata. PATH.md is the model card: data,
+training, scores, limits, licences, and how to load the file. Exported weights can be the
+--config.weights of another run. The head has the target's classes only.
 """
 
 import json
