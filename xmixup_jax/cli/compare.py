@@ -63,7 +63,7 @@ from xmixup_jax.run.data_identity import difference
 from xmixup_jax.run.finished import measure
 from xmixup_jax.run.grid import Run, rows_of
 from xmixup_jax.run.inputs import check_inputs
-from xmixup_jax.run.workers import check_jobs, rows_at_once, share_devices
+from xmixup_jax.run.workers import check_jobs, disable_preallocation, rows_in_parallel
 from xmixup_jax.text import one_line
 
 log = logging.getLogger('xmixup_jax')
@@ -83,7 +83,7 @@ def parse(argv: list[str]) -> tuple[list[Run], Path, int]:
     if args.jobs < 1:
         parser.error(f'--jobs={args.jobs}: must be at least 1')
     if args.jobs > 1:
-        share_devices()
+        disable_preallocation()
     check_jobs(args.jobs)
     methods = list(METHODS) if args.methods == 'all' else args.methods.split(',')
     runs = []
@@ -141,7 +141,7 @@ def compare(runs: list[Run], workdir: Path, jobs: int = 1) -> list[Run]:
 def _rows(runs: list[Run], jobs: int) -> Iterator[tuple[int, tables.Row]]:
     if jobs == 1:
         return enumerate(rows_of(runs, 'comparison'))
-    return rows_at_once(runs, 'comparison', jobs, partial(setup, runs[0].config.cache_dir))
+    return rows_in_parallel(runs, 'comparison', jobs, partial(setup, runs[0].config.cache_dir))
 
 
 def write_outcome(

@@ -32,7 +32,7 @@ _GRACE_SECONDS = 60
 _SHARED_MEMORY = 0.9  # share of a GPU's memory for all workers together
 
 
-def share_devices() -> None:
+def disable_preallocation() -> None:
     """Keeps this process and its workers from preallocating a GPU's whole memory.
 
     Call it before JAX is used.
@@ -50,7 +50,7 @@ def check_jobs(jobs: int) -> None:
         raise ConfigError(f'--jobs={jobs}: only one process can use a TPU: leave out --jobs')
 
 
-def rows_at_once(
+def rows_in_parallel(
     runs: list[Run], title: str, jobs: int, prepare: Callable[[], None]
 ) -> Iterator[tuple[int, Row]]:
     """Yields (index of the run, its `row_of`) as runs finish.
