@@ -411,7 +411,7 @@ def test_runs_that_cannot_be_compared(digits, tmp_path):
 
     refused(ConfigError, r'were tested on different images', ours, digits / 'xmixup/seed1')
     refused(DataError, r'is no folder: name the folder of a finished run', ours, tmp_path / 'none')
-    refused(DataError, r'holds no finished run \(config.json is missing\)', tmp_path, ours)
+    refused(DataError, r'contains no finished run \(config.json is missing\)', tmp_path, ours)
     refused(ConfigError, r'name two run folders, not 1', ours)
     refused(ConfigError, r'there is no flag --methods', ours, copy, '--methods=bss')
     data = json.loads((copy / 'data.json').read_text())
@@ -420,7 +420,7 @@ def test_runs_that_cannot_be_compared(digits, tmp_path):
         write_json(copy / 'data.json', data | {'test': test})
 
     write_test(None)
-    refused(DataError, r'data.json is not what the run wrote', ours, copy)
+    refused(DataError, r'data.json is not as the run wrote it', ours, copy)
     seal(copy)
     refused(DataError, r'had no test images', ours, copy)
     other = data['test'] | {'digest': 'other', 'lasting': 'other'}

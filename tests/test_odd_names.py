@@ -107,7 +107,7 @@ def test_a_shell_takes_printed_commands_apart(word):
 
 
 def test_a_run_folder_whose_name_is_no_text():
-    with pytest.raises(ConfigError, match=r'--workdir=.*caf\\xe9 is not in UTF-8'):
+    with pytest.raises(ConfigError, match=r'--workdir=.*caf\\xe9 is not valid UTF-8'):
         parse_flags(
             ['train', '--config=digits', f'--workdir={os.fsdecode(b"caf" + bytes([0xE9]))}']
         )

@@ -69,11 +69,11 @@ def report(workdir: Path) -> Path:
 
 
 def check_finished(workdir: Path) -> None:
-    """Raises DataError if the folder holds no finished run."""
+    """Raises DataError if the folder contains no finished run."""
     missing = [name for name in (CONFIG, RESULT, SUMS) if not (workdir / name).is_file()]
     if missing:
         there = workdir.is_dir()
-        what = f'holds no finished run ({missing[0]} is missing)' if there else 'is no folder'
+        what = f'contains no finished run ({missing[0]} is missing)' if there else 'is no folder'
         raise DataError(
             f'{one_line(workdir)} {what}: name the folder of a finished run, or run its training '
             'command again to resume it'
