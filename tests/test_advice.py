@@ -92,7 +92,7 @@ def test_few_images(images, said):
         config = parsed(line)
         assert (config.batch_norm, config.warm_head) == ('frozen', True)
         assert config.optimizer.learning_rate == 0.003
-        assert '8.2 ± 2.1' in found[0].words and 'docs/explanation/results.md' in found[0].words
+        assert '8.1 ± 0.8' in found[0].words and 'docs/explanation/results.md' in found[0].words
 
 
 def test_few_images_where_the_flags_are_set_or_impossible():
