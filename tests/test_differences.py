@@ -429,8 +429,8 @@ def test_runs_that_cannot_be_compared(digits, tmp_path):
     refused(ConfigError, r"have different classes \(.*'class 0'", ours, copy)
     write_test(other | {'counts': [count + 1 for count in other['counts']]})
     seal(copy)
-    refused(ConfigError, r'seed0 and .* were tested on different images \(images are', ours, copy)
-    refused(ConfigError, r'no longer those .* \(images are gone: 10 of 10 classes', copy, copy)
+    refused(ConfigError, r'seed0 and .* were tested on different images \(new images', ours, copy)
+    refused(ConfigError, r'no longer those .* \(missing images: 10 of 10 classes', copy, copy)
 
 
 def test_gallery(digits, tmp_path):
