@@ -66,7 +66,7 @@ def find_runs(folder: Path, option: str = BASE) -> dict[str, Group]:
       without method, option and seed.
 
     Raises:
-      DataError: there are none.
+      DataError: no task has such a seed.
     """
     found: dict[str, Group] = {}
     for path in sorted(folder.rglob(RESULT)):

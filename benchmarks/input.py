@@ -138,7 +138,7 @@ def step_rates(config, start, iterator, pool) -> dict[str, float]:
         for _, batch, _ in batches:
             state, metrics = start.task.train_steps(start.constants, state, pool, batch)
             stop.after(metrics)
-            if begun is None:  # the first step compiles, or waits for earlier work
+            if begun is None:  # the first step includes compilation or earlier work
                 jax.block_until_ready(metrics)
                 begun = time.perf_counter()
                 continue

@@ -2,10 +2,10 @@
 
     python -m benchmarks.startup --records=1000,10000,100000,1000000,10000000
 
-The source is synthetic: 1,000 classes, of which 100 are matched. `labels` is the time to read every
-record's label from its serialised example; `cached`, to load the labels from the cache file that
-this writes; `open`, for everything else before the first pair; `draw`, to draw one more pair of
-positions.
+The source is synthetic. It has 1,000 classes; 100 of them are matched. The columns are times:
+`labels`, to read every record's label from its serialised example; `cached`, to load the labels
+from the cache file that this writes; `open`, for everything else before the first pair; `draw`, to
+draw one more pair of positions.
 
   --records  numbers of source records (default: as above)
   --output   CSV file to write

