@@ -1,5 +1,6 @@
 """The study's plan, tables and figures, and one of its runs with a network of two stages."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -309,6 +310,30 @@ def test_same_norm_table_compares_runs_with_one_choice_of_batch_norm():
     ):
         gains = 100 * (tops[name, norm] - tops['finetune', norm])
         assert line == [name, norm, '4', *[f'{gains.mean():+.2f} ± {half(gains):.2f}'] * 2]
+
+
+def test_starts_table_compares_choices_of_statistics_and_head():
+    rng, found, tops = np.random.default_rng(1), [], {}
+    for name, norm, part in (
+        ('probe', 'frozen', 'main'),
+        ('finetune', 'batch', 'batch_norm'),
+        ('finetune_warm', 'frozen', 'main'),
+    ):
+        tops[name] = rng.integers(1000, size=(2, 4)) / 1000
+        for i, task in enumerate(('scene15', 'food10')):
+            values = {'batch_norm': norm, 'part': part, 'option': '' if part == 'main' else norm}
+            found += [row(name, task, s, top1, **values) for s, top1 in enumerate(tops[name][i])]
+    lines = tables.block('starts', found).splitlines()[4:]
+    for line, (name, base) in zip(
+        lines,
+        [('finetune', 'probe'), ('finetune_warm', 'finetune'), ('finetune_warm', 'probe')],
+        strict=True,
+    ):
+        words, seeds, *cells = (text.strip(' *') for text in line.split('|')[1:-1])
+        assert re.findall(r'`(\w+)`', words) == [name, base] and seeds == '4'
+        gains = 100 * (tops[name] - tops[base])
+        values = [*gains, gains.mean(axis=0)]
+        assert cells == [f'{each.mean():+.2f} ± {half(each):.2f}' for each in values]
 
 
 def test_xmixup_table_compares_with_what_is_varied(rows):

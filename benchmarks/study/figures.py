@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.study.names import NORM_NAMES
-from benchmarks.study.outcome import Study, differences, over_tasks, percent
+from benchmarks.study.outcome import Study, differences, over_tasks
 from xmixup_jax.files import atomic_write
 from xmixup_jax.report.tables import BASELINE
 
@@ -79,9 +79,9 @@ def _batch_norm(found: list[Study]) -> Figure | None:
         names = study.tasks('main', 'batch_norm')
         for x, name in enumerate(NORM_NAMES):
             for i, (norm, colour) in enumerate(NORM_COLOURS.items()):
-                chosen = {'name': name, 'batch_norm': norm}
-                runs = [study.select('main', 'batch_norm', task=t, **chosen) for t in names]
-                means = [np.mean(list(percent(of_task).values())) for of_task in runs if of_task]
+                means = [
+                    np.mean(list(top1.values())) for top1 in study.with_norm(name, norm).values()
+                ]
                 place = x + 0.25 * (i - 1)
                 axes.plot([place] * len(means), means, 'o', ms=3, alpha=0.5, color=colour)
                 if len(means) == len(names):

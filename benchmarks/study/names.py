@@ -95,6 +95,14 @@ COMPARED = {
 }
 """Variants of XMixup, and what each is compared with."""
 
+STARTS = (
+    (('finetune', 'batch'), (PROBE, 'frozen')),
+    (('finetune', 'frozen'), ('finetune', 'batch')),
+    (('finetune_warm', 'frozen'), ('finetune', 'batch')),
+    (('finetune_warm', 'frozen'), (PROBE, 'frozen')),
+)
+"""Pairs of (name, batch norm): what the choice of statistics and head is worth without mixing."""
+
 CONTROLS = {
     'cotuning': 'CUB-200, 15 %: +6.4',
     'bituning': 'CUB-200, 15 %: +4.6',

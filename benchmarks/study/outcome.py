@@ -38,6 +38,14 @@ class Study:
         """Top-1 in % by seed; empty if there are no such runs."""
         return percent(self.select(part, task=task, name=name, option=option))
 
+    def with_norm(self, name: str, norm: str) -> dict[str, Seeds]:
+        """Top-1 in % by task and seed with a choice of batch norm, where there are runs."""
+        found = {
+            task: percent(self.select('main', 'batch_norm', task=task, name=name, batch_norm=norm))
+            for task in self.tasks('main', 'batch_norm')
+        }
+        return {task: top1 for task, top1 in found.items() if top1}
+
     def names(self, part: str = 'main') -> list[str]:
         """The names that have been run, in order of priority."""
         present = {row['name'] for row in self.select(part)}

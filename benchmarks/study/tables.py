@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.study import figures, plan, statistics
-from benchmarks.study.names import COMBINATIONS, COMPARED, CONTROLS, NAMES, NORM_NAMES, PROBE
+from benchmarks.study.names import (
+    COMBINATIONS,
+    COMPARED,
+    CONTROLS,
+    NAMES,
+    NORM_NAMES,
+    PROBE,
+    STARTS,
+)
 from benchmarks.study.outcome import (
     Seeds,
     Study,
@@ -138,24 +146,32 @@ def same_norm_table(study: Study) -> str:
     """Differences to fine-tuning with the same choice of batch norm."""
     names, rows = study.tasks('main', 'batch_norm'), []
     for norm in ('batch', 'frozen', 'mixed'):
-        tops = {
-            name: {
-                task: percent(
-                    study.select('main', 'batch_norm', task=task, name=name, batch_norm=norm)
-                )
-                for task in names
-            }
-            for name in NORM_NAMES
-        }
+        base = study.with_norm(BASELINE, norm)
         for name in (each for each in NORM_NAMES if each != BASELINE):
-            pairs = {task: (tops[name][task], tops[BASELINE][task]) for task in names}
-            gains = {task: difference(*pair) for task, pair in pairs.items()}
-            if not all(gains.values()):
-                continue
-            cells = [cell(*paired_difference(*pair), sign=True) for pair in pairs.values()]
-            rows.append([f'`{name}`', norm, _seeds(gains), *cells, _mean(gains, names, sign=True)])
+            cells = _gains(study.with_norm(name, norm), base, names)
+            rows += [[f'`{name}`', norm, *cells]] if cells else []
     header = ['to fine-tuning with the same', 'batch norm', 'seeds', *names, 'mean']
     return table(header, rows)
+
+
+def starts_table(study: Study) -> str:
+    """What the choice of statistics and head is worth without mixing."""
+    names, rows = study.tasks('main', 'batch_norm'), []
+    for choice, base in STARTS:
+        cells = _gains(study.with_norm(*choice), study.with_norm(*base), names)
+        words = ' − '.join(f'`{name}`, {norm}' for name, norm in (choice, base))
+        rows += [[words, *cells]] if cells else []
+    return table(['', 'seeds', *names, 'mean'], rows)
+
+
+def _gains(tops: dict[str, Seeds], base: dict[str, Seeds], names: list[str]) -> list[str]:
+    """Seeds, differences by task and their mean; [] where a task has no common seed."""
+    pairs = {task: (tops.get(task, {}), base.get(task, {})) for task in names}
+    gains = {task: difference(*pair) for task, pair in pairs.items()}
+    if not all(gains.values()):
+        return []
+    cells = [cell(*paired_difference(*pair), sign=True) for pair in pairs.values()]
+    return [_seeds(gains), *cells, _mean(gains, names, sign=True)]
 
 
 def _seeds(by_task: dict[str, Seeds]) -> str:
@@ -282,6 +298,7 @@ TABLES: dict[str, tuple[Callable[[Study], str], tuple[str, ...]]] = {
     'top1': (top1_table, ('main',)),
     'batch_norm': (batch_norm_table, ('main', 'batch_norm')),
     'same_norm': (same_norm_table, ('main', 'batch_norm')),
+    'starts': (starts_table, ('main', 'batch_norm')),
     'xmixup': (xmixup_table, ('main',)),
     'controls': (controls_table, ('main',)),
     'combine': (combine_table, ('combine',)),
