@@ -15,10 +15,8 @@ before you publish them.
 """
 
 import argparse
-import itertools
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +27,19 @@ from benchmarks.options import BASE, OPTIONS
 from xmixup_jax import report
 from xmixup_jax.compute.step import make_task
 from xmixup_jax.config import from_stored
-from xmixup_jax.data.names import readable
-from xmixup_jax.data.records import Records
-from xmixup_jax.data.selection import Data
 from xmixup_jax.data.sources import short_name
 from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.files import CONFIG, MATCH, PREDICTIONS, RESULT, SUMS, atomic_write, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.report.classes import thumbnail
-from xmixup_jax.report.page import image_uri, templates
+from xmixup_jax.report.examples import inputs_part, match_part
+from xmixup_jax.report.page import templates
 from xmixup_jax.report.predictions import Finished, where_they_differ
 from xmixup_jax.report.tables import BASELINE, paired_difference
 from xmixup_jax.run.inputs import first_inputs, open_data
 
 METHOD = 'xmixup'
-MATCHES, IMAGES, MIXED = 24, 2, 16  # classes, images of each, mixed images, at most
+MATCHES = 24  # pairs of classes, at most
 
 Group = dict[str, dict[int, Finished]]
 """The runs of a task by method and seed."""
@@ -110,9 +105,6 @@ def page_of(task: str, group: Group) -> dict[str, Any]:
     """
     seeds = sorted(group[BASELINE].keys() & group[METHOD].keys())
     run = group[METHOD][seeds[0]]
-    data = open_data(run.config)
-    assert data.source is not None  # the method pairs
-    rows = read_json(run.workdir / MATCH)
     results = {
         method: {seed: read_json(group[method][seed].workdir / RESULT) for seed in seeds}
         for method in (BASELINE, METHOD)
@@ -140,16 +132,15 @@ def page_of(task: str, group: Group) -> dict[str, Any]:
         ],
         'contents': [
             ('match', 'Class match'),
-            ('mixed', 'Mixed images'),
+            ('inputs', 'Mixed images'),
             ('differences', 'Where they differ'),
         ],
         'pixelated': run.config.resize < 64,
         'seeds': len(seeds),
         'top1': means,
         'difference': difference,
-        'match': list(itertools.islice(_matched(rows, data, run), MATCHES)),
-        'match_left_out': max(0, len(rows) - MATCHES),
-        'mixed': _mixed(rows, data, run),
+        'pairs_open': MATCHES,
+        **_pictures(run),
         'part': where_they_differ(group[BASELINE], group[METHOD], (BASELINE, METHOD), {}),
     }
 
@@ -159,30 +150,9 @@ def _difference(top1: dict[int, float], baseline: dict[int, float]) -> str:
     return f'{mean:+.2f}' + (f' ± {half:.2f}' if np.isfinite(half) else '')
 
 
-def _matched(rows: list[dict[str, Any]], data: Data, run: Finished) -> Iterator[dict[str, Any]]:
-    """Each target class beside its most similar source class, the most similar pair first."""
-    assert data.source is not None  # the method pairs
-    for row in sorted(rows, key=lambda row: -row['similarity'][0]):
-        yield {
-            'target': _pictures(row['target'], data.target, run),
-            'source': _pictures(row['source'][0], data.source, run),
-            'similarity': row['similarity'][0],
-        }
-
-
-def _pictures(name: str, records: Records, run: Finished) -> dict[str, Any]:
-    """A class's name and thumbnails of its first images that can be read."""
-    c = records.class_names.index(name)
-    places = np.flatnonzero(records.labels == c)[: 3 * IMAGES]
-    uris = filter(None, (thumbnail(records, int(i), run.config) for i in places))
-    return {
-        'name': readable(records.class_names)[c],
-        'uris': list(itertools.islice(uris, IMAGES)),
-    }
-
-
-def _mixed(rows: list[dict[str, Any]], data: Data, run: Finished) -> list[dict[str, Any]]:
-    """The most mixed images of the first batch, as the network saw them."""
+def _pictures(run: Finished) -> dict[str, Any]:
+    """The values of match.html and inputs.html."""
+    data, rows = open_data(run.config), read_json(run.workdir / MATCH)
     assert data.source is not None  # the method pairs
     number = {name: c for c, name in enumerate(data.source.class_names)}
     match = ClassMatch(
@@ -191,17 +161,7 @@ def _mixed(rows: list[dict[str, Any]], data: Data, run: Finished) -> list[dict[s
     )
     sizes = Sizes(target=len(rows), source=len(match.selected), pretrained=0)
     inputs = first_inputs(make_task(run.config, sizes), run.config, data, match)
-    targets, sources = readable(data.target.class_names), readable(data.source.class_names)
-    order = np.argsort(np.abs(inputs['lam'] - 0.5), kind='stable')[:MIXED]
-    return [
-        {
-            'uri': image_uri(inputs['image'][i]),
-            'lam': float(inputs['lam'][i]),
-            'target': targets[inputs['label'][i]],
-            'source': sources[match.selected[inputs['source_label'][i]]],
-        }
-        for i in order
-    ]
+    return match_part(match, data, run.config, MATCHES) | inputs_part(inputs, data, match)
 
 
 def write_gallery(runs: Path, out: Path, option: str = BASE) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import train_and_test
 from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.files import write_json
-from xmixup_jax.report import comparison
+from xmixup_jax.report import comparison, examples
 from xmixup_jax.report.differences import (
     CLASSES,
     IMAGES,
@@ -444,9 +444,9 @@ def test_gallery(digits, tmp_path):
         check_in_browser(path)
     alternatives = [image['alt'] for image in page.all('img')]
     for row in json.loads((digits / 'xmixup/seed0/match.json').read_text()):
-        assert alternatives.count(f'source image: {row["source"][0]}') == gallery.IMAGES
+        assert alternatives.count(f'source image: {row["source"][0]}') == examples.IMAGES
         assert f'← {row["source"][0]} ({row["similarity"][0]:.3f})' in page.text
-    assert sum(words.startswith('mixed image: ') for words in alternatives) == gallery.MIXED
+    assert sum(words.startswith('mixed image: ') for words in alternatives) == examples.INPUTS
     assert 'Images won by xmixup' in page.text
     index = Page(tmp_path / 'index.html')
     assert [link['href'] for link in index.all('a')] == ['uci_digits.html']

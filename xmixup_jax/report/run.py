@@ -1,7 +1,6 @@
 """Writes report.html of a run."""
 
 import csv
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,18 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.compute.evaluation import Tested
 from xmixup_jax.data.names import readable
-from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.files import ENVIRONMENT, METRICS, REPORT, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.report import figures
 from xmixup_jax.report.advice import Numbers, advice
-from xmixup_jax.report.classes import classes_contents, classes_part, thumbnail
-from xmixup_jax.report.page import figure_tag, image_uri, write
+from xmixup_jax.report.classes import classes_contents, classes_part
+from xmixup_jax.report.examples import inputs_part, match_part
+from xmixup_jax.report.page import figure_tag, write
 from xmixup_jax.report.scores import Reliability, calibration
 from xmixup_jax.text import shell_line
 
-_PAIRS, _INPUTS = 200, 16  # limits
-_PAIRS_OPEN = 12  # the others are folded
-_IMAGES = 2  # of each class in the match
-_SIMILARITY = {
-    'cosine': 'the cosine of their mean features in the pre-trained network',
-    'euclidean': 'minus the distance of their mean features in the pre-trained network',
-    'emd': "the earth mover's similarity of their mean features in the pre-trained network",
-    'predicted': 'the mean probability that the pre-trained head gives the source class',
-}
+_PAIRS_OPEN = 12  # of the class match; the others are folded
 
 
 def write_report(
@@ -79,11 +70,9 @@ def write_report(
         pixelated=config.resize < 64,
         curves=curves,
         advice=follows,
-        inputs=_inputs(inputs, names, data, match),
-        mixed=mixed,
-        similarity=_SIMILARITY[config.match.similarity] if match else '',
         pairs_open=_PAIRS_OPEN,
-        **_match(match, data, config),
+        **match_part(match, data, config),
+        **inputs_part(inputs, data, match),
         **classes,
         facts=_facts(result, environment[-1]),
         config=json.dumps(config.to_dict(), indent=2),
@@ -198,68 +187,6 @@ def _ends(what: str, lines: dict[str, list[tuple[float, float]]]) -> str:
 def _range(points: list[tuple[float, float]]) -> str:
     first, last = points[0][1], points[-1][1]
     return f'{last:.3g}' if len(points) == 1 else f'from {first:.3g} to {last:.3g}'
-
-
-def _first_images(records: Records, c: int, config: ConfigDict) -> list[str]:
-    """Thumbnails of the first images of a class that can be decoded."""
-    places = np.flatnonzero(records.labels == c)[: 3 * _IMAGES]
-    uris = (thumbnail(records, i, config) for i in places)
-    return list(itertools.islice(filter(None, uris), _IMAGES))
-
-
-def _match(match: ClassMatch | None, data: Data, config: ConfigDict) -> dict[str, Any]:
-    if match is None:
-        return {'match': None, 'match_left_out': 0}
-    source = data.source
-    assert source is not None  # as there is a match
-    targets, sources = readable(data.target.class_names), readable(source.class_names)
-    order = np.argsort(-match.similarity[:, 0], kind='stable')[:_PAIRS]
-    pairs = [
-        {
-            'target': targets[t],
-            'target_images': _first_images(data.target, t, config),
-            'sources': [
-                {
-                    'name': sources[s],
-                    'similarity': f'{similarity:.3f}',
-                    'images': _first_images(source, s, config),
-                }
-                for s, similarity in zip(match.classes[t], match.similarity[t], strict=True)
-            ],
-        }
-        for t in order
-    ]
-    return {'match': pairs, 'match_left_out': len(targets) - len(pairs)}
-
-
-def _inputs(
-    inputs: dict[str, np.ndarray], names: list[str], data: Data, match: ClassMatch | None
-) -> list[dict[str, Any]]:
-    """A card for each of the first images, or of the most evenly mixed ones, with its labels."""
-    if 'source_label' in inputs:
-        assert match is not None and data.source is not None  # the method pairs
-        selected = readable(data.source.class_names)
-        others = [selected[match.selected[c]] for c in inputs['source_label']]
-    else:
-        others = [names[c] for c in inputs.get('other_label', ())]
-    shown = np.arange(len(inputs['image']))
-    if 'lam' in inputs:
-        shown = np.argsort(np.abs(inputs['lam'] - 0.5), kind='stable')
-    shown = shown[:_INPUTS]
-    cards = []
-    for i in shown:
-        own = names[inputs['label'][i]]
-        labels = [{'kind': 'target', 'words': own}]
-        if 'lam' in inputs:
-            lam = float(inputs['lam'][i])
-            kind = 'source' if 'source_label' in inputs else 'target'
-            labels = [
-                {'kind': 'target', 'words': f'{lam:.2f} × {own}'},
-                {'kind': kind, 'words': f'{1 - lam:.2f} × {others[i]}'},
-            ]
-        words = ' + '.join(label['words'] for label in labels)
-        cards.append({'uri': image_uri(inputs['image'][i]), 'labels': labels, 'words': words})
-    return cards
 
 
 def _facts(result: dict[str, Any], environment: dict[str, Any]) -> list[tuple[str, Any]]:
