@@ -83,6 +83,9 @@ NORM_NAMES = (
 )
 """Each choice of batch norm is run with these."""
 
+RATE_NAMES = ('finetune', 'xmixup')
+"""These are run at each learning rate with frozen statistics."""
+
 COMPARED = {
     'xmixup_alpha1': 'xmixup',
     'xmixup_source': 'xmixup',

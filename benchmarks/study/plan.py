@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from benchmarks.study import tasks
-from benchmarks.study.names import BATCH_NORMS, COMBINATIONS, NAMES, NORM_NAMES, PROBE, Changes
+from benchmarks.study.names import (
+    BATCH_NORMS,
+    COMBINATIONS,
+    NAMES,
+    NORM_NAMES,
+    PROBE,
+    RATE_NAMES,
+    Changes,
+)
 from benchmarks.study.tasks import ALL, FEW, LITE0, LITE2, SCALES
 from xmixup_jax.errors import UserError
 from xmixup_jax.methods import METHODS
@@ -47,7 +55,7 @@ NUMBERS = (
     'images_per_second',
 )
 
-PARTS = ('tune', 'main', 'batch_norm', 'combine', 'lite2_tune', 'lite2')
+PARTS = ('tune', 'main', 'batch_norm', 'rates', 'combine', 'lite2_tune', 'lite2')
 # Tested on training images that the draw left over; the others are tested on the test images.
 HELD_OUT = ('tune', 'combine', 'lite2_tune')
 NETWORKS = {'lite2_tune': LITE2, 'lite2': LITE2}  # the other parts: LITE0
@@ -204,6 +212,8 @@ def phases(wanted: Wanted) -> Iterator[Phase]:
                 yield from _phase_of_each(choices, _main, 'main', name, seeds)
             if 'batch_norm' in wanted.parts and name in NORM_NAMES:
                 yield from _phase_of_each(choices, _batch_norm, name, seeds)
+            if 'rates' in wanted.parts and name in RATE_NAMES:
+                yield from _phase_of_each(choices, _rates, name, seeds)
         if 'combine' in wanted.parts and shots == FEW:
             yield from _phase_of_each(choices, _combine, seeds)
         if SCALES[wanted.scale].needs_gpu and shots == FEW:
@@ -317,6 +327,17 @@ def _batch_norm(name, seeds: list[int], choice: Choice, found: Found) -> Iterato
             changes = _fixed(name) | option
             label = text({'batch_norm': norm})
             yield _group('batch_norm', choice, name, label, seeds, changes)
+
+
+def _rates(name, seeds: list[int], choice: Choice, found: Found) -> Iterator[Group]:
+    """A name with frozen statistics at the learning rates that it did not choose, so that names can
+    be compared at the same rate."""
+    chosen = with_norm(name, 'frozen', choice, found)
+    for rate in SCALES[choice.scale].learning_rates['frozen']:
+        if rate != chosen['optimizer.learning_rate']:
+            changes = _fixed(name) | chosen | _rate(rate, 'frozen')
+            label = text({'optimizer.learning_rate': rate})
+            yield _group('rates', choice, name, label, seeds, changes)
 
 
 def _combine(seeds: list[int], choice: Choice, found: Found) -> Iterator[Group]:
