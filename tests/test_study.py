@@ -336,6 +336,48 @@ def test_starts_table_compares_choices_of_statistics_and_head():
         assert cells == [f'{each.mean():+.2f} ± {half(each):.2f}' for each in values]
 
 
+def test_rates_table_compares_at_equal_learning_rates():
+    rng, found, tops = np.random.default_rng(2), [], {}
+    for name, rate, part in (
+        ('finetune', 0.001, 'batch_norm'),
+        ('xmixup', 0.001, 'rates'),
+        ('finetune', 0.003, 'rates'),
+        ('xmixup', 0.003, 'main'),
+        ('finetune', 0.01, 'rates'),  # XMixup has no run with it
+    ):
+        tops[name, rate] = rng.random((2, 4))
+        values = {'batch_norm': 'frozen', 'learning_rate': rate, 'part': part}
+        values['option'] = '' if part == 'main' else f'rate={rate}'
+        for task, seeds in zip(('scene15', 'food10'), tops[name, rate], strict=True):
+            found += [row(name, task, s, top1, **values) for s, top1 in enumerate(seeds)]
+    # The statistics of the batch are another comparison.
+    values = {'part': 'main', 'learning_rate': 0.003, 'batch_norm': 'batch'}
+    found += [
+        row('finetune', task, s, 0.1, **values) for task in ('scene15', 'food10') for s in (0, 1)
+    ]
+    lines = tables.block('rates', found).splitlines()[4:]
+    cells = [[text.strip(' *`') for text in line.split('|')[1:-1]] for line in lines]
+    assert [line[:3] for line in cells] == [
+        ['finetune', '0.001', '4'],
+        ['xmixup', '0.001', '4'],
+        ['xmixup` − `finetune', '0.001', '4'],
+        ['finetune', '0.003', '4'],
+        ['xmixup', '0.003', '4'],
+        ['xmixup` − `finetune', '0.003', '4'],
+        ['finetune', '0.01', '4'],
+    ]
+    for lines_of_rate, rate in ((cells[:3], 0.001), (cells[3:6], 0.003)):
+        for line, name in zip(lines_of_rate, ('finetune', 'xmixup'), strict=False):
+            of_tasks = [
+                f'{100 * s.mean():.2f} ± {100 * s.std(ddof=1):.2f}' for s in tops[name, rate]
+            ]
+            assert line[3:] == [*of_tasks, f'{100 * tops[name, rate].mean():.2f}']
+        gains = 100 * (tops['xmixup', rate] - tops['finetune', rate])
+        values = [*gains, gains.mean(axis=0)]
+        assert lines_of_rate[2][3:] == [f'{g.mean():+.2f} ± {half(g):.2f}' for g in values]
+    assert tables.block('rates', found[:4]) == 'No runs yet.'
+
+
 def test_xmixup_table_compares_with_what_is_varied(rows):
     for each in rows:
         each['batch_norm'] = 'frozen'

@@ -23,6 +23,7 @@ from benchmarks.study.names import (
     NAMES,
     NORM_NAMES,
     PROBE,
+    RATE_NAMES,
     STARTS,
 )
 from benchmarks.study.outcome import (
@@ -164,6 +165,26 @@ def starts_table(study: Study) -> str:
     return table(['', 'seeds', *names, 'mean'], rows)
 
 
+def rates_table(study: Study) -> str:
+    """Top-1 with frozen statistics at each learning rate, and the differences at equal rates."""
+    parts, rows = ('main', 'batch_norm', 'rates'), []
+    names = study.tasks(*parts)
+    for rate in sorted({row['learning_rate'] for row in study.select('rates')}):
+        same, found = {'batch_norm': 'frozen', 'learning_rate': rate}, {}
+        for name in RATE_NAMES:
+            runs = {task: study.select(*parts, name=name, task=task, **same) for task in names}
+            found[name] = {task: percent(each) for task, each in runs.items() if each}
+            cells = [spread(found[name].get(task, {})) for task in names]
+            if found[name]:
+                line = [f'`{name}`', f'{rate:g}', _seeds(found[name]), *cells]
+                rows.append([*line, _mean(found[name], names)])
+        base, *others = RATE_NAMES
+        for name in others:
+            cells = _gains(found[name], found[base], names)
+            rows += [[f'`{name}` − `{base}`', f'{rate:g}', *cells]] if cells else []
+    return table(['top-1, %', 'learning rate', 'seeds', *names, 'mean'], rows)
+
+
 def _gains(tops: dict[str, Seeds], base: dict[str, Seeds], names: list[str]) -> list[str]:
     """Seeds, differences by task and their mean; [] where a task has no common seed."""
     pairs = {task: (tops.get(task, {}), base.get(task, {})) for task in names}
@@ -299,6 +320,7 @@ TABLES: dict[str, tuple[Callable[[Study], str], tuple[str, ...]]] = {
     'batch_norm': (batch_norm_table, ('main', 'batch_norm')),
     'same_norm': (same_norm_table, ('main', 'batch_norm')),
     'starts': (starts_table, ('main', 'batch_norm')),
+    'rates': (rates_table, ('main', 'batch_norm', 'rates')),
     'xmixup': (xmixup_table, ('main',)),
     'controls': (controls_table, ('main',)),
     'combine': (combine_table, ('combine',)),
