@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
     opened = synthetic.starts(config, [config.method], args.classes)
     with opened as (starts, batches, folder):
         start = starts[config.method]
-        batches = [drop_unused(each, start) for each in batches]
+        batches = [drop_unused(each, start.task.config) for each in batches]
         lowered = start.task.train_steps.lower(start.constants, start.state, {}, batches[0])
         compiled = lowered.compile()
         state, _ = compiled(start.constants, start.state, {}, batches[0])

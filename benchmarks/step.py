@@ -79,7 +79,7 @@ def run(argv: list[str]) -> None:
 def step_gflop(start: Start, batches: PyTree) -> float:
     """Counts a step's operations on one device, in 10**9; `batches` as in `cost.measure_steps`."""
     step = jax.vmap(partial(train_steps, start.task), (None, None, None, 0), axis_name='batch')
-    inputs = jax.tree.map(lambda x: x[:1], cost.drop_unused(batches, start))
+    inputs = jax.tree.map(lambda x: x[:1], cost.drop_unused(batches, start.task.config))
     return cost.gflop(step, start.constants, start.state, {}, inputs)
 
 

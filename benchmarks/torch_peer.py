@@ -121,7 +121,8 @@ def run(argv: list[str]) -> None:
         states = {name: start.state for name, start in starts.items()}
 
         def our_step(name: str, i: int) -> None:
-            start, inputs = starts[name], cost.drop_unused(ours[i % len(ours)], starts[name])
+            start = starts[name]
+            inputs = cost.drop_unused(ours[i % len(ours)], start.task.config)
             states[name], metrics = start.task.train_steps(
                 start.constants, states[name], {}, inputs
             )

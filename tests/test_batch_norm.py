@@ -25,7 +25,7 @@ from xmixup_jax.data.selection import Data
 from xmixup_jax.devices import replicate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.models.base import BATCH_NORMS, MOMENTUM
+from xmixup_jax.models.normalization import BATCH_NORMS, MOMENTUM
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights.files import save_weights
 

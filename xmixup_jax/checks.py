@@ -16,7 +16,8 @@ from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Method
 from xmixup_jax.methods.find import method_name, method_of
 from xmixup_jax.models import MODELS, NORMALIZATIONS
-from xmixup_jax.models.base import BATCH_NORMS, HEAD_INITS
+from xmixup_jax.models.base import HEAD_INITS
+from xmixup_jax.models.normalization import BATCH_NORMS
 from xmixup_jax.models.resnet import STEMS
 from xmixup_jax.optimizer import DECAYED, OPTIMIZERS
 

@@ -33,7 +33,7 @@ from xmixup_jax.data.pairing import train_batches
 from xmixup_jax.data.selection import Data
 from xmixup_jax.files import atomic_write
 from xmixup_jax.models import forward
-from xmixup_jax.models.base import batch_part
+from xmixup_jax.models.normalization import batch_part
 from xmixup_jax.run.inputs import open_data
 from xmixup_jax.run.start import find_match
 from xmixup_jax.run.train import backbone_weights

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from xmixup_jax.compute import step as step_lib
@@ -62,7 +63,7 @@ def measure_steps(starts: Mapping[str, StepInputs], batches: list[PyTree]) -> di
     """
     costs, steps, states = {}, {}, {}
     for name, start in tqdm(starts.items(), desc='compiling', unit='method', disable=None):
-        inputs = drop_unused(batches[0], start)
+        inputs = drop_unused(batches[0], start.task.config)
         begun = time.perf_counter()
         with _no_compilation_cache():
             # `Task.train_steps` may be compiled already; a new mapping is not.
@@ -87,7 +88,7 @@ def measure_steps(starts: Mapping[str, StepInputs], batches: list[PyTree]) -> di
         states[name] = start.state
 
     def run(name: str, i: int) -> None:
-        inputs = drop_unused(batches[i % len(batches)], starts[name])
+        inputs = drop_unused(batches[i % len(batches)], starts[name].task.config)
         states[name], metrics = steps[name](starts[name].constants, states[name], {}, inputs)
         jax.block_until_ready((states[name], metrics))
 
@@ -151,8 +152,8 @@ def _no_compilation_cache():
         compilation_cache.reset_cache()
 
 
-def drop_unused(batch: PyTree, start: StepInputs) -> PyTree:
+def drop_unused(batch: PyTree, config: ConfigDict) -> PyTree:
     """Drops the source images and labels from a batch if the method does not use them."""
-    if method_of(start.task.config).pairs:
+    if method_of(config).pairs:
         return batch
     return {key: value for key, value in batch.items() if not key.startswith('source_')}

@@ -11,7 +11,7 @@ from jax.extend.core import Var
 
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.models import forward
-from xmixup_jax.models.base import BatchNorm
+from xmixup_jax.models.normalization import BatchNorm
 from xmixup_jax.optimizer import is_head
 
 PyTree = Any

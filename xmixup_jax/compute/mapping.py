@@ -41,10 +41,13 @@ def by_pmap(function: Callable, in_axes: Axes, donate_argnums: tuple[int, ...] =
 
 
 def by_shard_map(
-    function: Callable, in_axes: Axes, donate_argnums: tuple[int, ...] = ()
+    function: Callable,
+    in_axes: Axes,
+    donate_argnums: tuple[int, ...] = (),
+    devices: list[jax.Device] | None = None,
 ) -> Callable:
-    """Does the same as `by_pmap` with a `jit` of a `shard_map`."""
-    mesh = Mesh(jax.devices(), ('batch',))
+    """Does the same as `by_pmap` with a `jit` of a `shard_map`, over all devices or these."""
+    mesh = Mesh(devices or jax.devices(), ('batch',))
     replicated, split = PartitionSpec(), PartitionSpec('batch')
     specs = tuple(replicated if axis is None else split for axis in in_axes)
 

@@ -30,7 +30,7 @@ from xmixup_jax.methods.find import (
     traced_options,
 )
 from xmixup_jax.models import Outputs, create_model, forward
-from xmixup_jax.models.base import BATCH_NORMS, batch_part
+from xmixup_jax.models.normalization import BATCH_NORMS, batch_part
 from xmixup_jax.optimizer import set_peak
 
 PyTree = Any

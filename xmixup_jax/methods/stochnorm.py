@@ -17,7 +17,7 @@ from flax import nnx
 
 from xmixup_jax.methods.base import Method
 from xmixup_jax.methods.options import fraction
-from xmixup_jax.models.base import MOMENTUM, BatchNorm
+from xmixup_jax.models.normalization import AXIS, BatchNorm
 
 
 class StochNorm(BatchNorm):
@@ -28,17 +28,12 @@ class StochNorm(BatchNorm):
         self.p = p
         self.key: Any = nnx.data(None)  # set for each step by `models.forward`
 
-    def __call__(self, x):
-        if self.use_running_average:
-            return super().__call__(x)
-        old = self.var[...]
-        by_moving = super().__call__(x, use_running_average=True)
-        by_batch = super().__call__(x, use_running_average=False)
-        count = x.size // x.shape[-1] * jax.lax.axis_size(self.axis_name)
-        step = self.var[...] - MOMENTUM * old  # (1 - MOMENTUM) times the biased variance
-        self.var[...] = MOMENTUM * old + step * count / (count - 1)
-        chosen = jax.random.bernoulli(self.key, self.p, (x.shape[-1],))
-        return jnp.where(chosen, by_batch, by_moving)
+    def weight(self):
+        return jax.random.bernoulli(self.key, self.p, (self.num_features,)).astype(jnp.float32)
+
+    def moved(self, stored, batch, count):
+        count *= jax.lax.axis_size(AXIS)
+        return super().moved(stored, batch._replace(var=batch.var * count / (count - 1)), count)
 
 
 METHOD = Method(

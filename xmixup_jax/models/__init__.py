@@ -8,7 +8,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from xmixup_jax.models import convnext, efficientnet_lite, inception, resnet, vit
-from xmixup_jax.models.base import BatchNorm, Outputs, at_least_float32, draw_head
+from xmixup_jax.models.base import Outputs, at_least_float32, draw_head
+from xmixup_jax.models.normalization import BatchNorm
 
 __all__ = ['MODELS', 'Architecture', 'BatchNorm', 'Outputs', 'create_model', 'forward', 'module']
 

@@ -69,7 +69,7 @@ class DepthwiseSeparable(nnx.Module):
 
     def __call__(self, x, hook=lambda x: x):
         """Returns (output of the block, output of its last convolution after `hook`)."""
-        last = hook(self.conv_pw(nnx.relu6(self.bn1(self.conv_dw(x)))))
+        last = hook(self.conv_pw(self.bn1(self.conv_dw(x), act='relu6')))
         return self.bn2(last), last
 
 
@@ -88,11 +88,10 @@ class InvertedResidual(nnx.Module):
 
     def __call__(self, x, hook=lambda x: x):
         """Returns (output of the block, output of its last convolution after `hook`)."""
-        y = nnx.relu6(self.bn1(self.conv_pw(x)))
-        y = nnx.relu6(self.bn2(self.conv_dw(y)))
+        y = self.bn1(self.conv_pw(x), act='relu6')
+        y = self.bn2(self.conv_dw(y), act='relu6')
         last = hook(self.conv_pwl(y))
-        y = self.bn3(last)
-        return (x + y if self.residual else y), last
+        return self.bn3(last, residual=x if self.residual else None), last
 
 
 class EfficientNetLite(nnx.Module):
@@ -126,7 +125,7 @@ class EfficientNetLite(nnx.Module):
 
     def __call__(self, x, hook=None) -> Outputs:
         """Maps normalised images, float32 [B, H, W, 3], to `Outputs` with five stages."""
-        x = nnx.relu6(self.bn1(self.conv_stem(x)))
+        x = self.bn1(self.conv_stem(x), act='relu6')
         stages: list = []
         convs: list = []
         for group, ends in zip(self.blocks, self.stage_ends, strict=True):
@@ -141,7 +140,7 @@ class EfficientNetLite(nnx.Module):
             x = apply_hook(x, hook, len(stages), 'end')
             stages.append(x)
             convs.append(last)
-        x = nnx.relu6(self.bn2(self.conv_head(x)))
+        x = self.bn2(self.conv_head(x), act='relu6')
         features = jnp.mean(at_least_float32(x), axis=(1, 2))
         return Outputs(self.fc(features), features, tuple(stages), tuple(convs))
 

@@ -24,7 +24,7 @@ class BasicConv2d(nnx.Module):
         self.bn = norm(outputs, rngs=rngs)
 
     def __call__(self, x):
-        return nnx.relu(self.bn(self.conv(x)))
+        return self.bn(self.conv(x), act='relu')
 
 
 def _pool(x):

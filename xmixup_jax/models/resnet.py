@@ -15,6 +15,8 @@ from flax import nnx
 from jax import numpy as jnp
 
 from xmixup_jax.models.base import Outputs, apply_hook, at_least_float32, conv, run_block
+from xmixup_jax.models.normalization import BatchNorm
+from xmixup_jax.models.pooling import max_pool
 
 
 class Variant(NamedTuple):
@@ -53,12 +55,14 @@ def _same(x):
 
 
 def _deep_stem(width, stride, norm, rngs):
-    """Three 3x3 convolutions, the first two with half the width; `bn1` follows the last."""
+    """Three 3x3 convolutions, the first two with half the width; `bn1` follows the last.
+
+    A position is left free for each ReLU, as in timm's keys."""
     half = (width + 1) // 2
     return nnx.List(
         [
-            *(conv(3, half, 3, stride, rngs), norm(half, rngs=rngs), nnx.relu),
-            *(conv(half, half, 3, 1, rngs), norm(half, rngs=rngs), nnx.relu),
+            *(conv(3, half, 3, stride, rngs), norm(half, rngs=rngs), _same),
+            *(conv(half, half, 3, 1, rngs), norm(half, rngs=rngs), _same),
             conv(half, width, 3, 1, rngs),
         ]
     )
@@ -89,16 +93,15 @@ class Block(nnx.Module):
 
     def __call__(self, x, hook=lambda x: x):
         """Returns (output of the block, output of its last convolution after `hook`)."""
-        y = nnx.relu(self.bn1(self.conv1(x)))
+        y = self.bn1(self.conv1(x), act='relu')
         y = self.conv2(y)
         if self.bottleneck:
-            y = self.conv3(nnx.relu(self.bn2(y)))
+            y = self.conv3(self.bn2(y, act='relu'))
         last = hook(y)
-        y = (self.bn3 if self.bottleneck else self.bn2)(last)
         if hasattr(self, 'downsample'):
             for layer in self.downsample:
                 x = layer(x)
-        return nnx.relu(x + y), last
+        return (self.bn3 if self.bottleneck else self.bn2)(last, residual=x, act='relu'), last
 
 
 class ResNet(nnx.Module):
@@ -106,7 +109,7 @@ class ResNet(nnx.Module):
 
     `width` is the number of channels of the first stage, 64 in the papers. The stem reduces the
     resolution by a factor of 4 (`imagenet`), 2 (`tiny`, for 64 px) or 1 (`cifar`, for 32 px).
-    `norm` is `base.BatchNorm`, or takes the same arguments.
+    `norm` is `normalization.BatchNorm`, or takes the same arguments.
     """
 
     def __init__(
@@ -146,10 +149,10 @@ class ResNet(nnx.Module):
         `hook` is as in `models.forward`.
         """
         for layer in self.conv1 if self.deep else (self.conv1,):
-            x = layer(x)
-        x = nnx.relu(self.bn1(x))
+            x = layer(x, act='relu') if isinstance(layer, BatchNorm) else layer(x)
+        x = self.bn1(x, act='relu')
         if self.pooled:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, 3, 2, 1)
         stages, convs = [], []
         for i in range(self.stages):
             *blocks, last_block = getattr(self, f'layer{i + 1}')

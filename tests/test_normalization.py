@@ -1,0 +1,132 @@
+"""Batch norm with its residual sum and activation, and max pooling, against PyTorch's autograd."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.method_checks import CLOSE, check, nchw, normal
+from xmixup_jax.models.normalization import SLOPES, Moments, normalize
+from xmixup_jax.models.pooling import max_pool
+
+B, C = 4, 3
+EPSILON = 1e-3
+STORED = Moments(normal(C), np.abs(normal(C, seed=1)) + 0.5)
+X = 2 + 3 * normal(B, 5, 4, C, seed=2)
+RESIDUAL = normal(B, 5, 4, C, seed=3)
+SCALE, BIAS = 1 + normal(C, seed=4), normal(C, seed=5)
+GRAD = normal(B, 5, 4, C, seed=6)
+WEIGHTS = {'batch': 1.0, 'stored': 0.0, 'mixed': 0.5, 'by channel': np.float32([1, 0, 0.3])}
+
+
+def torch_layer(x, residual, scale, bias, weight, act):
+    """Its autograd goes through the statistics."""
+    var, mean = torch.var_mean(x, dim=(0, 1, 2), correction=0)
+    weight = torch.tensor(weight)
+    mean, var = (
+        weight * new + (1 - weight) * torch.tensor(old)
+        for new, old in zip((mean, var), STORED, strict=True)
+    )
+    y = (x - mean) / torch.sqrt(var + EPSILON) * scale + bias
+    y = y if residual is None else y + residual
+    return {'': lambda y: y, 'relu': F.relu, 'relu6': F.relu6}[act](y)
+
+
+@pytest.mark.parametrize('act', SLOPES)
+@pytest.mark.parametrize('weight', WEIGHTS)
+@pytest.mark.parametrize('has_residual', [False, True])
+def test_value_and_gradients_are_those_of_autograd(act, weight, has_residual):
+    weight = WEIGHTS[weight]
+
+    def ours(x, scale, bias, residual=None):
+        out, _ = normalize(act, EPSILON, x, residual, scale, bias, STORED, jnp.asarray(weight))
+        return jnp.sum(out * GRAD)
+
+    def theirs(x, scale, bias, residual=None):
+        return (torch_layer(x, residual, scale, bias, weight, act) * torch.tensor(GRAD)).sum()
+
+    check(ours, theirs, X, SCALE, BIAS, *([RESIDUAL] if has_residual else []))
+
+
+@pytest.mark.parametrize('act', SLOPES)
+def test_it_returns_the_statistics_of_the_batch(act):
+    def moments(x):
+        return normalize(act, EPSILON, x, None, SCALE, BIAS, STORED, jnp.ones(()))[1]
+
+    found = jax.vmap(moments, axis_name='batch')(X[None])
+    np.testing.assert_allclose(found.mean[0], X.mean((0, 1, 2)), **CLOSE)
+    np.testing.assert_allclose(found.var[0], X.var((0, 1, 2)), **CLOSE)
+
+
+@pytest.mark.parametrize('act', SLOPES)
+def test_devices_share_their_statistics(act):
+    """Two devices with half of the batch each: gradients of the sum of both losses."""
+
+    def loss(x, residual, grad):
+        out, _ = normalize(act, EPSILON, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
+        return jnp.sum(out * grad)
+
+    halves = [a.reshape(2, B // 2, *a.shape[1:]) for a in (X, RESIDUAL, GRAD)]
+    grads = jax.vmap(jax.grad(loss, (0, 1)), axis_name='batch')(*halves)
+    x, residual = (torch.tensor(a, requires_grad=True) for a in (X, RESIDUAL))
+    out = torch_layer(x, residual, *map(torch.tensor, (SCALE, BIAS)), 1.0, act)
+    (out * torch.tensor(GRAD)).sum().backward()
+    for found, expected in zip(grads, (x, residual), strict=True):
+        np.testing.assert_allclose(found.reshape(X.shape), expected.grad, **CLOSE)
+
+
+def test_bfloat16_differs_by_its_rounding_alone():
+    def loss(x, residual):
+        out, _ = normalize('relu', EPSILON, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
+        return jnp.sum(out.astype(jnp.float32) * GRAD), out
+
+    def both(x, residual):
+        return jax.vmap(jax.value_and_grad(loss, (0, 1), has_aux=True), axis_name='batch')(
+            x[None], residual[None]
+        )
+
+    narrow = [jnp.asarray(a, jnp.bfloat16) for a in (X, RESIDUAL)]
+    (_, out), grads = both(*narrow)
+    assert {out.dtype, *(grad.dtype for grad in grads)} == {jnp.dtype(jnp.bfloat16)}
+    (_, wide), expected = both(*(a.astype(jnp.float32) for a in narrow))
+    for found, exact in zip((out, *grads), (wide, *expected), strict=True):
+        exact = np.asarray(exact)
+        error = np.abs(np.asarray(found, np.float32) - exact)
+        # Kept bits: 8. Where the sum is at the ReLU's kink, rounding may decide.
+        assert np.mean(error <= 2**-7 * (np.abs(exact) + 1)) > 0.98
+
+
+@pytest.mark.parametrize('act', ['relu', 'relu6'])
+def test_slopes_are_those_of_pytorch_at_kinks_too(act):
+    smallest = np.finfo(np.float32).tiny  # smaller ones are 0 to XLA
+    points = np.float32([-np.inf, -7, -smallest, 0, smallest, 1e-9, 0.5, 5.99, 6, 6.01, np.inf])
+    x = torch.tensor(points, requires_grad=True)
+    {'relu': F.relu, 'relu6': F.relu6}[act](x).sum().backward()
+    np.testing.assert_array_equal(SLOPES[act](jnp.asarray(points)), x.grad)
+
+
+@pytest.mark.parametrize('window', [(3, 2, 1), (3, 2, 0), (2, 2, 0), (3, 1, 1)])
+@pytest.mark.parametrize('size', [(7, 7), (6, 9)])
+def test_max_pool_is_that_of_pytorch_with_ties(window, size):
+    side, stride, padding = window
+    # Few values, so that most windows have several maxima.
+    x = np.random.default_rng(0).integers(-2, 3, (2, *size, 3)).astype(np.float32)
+    tensor = torch.tensor(x, requires_grad=True)
+    expected = F.max_pool2d(nchw(tensor), side, stride, padding)
+    out, back = jax.vjp(lambda x: max_pool(x, side, stride, padding), jnp.asarray(x))
+    for found in (out, max_pool(jnp.asarray(x), side, stride, padding)):
+        np.testing.assert_array_equal(found, expected.detach().permute(0, 2, 3, 1))
+    grad = normal(*out.shape)
+    expected.backward(nchw(torch.tensor(grad)))
+    np.testing.assert_allclose(back(grad)[0], tensor.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_passes_nan_on():
+    x = normal(1, 6, 6, 2)
+    x[0, 2, 3, 1] = np.nan
+    expected = F.max_pool2d(nchw(torch.tensor(x)), 3, 2, 1).permute(0, 2, 3, 1)
+    out, _ = jax.vjp(lambda x: max_pool(x, 3, 2, 1), jnp.asarray(x))
+    for found in (out, max_pool(jnp.asarray(x), 3, 2, 1)):
+        np.testing.assert_array_equal(found, expected)

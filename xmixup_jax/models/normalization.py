@@ -1,0 +1,227 @@
+"""Batch norm, fused with the residual sum and the activation that follow it.
+
+A training step is bound by the memory traffic of its activations, and most of that traffic belongs
+to batch norm. `normalize` therefore has a gradient of its own, which keeps only the input (the
+convolution's output), the result (the next convolution's input) and statistics of each channel. It
+recomputes the normalised map and the activation's mask, and reads the activations twice where
+autodiff writes and reads them three times.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from xmixup_jax.models.base import at_least_float32
+
+AXIS = 'batch'
+MOMENTUM = 0.9
+"""Weight of the old moving statistics in an update; PyTorch's momentum is 1 minus this."""
+ACTS = {'': lambda x: x, 'relu': nnx.relu, 'relu6': nnx.relu6}
+SLOPES = {
+    '': lambda x: 1.0,
+    'relu': lambda x: _is_positive(x),
+    'relu6': lambda x: _is_positive(x) * _is_positive(6.0 - x),
+}
+"""Derivatives of ACTS by their arguments in float32; 0 at the kinks, as in PyTorch."""
+
+
+def _is_positive(x: jax.Array) -> jax.Array:
+    """1.0 or 0.0. XLA fuses this arithmetic into sums, but writes a map of booleans first."""
+    return jnp.clip(jnp.ceil(x), 0.0, 1.0)
+
+
+class Moments(NamedTuple):
+    """Statistics of each channel, float32 [C] each."""
+
+    mean: jax.Array
+    var: jax.Array
+    """Biased."""
+
+
+def batch_moments(x: jax.Array) -> Moments:
+    """The statistics of the whole batch, over all devices."""
+    x, axes = at_least_float32(x), tuple(range(x.ndim - 1))
+    mean, square = jax.lax.pmean((x.mean(axes), jnp.square(x).mean(axes)), AXIS)
+    return Moments(mean, jnp.maximum(square - jnp.square(mean), 0.0))
+
+
+def _affine(x, moments: Moments, scale, bias, epsilon: float):
+    """The normalised map in at least float32."""
+    return (at_least_float32(x) - moments.mean) * (
+        jax.lax.rsqrt(moments.var + epsilon) * scale
+    ) + bias
+
+
+def apply(x, residual, moments: Moments, scale, bias, epsilon: float, act: str) -> jax.Array:
+    """Normalises by given statistics, adds the residual, and applies the activation.
+
+    Args:
+      x: [..., C].
+      residual: like x, or None.
+      moments: to normalise by.
+      scale, bias: float32 [C].
+      epsilon: added to the variance.
+      act: a key of ACTS.
+
+    Returns:
+      the dtype and shape of x; in between it computes in float32.
+    """
+    y = _affine(x, moments, scale, bias, epsilon).astype(x.dtype)
+    return ACTS[act](y if residual is None else residual + y)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def normalize(
+    act: str, epsilon: float, x, residual, scale, bias, stored: Moments, weight
+) -> tuple[jax.Array, Moments]:
+    """`apply` in training: by a weighted mean of the batch's and the stored statistics.
+
+    The gradient is that of autodiff, through the batch's statistics too. At the kinks of the
+    activation it is 0, as in PyTorch. None flows through the moments, `stored` or `weight`.
+
+    Args:
+      act, epsilon, x, residual, scale, bias: as in `apply`; under a mapped axis AXIS.
+      stored: the moving statistics.
+      weight: of the batch's statistics, from 0 to 1; a number or [C].
+
+    Returns:
+      (as from `apply`; the statistics of the batch).
+    """
+    return _forward(act, epsilon, x, residual, scale, bias, stored, weight)[0]
+
+
+def _recompute(values):
+    """The same values, from which XLA for GPUs computes maps again that it has computed before.
+
+    Left alone it would write a map that several kernels need, such as a mask, and read it in each.
+    XLA for TPUs fuses such maps into convolutions, which a barrier prevents.
+    """
+    return jax.lax.platform_dependent(
+        values,
+        cuda=jax.lax.optimization_barrier,
+        rocm=jax.lax.optimization_barrier,
+        default=lambda x: x,
+    )
+
+
+def _forward(act, epsilon, x, residual, scale, bias, stored, weight):
+    batch = batch_moments(x)
+    used = Moments(
+        *(weight * new + (1 - weight) * old for new, old in zip(batch, stored, strict=True))
+    )
+    out = apply(x, residual, used, scale, bias, epsilon, act)
+    # The result tells where the activation was cut off if `x` alone does not.
+    kept = out if act and residual is not None else None
+    return (out, batch), (x, residual is not None, kept, scale, bias, batch, used, weight)
+
+
+def _backward(act, epsilon, saved, cotangents):
+    x, has_residual, out, scale, bias, batch, used, weight = saved
+    axes = tuple(range(x.ndim - 1))
+    count = x.size // x.shape[-1]
+    inverse = jax.lax.rsqrt(used.var + epsilon)
+
+    def before_act(x, out, grad):
+        """The gradient of the activation's input."""
+        y = _affine(x, used, scale, bias, epsilon) if out is None else at_least_float32(out)
+        return at_least_float32(grad) * SLOPES[act](y)
+
+    def centred(x):
+        return at_least_float32(x) - batch.mean
+
+    # Here the maps of the forward pass are recomputed ...
+    x, out, grad = _recompute((x, out, cotangents[0]))
+    inner = before_act(x, out, grad)
+    if has_residual:
+        grad = inner.astype(x.dtype)
+        inner = at_least_float32(grad)
+    total = inner.sum(axes)
+    product = (inner * centred(x)).sum(axes) + total * (batch.mean - used.mean)
+    means = jax.lax.pmean((total / count, product / count), AXIS)
+    # ... and here those of the sums.
+    x_again, grad_again, (mean, mean_product) = _recompute((x, grad, means))
+    inner = at_least_float32(grad_again) if has_residual else before_act(x_again, out, grad_again)
+    slope = weight * jnp.square(inverse) * mean_product
+    grad_x = (inner - weight * mean - slope * centred(x_again)) * (scale * inverse)
+    return (
+        grad_x.astype(x.dtype),
+        grad if has_residual else None,
+        inverse * product,
+        total,
+        Moments(jnp.zeros_like(batch.mean), jnp.zeros_like(batch.var)),
+        jnp.zeros_like(weight),
+    )
+
+
+normalize.defvjp(_forward, _backward)
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch norm over all devices, with a residual sum and an activation.
+
+    It computes in float32 and returns the dtype of its input. In training it normalises by the
+    statistics of the whole batch, over all devices.
+    """
+
+    frozen = False
+    """Whether training uses the stored statistics and does not update them, see config.freeze."""
+
+    def __init__(self, num_features, *, epsilon, rngs):
+        super().__init__(num_features, momentum=MOMENTUM, epsilon=epsilon, rngs=rngs)
+
+    def __call__(self, x, residual=None, act: str = ''):
+        """Maps [..., C] to the same; `residual` and `act` are as in `apply`."""
+        stored = Moments(self.mean[...], self.var[...])
+        affine = self.scale[...], self.bias[...]
+        if self.use_running_average:
+            return apply(x, residual, stored, *affine, self.epsilon, act)
+        out, batch = normalize(act, self.epsilon, x, residual, *affine, stored, self.weight())
+        self.mean[...], self.var[...] = self.moved(stored, batch, x.size // x.shape[-1])
+        return out
+
+    def weight(self) -> jax.Array:
+        """The weight of the batch's statistics in training, a number or [C]."""
+        return jnp.ones(())
+
+    def moved(self, stored: Moments, batch: Moments, count: int) -> Moments:
+        """The moving statistics after a batch with `count` values of each channel on a device."""
+        del count
+        pairs = zip(stored, batch, strict=True)
+        return Moments(*(MOMENTUM * old + (1 - MOMENTUM) * new for old, new in pairs))
+
+
+class FrozenBatchNorm(BatchNorm):
+    """Batch norm that uses the stored statistics in training too, and never updates them."""
+
+    def __call__(self, x, residual=None, act: str = ''):
+        stored = Moments(self.mean[...], self.var[...])
+        affine = self.scale[...], self.bias[...]
+        return apply(x, residual, stored, *affine, self.epsilon, act)
+
+
+class MixedBatchNorm(BatchNorm):
+    """Batch norm whose training uses the average of the stored statistics and the batch's.
+
+    Both means and both variances are averaged, as in You, Li, Zhao, "Test-time Batch Statistics
+    Calibration for Covariate Shift" (https://arxiv.org/abs/2110.04065), with equal weights. The
+    layer leaves the usual moving averages in `mean` and `var`, from which `batch_part` recovers the
+    batch's statistics; the training step discards them and keeps the stored ones.
+    """
+
+    def weight(self):
+        return jnp.full((), 0.5)
+
+
+def batch_part(moved, stored):
+    """Recovers the statistics of a batch from the moving ones after and before it.
+
+    Args:
+      moved, stored: moving statistics after and before the batch; trees of the same structure.
+    """
+    return jax.tree.map(lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), moved, stored)
+
+
+BATCH_NORMS = {'batch': BatchNorm, 'frozen': FrozenBatchNorm, 'mixed': MixedBatchNorm}
