@@ -4,7 +4,7 @@
     pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt     # for GPUs, JAX's own version
 
     JAX_PLATFORMS=cpu python -m benchmarks.ahead --target=h100 --config=configs/aircraft.py \\
-        --config.model.name=resnet50 --config.precision=bfloat16 --config.batch_size=128
+        --config.model.name=resnet50 --config.batch_size=128
     JAX_PLATFORMS=cpu python -m benchmarks.ahead --target=v5e:2x4 ...
 
 One row per method: time to compile, memory on each device, the gigabytes that the kernels of one
@@ -98,6 +98,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--output', type=Path)
     args, rest = parser.parse_known_args(argv)
     config, _ = read_command(rest)
+    config.precision = 'bfloat16' if config.precision == 'auto' else config.precision
     found = devices(args.target)
     print(
         f'{config.model.name}, {config.image_size} px, batch {config.batch_size}, '

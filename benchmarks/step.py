@@ -28,6 +28,7 @@ from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.compute import cost
 from xmixup_jax.compute.step import train_steps
+from xmixup_jax.devices import chosen_precision
 from xmixup_jax.methods import METHODS
 from xmixup_jax.run.start import Start
 
@@ -41,6 +42,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--output', type=Path)
     args, rest = parser.parse_known_args(argv)
     config, _ = read_command(rest)
+    config.precision = chosen_precision(config.precision)
     names = list(METHODS) if args.methods == 'all' else args.methods.split(',')
     gflops, gbytes = synthetic.peaks(config.precision)
     devices = jax.device_count()

@@ -97,6 +97,7 @@ def run(argv: list[str]) -> None:
     parser.add_argument('--output', type=Path)
     args, rest = parser.parse_known_args(argv)
     config, _ = read_command(rest)
+    config.precision = chosen_precision(config.precision)
     beside = {name: OURS[name] for name in args.methods.split(',')}
     device = 'cuda' if torch.cuda.is_available() and jax.default_backend() == 'gpu' else 'cpu'
     batches = [synthetic.batch(config, CLASSES, i) for i in range(cost.BATCHES)]

@@ -33,15 +33,16 @@ FEATURES = {
 SECTIONS = {
     'run': (
         *('method', 'seed', 'steps', 'batch_size', 'log_every', 'eval_every', 'patience'),
-        *('checkpoint_every', 'keep_checkpoints', 'allow_changes', 'report', 'wandb'),
+        *('checkpoint_every', 'checkpoint_seconds', 'keep_checkpoints', 'allow_changes'),
+        *('report', 'wandb'),
     ),
     'images': (
         *('resize', 'fit', 'image_size', 'crop_min_area', 'flip', 'augment'),
         *('test_views', 'eval_batch_size', 'max_bad_images'),
     ),
     'network': (
-        *('model', 'weights', 'warm_head', 'head_init', 'freeze', 'batch_norm', 'reestimate'),
-        'pretrain',
+        *('model', 'weights', 'warm_head', 'head_init', 'freeze', 'batch_norm'),
+        *('batch_norm_over', 'reestimate', 'pretrain'),
     ),
     'match': ('match',),
     'loss': ('label_smoothing', 'ema_decay', 'balance'),
@@ -67,7 +68,9 @@ PLAIN = {
     'steps': 'the number of training steps',
     'eval_batch_size': 'images that go through the network at a time in a test',
     'log_every': 'steps between two rows of `metrics.csv`',
-    'checkpoint_every': 'steps between two checkpoints',
+    'checkpoint_every': 'steps between two possible checkpoints',
+    'checkpoint_seconds': 'the least time between two checkpoints, in seconds; 0: save at each of '
+    'these steps',
     'keep_checkpoints': 'checkpoints that are kept; older ones are deleted',
 }
 

@@ -86,7 +86,7 @@ def small_experiment(folders):
     config.batch_size = 16
     config.eval_batch_size = 1024
     config.log_every = 2
-    config.checkpoint_every = 4
+    config.checkpoint_every, config.checkpoint_seconds = 4, 0.0
     config.report = False  # tested in tests/test_report.py
     return config
 

@@ -1,5 +1,8 @@
 """Batch norm with its residual sum and activation, and max pooling, against PyTorch's autograd."""
 
+import types
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.method_checks import CLOSE, check, nchw, normal
+from xmixup_jax.compute.step import create_task, train_step
+from xmixup_jax.devices import device_groups, replicate
+from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models.normalization import SLOPES, Moments, normalize
 from xmixup_jax.models.pooling import max_pool
 
@@ -41,7 +47,9 @@ def test_value_and_gradients_are_those_of_autograd(act, weight, has_residual):
     weight = WEIGHTS[weight]
 
     def ours(x, scale, bias, residual=None):
-        out, _ = normalize(act, EPSILON, x, residual, scale, bias, STORED, jnp.asarray(weight))
+        out, _ = normalize(
+            act, EPSILON, None, x, residual, scale, bias, STORED, jnp.asarray(weight)
+        )
         return jnp.sum(out * GRAD)
 
     def theirs(x, scale, bias, residual=None):
@@ -53,7 +61,7 @@ def test_value_and_gradients_are_those_of_autograd(act, weight, has_residual):
 @pytest.mark.parametrize('act', SLOPES)
 def test_it_returns_the_statistics_of_the_batch(act):
     def moments(x):
-        return normalize(act, EPSILON, x, None, SCALE, BIAS, STORED, jnp.ones(()))[1]
+        return normalize(act, EPSILON, None, x, None, SCALE, BIAS, STORED, jnp.ones(()))[1]
 
     found = jax.vmap(moments, axis_name='batch')(X[None])
     np.testing.assert_allclose(found.mean[0], X.mean((0, 1, 2)), **CLOSE)
@@ -65,7 +73,7 @@ def test_devices_share_their_statistics(act):
     """Two devices with half of the batch each: gradients of the sum of both losses."""
 
     def loss(x, residual, grad):
-        out, _ = normalize(act, EPSILON, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
+        out, _ = normalize(act, EPSILON, None, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
         return jnp.sum(out * grad)
 
     halves = [a.reshape(2, B // 2, *a.shape[1:]) for a in (X, RESIDUAL, GRAD)]
@@ -77,9 +85,73 @@ def test_devices_share_their_statistics(act):
         np.testing.assert_allclose(found.reshape(X.shape), expected.grad, **CLOSE)
 
 
+@pytest.mark.devices
+def test_statistics_stay_within_groups_of_devices():
+    """Each half of the devices is a network of its own to PyTorch."""
+    count = jax.device_count()
+    half = tuple(range(count // 2))
+    groups = (half, tuple(i + count // 2 for i in half))
+    x, grad = normal(count, 2, 3, 3, C, seed=7), normal(count, 2, 3, 3, C, seed=8)
+
+    def loss(x, grad):
+        affine = jnp.asarray(SCALE), jnp.asarray(BIAS)
+        out, batch = normalize('relu', EPSILON, groups, x, None, *affine, STORED, jnp.ones(()))
+        return jnp.sum(out * grad), batch
+
+    found, batch = jax.pmap(jax.grad(loss, has_aux=True), axis_name='batch')(x, grad)
+    for group in groups:
+        own = torch.tensor(x[list(group)].reshape(-1, 3, 3, C), requires_grad=True)
+        out = torch_layer(own, None, *map(torch.tensor, (SCALE, BIAS)), 1.0, 'relu')
+        (out * torch.tensor(grad[list(group)].reshape(out.shape))).sum().backward()
+        for i, expected in zip(group, own.grad.split(2), strict=True):
+            np.testing.assert_allclose(found[i], expected, **CLOSE)
+            np.testing.assert_allclose(batch.mean[i], own.mean((0, 1, 2)).detach(), **CLOSE)
+
+
+def test_groups_of_devices(monkeypatch):
+    owners = [types.SimpleNamespace(process_index=i) for i in (0, 1, 0, 1)]
+    monkeypatch.setattr(jax, 'devices', lambda: owners)
+    assert device_groups('all') is None
+    assert device_groups('host') == ((0, 2), (1, 3))
+    assert device_groups('device') == ((0,), (1,), (2,), (3,))
+    monkeypatch.setattr(jax, 'devices', lambda: owners[:1])
+    assert device_groups('host') is None and device_groups('device') is None
+
+
+@pytest.mark.devices
+def test_a_step_whose_devices_have_their_own_statistics(config):
+    """Each device then sees a batch of its own, as in a run on it alone."""
+    config.update({'method': 'finetune', 'batch_norm_over': 'device', 'flip': False})
+    config.resize = config.image_size
+    count, sizes = jax.device_count(), Sizes(10)
+    rng = np.random.default_rng(0)
+    batch = {
+        'image': rng.integers(0, 256, (count, 4, *[config.resize] * 2, 3), np.uint8),
+        'label': rng.integers(0, 10, (count, 4)).astype(np.int32),
+        'seed': rng.integers(0, 2**32, (count, 4), np.uint32),
+    }
+    task, state = create_task(config, sizes)
+    arrays = jax.tree.map(lambda x: x[:, None], batch)
+    new, metrics = task.train_steps({}, replicate(state), {}, arrays)
+    config.batch_norm_over = 'all'
+    alone, _ = create_task(config, sizes)
+    one = jax.vmap(partial(train_step, alone, {}, state), axis_name='batch')
+    apart = [one(jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(count)]
+    losses = [each['loss'][0] for _, each in apart]
+    np.testing.assert_allclose(metrics['loss'][0], np.mean(losses), rtol=1e-5)
+    assert np.std(losses) > 1e-3
+    means = jax.tree.map(lambda *x: np.mean([each[0] for each in x], 0), *[s for s, _ in apart])
+    for ours, theirs in zip(
+        jax.tree.leaves((new.params, new.batch_stats)),
+        jax.tree.leaves((means.params, means.batch_stats)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
 def test_bfloat16_differs_by_its_rounding_alone():
     def loss(x, residual):
-        out, _ = normalize('relu', EPSILON, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
+        out, _ = normalize('relu', EPSILON, None, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
         return jnp.sum(out.astype(jnp.float32) * GRAD), out
 
     def both(x, residual):

@@ -31,6 +31,7 @@ def start(config, workdir, processes, devices, slurm=False, **values):
         'optimizer.learning_rate': 0.01,  # so that rounding grows slowly
         'log_every': 1,
         'checkpoint_every': 5,
+        'checkpoint_seconds': 0.0,
         'report': False,
     } | values
     command = [

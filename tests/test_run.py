@@ -17,7 +17,10 @@ from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
 from xmixup_jax.cli import flags, program, train
+from xmixup_jax.config import digest, pretrain_config
+from xmixup_jax.devices import chosen_precision
 from xmixup_jax.errors import ConfigError, DataError, UserError
+from xmixup_jax.run import loop
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.run.workdir import locked
 
@@ -132,6 +135,64 @@ def finish(args, code=0):
     assert done.returncode == code, done.stderr
     assert 'Traceback' not in done.stderr
     return done
+
+
+def saved_steps(workdir):
+    return sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit())
+
+
+def test_checkpoints_keep_their_distance_in_time(monkeypatch):
+    now, shared = [100.0], []
+    monkeypatch.setattr(loop, 'broadcast', lambda value: shared.append(value) or value)
+    timer = loop.CheckpointTimer(60, lambda: now[0])
+    due = []
+    for now[0] in (159.9, 160, 200):
+        due.append(timer.due)
+    timer.saved()
+    for now[0] in (259, 261):
+        due.append(timer.due)
+    assert due == [False, True, True, False, True]
+    assert shared == due  # every process hears each answer
+
+
+def test_rows_are_the_same_however_often_a_run_saves(config, tmp_path):
+    config.update({'method': 'finetune', 'steps': 8, 'log_every': 3, 'keep_checkpoints': 9})
+    config.checkpoint_every = 2
+    train_and_evaluate(config, tmp_path / 'often')
+    config.checkpoint_seconds = 1e6
+    train_and_evaluate(config, tmp_path / 'once')
+    assert saved_steps(tmp_path / 'often') == [0, 2, 4, 6, 8]
+    assert saved_steps(tmp_path / 'once') == [0, 8]
+    often, once = (rows(tmp_path / name) for name in ('often', 'once'))
+    for row in (*often, *once):
+        del row['images_per_second']
+    assert often == once and [row['step'] for row in once] == ['2', '3', '4', '6', '8']
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(config, tmp_path):
+    config.update({'method': 'finetune', 'precision': 'auto'})
+    train_and_evaluate(config, tmp_path / 'cpu')
+    stored = json.loads((tmp_path / 'cpu' / 'config.json').read_text())
+    assert stored['precision'] == 'float32'
+    config.precision = 'bfloat16'
+    result = train_and_evaluate(config, tmp_path / 'narrow')
+    config.precision = 'auto'
+    assert train_and_evaluate(config, tmp_path / 'narrow') == result
+    config.precision = 'float32'
+    with pytest.raises(ConfigError, match=r"config\.precision: 'bfloat16' -> 'float32'"):
+        train_and_evaluate(config, tmp_path / 'narrow')
+
+
+@pytest.mark.parametrize(
+    ('backend', 'expected'), [('cpu', 'float32'), ('gpu', 'bfloat16'), ('tpu', 'bfloat16')]
+)
+def test_auto_precision_suits_the_devices(config, monkeypatch, backend, expected):
+    before = digest(pretrain_config(config))
+    monkeypatch.setattr(jax, 'default_backend', lambda: backend)
+    assert chosen_precision('auto') == expected
+    assert chosen_precision('float32') == 'float32'
+    # Networks that were pre-trained with the other precision are others.
+    assert (digest(pretrain_config(config)) == before) == (backend == 'cpu')
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from xmixup_jax.config import ADDED, flatten, is_probe
 from xmixup_jax.data.balance import SAMPLINGS, WEIGHTS
 from xmixup_jax.data.cache import CACHES
 from xmixup_jax.data.decode import FITS
+from xmixup_jax.devices import DEVICE_GROUPS, PRECISIONS
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.matching import ASSIGNMENTS, SIMILARITIES
 from xmixup_jax.methods import METHODS
@@ -28,13 +29,14 @@ _CHOICES: dict[str, Collection[str]] = {
     'model.stem': STEMS,
     'model.normalization': ('', *NORMALIZATIONS),
     'batch_norm': BATCH_NORMS,
+    'batch_norm_over': DEVICE_GROUPS,
     'head_init': HEAD_INITS,
     'match.similarity': SIMILARITIES,
     'match.assignment': ASSIGNMENTS,
     'data.cache': CACHES,
     'balance.sampling': SAMPLINGS,
     'balance.weights': WEIGHTS,
-    'precision': ('float32', 'bfloat16'),
+    'precision': PRECISIONS,
     **dict.fromkeys(('optimizer.schedule', 'pretrain.optimizer.schedule'), ('step', 'cosine')),
     **dict.fromkeys(('optimizer.name', 'pretrain.optimizer.name'), OPTIMIZERS),
     **dict.fromkeys(('optimizer.decayed', 'pretrain.optimizer.decayed'), DECAYED),
@@ -55,7 +57,7 @@ _BOUNDS = (
         'pretrain.optimizer.warmup_steps optimizer.weight_decay '
         'pretrain.optimizer.weight_decay optimizer.head_multiplier '
         'pretrain.optimizer.head_multiplier optimizer.clip_norm pretrain.optimizer.clip_norm '
-        'max_bad_images patience',
+        'max_bad_images patience checkpoint_seconds',
         lambda value: 0 <= value < 2**32,
         'from 0 to 2**32 - 1',
     ),

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmixup_jax import defaults
+from xmixup_jax.devices import chosen_precision
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.find import Found, find_method, method_name
@@ -21,6 +22,7 @@ _RUNTIME_KEYS = (
     'log_every',
     'eval_every',
     'checkpoint_every',
+    'checkpoint_seconds',
     'keep_checkpoints',
     'remat',
     'steps_per_dispatch',
@@ -34,6 +36,7 @@ _RUNTIME_KEYS = (
 # leaves these values out, so that networks pre-trained by earlier versions are still found.
 ADDED = {
     'freeze': '',
+    'batch_norm_over': 'all',
     'label_smoothing': 0.0,
     'ema_decay': 0.0,
     'balance.sampling': 'natural',
@@ -138,6 +141,7 @@ def pretrain_config(config: ConfigDict) -> ConfigDict:
         derived[key] = copy.deepcopy(config.pretrain[key])
     derived.weights = ''
     derived.batch_norm, derived.head_init = 'batch', 'uniform'
+    derived.precision = chosen_precision(config.precision)
     own = ('source.', 'target.', 'fit')  # of the data
     derived.update_from_flattened_dict({k: v for k, v in ADDED.items() if not k.startswith(own)})
     derived.target = copy.deepcopy(config.source)

@@ -97,6 +97,9 @@ def get_config() -> ml_collections.ConfigDict:
     # Statistics that batch norm uses in training: 'batch', those of the batch; 'frozen', the
     # pre-trained ones; 'mixed', the mean of both.
     config.batch_norm = 'batch'
+    # Devices whose parts of the batch share their statistics in training: 'all'; 'host', those of a
+    # process; 'device', each has its own.
+    config.batch_norm_over = 'all'
     # Number of batches of clean training images to re-estimate batch statistics before a test, if
     # the method trains on other images (mixed ones, or the source's); 0: do not re-estimate.
     config.reestimate = 40
@@ -139,7 +142,9 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
 
-    config.precision = 'float32'  # of the network; 'bfloat16' is faster on GPU and TPU
+    # Of the network: 'float32'; 'bfloat16'; 'auto': bfloat16 on GPUs and TPUs, float32 on CPUs. A
+    # run keeps what it began with.
+    config.precision = 'auto'
     config.accumulate_steps = 1  # split each batch into this many parts, to save memory
     config.remat = False  # recompute activations in the backward pass, to save memory
     config.steps_per_dispatch = 1  # steps in one program; more are faster if steps are very short
@@ -162,5 +167,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval_every = 0  # steps between tests, or validations; 0: only at the end
     config.patience = 0  # early stopping after this many validations without improvement; 0: never
     config.checkpoint_every = 500  # steps
+    config.checkpoint_seconds = 60.0  # no checkpoint sooner after the last one
     config.keep_checkpoints = 2  # number of checkpoints to keep
     return config

@@ -17,6 +17,36 @@ def _mesh() -> Mesh:
     return Mesh(jax.local_devices(), ('batch',))
 
 
+DEVICE_GROUPS = ('all', 'host', 'device')
+
+
+def device_groups(kind: str) -> tuple[tuple[int, ...], ...] | None:
+    """The groups of devices that share something.
+
+    Args:
+      kind: one of DEVICE_GROUPS: all devices share it, those of a process, or each has its own.
+
+    Returns:
+      positions in `jax.devices()` of each group; None if all devices are one.
+    """
+    owners = [device.process_index for device in jax.devices()]
+    if kind == 'device':
+        groups = [(i,) for i in range(len(owners))]
+    else:
+        groups = [tuple(np.flatnonzero(np.equal(owners, p)).tolist()) for p in sorted(set(owners))]
+    return None if kind == 'all' or len(groups) == 1 else tuple(groups)
+
+
+PRECISIONS = ('auto', 'float32', 'bfloat16')
+
+
+def chosen_precision(precision: str) -> str:
+    """Replaces 'auto', one of PRECISIONS, by what suits the devices: bfloat16 on GPUs and TPUs."""
+    if precision != 'auto':
+        return precision
+    return 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+
+
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
     """A context in which computations without accelerator arrays run on the CPU.

@@ -26,6 +26,7 @@ from xmixup_jax.predictor import load
 from xmixup_jax.run.train import train_and_evaluate
 
 VALUES = {'steps': 40, 'checkpoint_every': 4, 'log_every': 2, 'method': 'finetune'}
+VALUES |= {'checkpoint_seconds': 0.0}
 
 
 @pytest.fixture(scope='module')

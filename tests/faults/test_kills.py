@@ -13,7 +13,8 @@ from fault_runs import Server, arguments, checkpoints, rows
 KILLS = 12
 EVERY = 4
 VALUES = {
-    'steps': 80, 'checkpoint_every': EVERY, 'log_every': 2, 'eval_every': 40, 'keep_checkpoints': 2
+    'steps': 80, 'checkpoint_every': EVERY, 'checkpoint_seconds': 0.0, 'log_every': 2,
+    'eval_every': 40, 'keep_checkpoints': 2,
 }  # fmt: skip
 
 

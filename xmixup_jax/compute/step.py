@@ -20,7 +20,7 @@ from xmixup_jax.compute.views import over_views
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.data.balance import CLASS_WEIGHTS
 from xmixup_jax.data.pool import look_up
-from xmixup_jax.devices import on_host
+from xmixup_jax.devices import device_groups, on_host
 from xmixup_jax.methods.base import Method, Sizes, View
 from xmixup_jax.methods.find import (
     method_name,
@@ -137,6 +137,7 @@ def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree
     method, options = method_of(config), options_of(config)
     num_logits = sizes.target + method.extra_logits(options, sizes)
     norm = method.norm(options) if method.norm else BATCH_NORMS[config.batch_norm]
+    norm = partial(norm, groups=device_groups(config.batch_norm_over))
     return create_model(
         config.model,
         num_logits,

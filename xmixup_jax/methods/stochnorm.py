@@ -32,7 +32,7 @@ class StochNorm(BatchNorm):
         return jax.random.bernoulli(self.key, self.p, (self.num_features,)).astype(jnp.float32)
 
     def moved(self, stored, batch, count):
-        count *= jax.lax.axis_size(AXIS)
+        count *= len(self.groups[0]) if self.groups else jax.lax.axis_size(AXIS)
         return super().moved(stored, batch._replace(var=batch.var * count / (count - 1)), count)
 
 

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from xmixup_jax.devices import chosen_precision
 from xmixup_jax.models import convnext, efficientnet_lite, inception, resnet, vit
 from xmixup_jax.models.base import Outputs, at_least_float32, draw_head
 from xmixup_jax.models.normalization import BatchNorm
@@ -130,8 +131,8 @@ def create_model(
       image_size: side of the images in px; only vision transformers depend on it.
       seed: for the parameters.
       norm: constructor of the normalisation layers, with the arguments of `BatchNorm`.
-      precision: dtype of convolutions, matrix products and activations. The head, normalisation,
-        parameters and statistics are always float32.
+      precision: one of `devices.PRECISIONS`, of convolutions, matrix products and activations. The
+        head, normalisation, parameters and statistics are always float32.
       remat: store only the inputs of each block, and recompute the rest in the backward pass.
       head_init: distribution of the head's parameters, see `draw_head`.
 
@@ -146,6 +147,7 @@ def create_model(
     head = draw_head(rngs.params(), fc.in_features, num_logits, head_init)
     fc.kernel[...], fc.bias[...] = head['kernel'], head['bias']
     model.remat = remat
+    precision = chosen_precision(precision)
     for _, layer in nnx.iter_modules(model):
         if isinstance(layer, nnx.Conv | nnx.Linear) and layer is not fc:
             layer.dtype = precision if precision != 'float32' else None

@@ -41,10 +41,21 @@ class Moments(NamedTuple):
     """Biased."""
 
 
-def batch_moments(x: jax.Array) -> Moments:
-    """The statistics of the whole batch, over all devices."""
+Groups = tuple[tuple[int, ...], ...] | None
+"""Positions on AXIS of the devices that share statistics; None: all of them do."""
+
+
+def _mean_over(groups: Groups, values):
+    """The mean over the devices of a group."""
+    if groups and len(groups[0]) == 1:
+        return values
+    return jax.lax.pmean(values, AXIS, axis_index_groups=groups)
+
+
+def batch_moments(x: jax.Array, groups: Groups) -> Moments:
+    """The statistics of the batch on the devices of a group."""
     x, axes = at_least_float32(x), tuple(range(x.ndim - 1))
-    mean, square = jax.lax.pmean((x.mean(axes), jnp.square(x).mean(axes)), AXIS)
+    mean, square = _mean_over(groups, (x.mean(axes), jnp.square(x).mean(axes)))
     return Moments(mean, jnp.maximum(square - jnp.square(mean), 0.0))
 
 
@@ -73,9 +84,9 @@ def apply(x, residual, moments: Moments, scale, bias, epsilon: float, act: str) 
     return ACTS[act](y if residual is None else residual + y)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def normalize(
-    act: str, epsilon: float, x, residual, scale, bias, stored: Moments, weight
+    act: str, epsilon: float, groups: Groups, x, residual, scale, bias, stored: Moments, weight
 ) -> tuple[jax.Array, Moments]:
     """`apply` in training: by a weighted mean of the batch's and the stored statistics.
 
@@ -84,13 +95,14 @@ def normalize(
 
     Args:
       act, epsilon, x, residual, scale, bias: as in `apply`; under a mapped axis AXIS.
+      groups: of devices.
       stored: the moving statistics.
       weight: of the batch's statistics, from 0 to 1; a number or [C].
 
     Returns:
       (as from `apply`; the statistics of the batch).
     """
-    return _forward(act, epsilon, x, residual, scale, bias, stored, weight)[0]
+    return _forward(act, epsilon, groups, x, residual, scale, bias, stored, weight)[0]
 
 
 def _recompute(values):
@@ -107,8 +119,8 @@ def _recompute(values):
     )
 
 
-def _forward(act, epsilon, x, residual, scale, bias, stored, weight):
-    batch = batch_moments(x)
+def _forward(act, epsilon, groups, x, residual, scale, bias, stored, weight):
+    batch = batch_moments(x, groups)
     used = Moments(
         *(weight * new + (1 - weight) * old for new, old in zip(batch, stored, strict=True))
     )
@@ -118,7 +130,7 @@ def _forward(act, epsilon, x, residual, scale, bias, stored, weight):
     return (out, batch), (x, residual is not None, kept, scale, bias, batch, used, weight)
 
 
-def _backward(act, epsilon, saved, cotangents):
+def _backward(act, epsilon, groups, saved, cotangents):
     x, has_residual, out, scale, bias, batch, used, weight = saved
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
@@ -140,7 +152,7 @@ def _backward(act, epsilon, saved, cotangents):
         inner = at_least_float32(grad)
     total = inner.sum(axes)
     product = (inner * centred(x)).sum(axes) + total * (batch.mean - used.mean)
-    means = jax.lax.pmean((total / count, product / count), AXIS)
+    means = _mean_over(groups, (total / count, product / count))
     # ... and here those of the sums.
     x_again, grad_again, (mean, mean_product) = _recompute((x, grad, means))
     inner = at_least_float32(grad_again) if has_residual else before_act(x_again, out, grad_again)
@@ -160,17 +172,18 @@ normalize.defvjp(_forward, _backward)
 
 
 class BatchNorm(nnx.BatchNorm):
-    """Batch norm over all devices, with a residual sum and an activation.
+    """Batch norm over groups of devices, with a residual sum and an activation.
 
     It computes in float32 and returns the dtype of its input. In training it normalises by the
-    statistics of the whole batch, over all devices.
+    statistics of the batch on the devices of a group.
     """
 
     frozen = False
     """Whether training uses the stored statistics and does not update them, see config.freeze."""
 
-    def __init__(self, num_features, *, epsilon, rngs):
+    def __init__(self, num_features, *, epsilon, rngs, groups: Groups = None):
         super().__init__(num_features, momentum=MOMENTUM, epsilon=epsilon, rngs=rngs)
+        self.groups = groups
 
     def __call__(self, x, residual=None, act: str = ''):
         """Maps [..., C] to the same; `residual` and `act` are as in `apply`."""
@@ -178,7 +191,8 @@ class BatchNorm(nnx.BatchNorm):
         affine = self.scale[...], self.bias[...]
         if self.use_running_average:
             return apply(x, residual, stored, *affine, self.epsilon, act)
-        out, batch = normalize(act, self.epsilon, x, residual, *affine, stored, self.weight())
+        static = act, self.epsilon, self.groups
+        out, batch = normalize(*static, x, residual, *affine, stored, self.weight())
         self.mean[...], self.var[...] = self.moved(stored, batch, x.size // x.shape[-1])
         return out
 

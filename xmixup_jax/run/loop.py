@@ -21,7 +21,7 @@ from xmixup_jax.devices import InFlight, shard_steps
 from xmixup_jax.errors import Diverged, Interrupted
 from xmixup_jax.methods.find import method_name
 from xmixup_jax.optimizer import make_schedule
-from xmixup_jax.processes import is_first
+from xmixup_jax.processes import broadcast, is_first
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.inputs import Inputs
@@ -65,6 +65,25 @@ class Speed:
     def mean(self) -> float | None:
         """Images per second over all intervals; None after a single step."""
         return round(self._images / self._seconds, 1) if self._images else None
+
+
+class CheckpointTimer:
+    """Tells when to save: not before config.checkpoint_seconds have passed since the last time.
+
+    The first process decides for all of them.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic):
+        self._seconds, self._clock = seconds, clock
+        self._saved = clock()
+
+    def saved(self) -> None:
+        """Starts to wait again."""
+        self._saved = self._clock()
+
+    @property
+    def due(self) -> bool:
+        return broadcast(self._clock() - self._saved >= self._seconds)
 
 
 def fit(
@@ -117,6 +136,7 @@ def fit(
         rows = RunLog(workdir, first_step, meta.rows, steps, title, tracker)
     first_step_seconds = None
     speed = Speed(config.batch_size)
+    timer = CheckpointTimer(config.checkpoint_seconds)
     pending: list[Any] = []  # metrics since the last row, still on the devices
     row: tuple[int, list[Any]] | None = None  # (step, metrics) of the last row, not fetched yet
 
@@ -137,6 +157,7 @@ def fit(
             rows=list(rows.rows),
         )
         checkpoints.save(state, now)
+        timer.saved()
 
     with stop_signal() as stopping, contextlib.closing(rows):
         if not checkpoints.steps:  # saves the preparation, and a state from before any divergence
@@ -160,10 +181,11 @@ def fit(
                 jax.block_until_ready(metrics)
                 first_step_seconds = round(time.perf_counter() - dispatched, 3)
                 speed.start(step)
-            save = stop or step % config.checkpoint_every == 0 or step == steps
+            may_save = step % config.checkpoint_every == 0
+            save = stop or step == steps or (may_save and timer.due)
             test_now = held_out is not None and config.eval_every and step % config.eval_every == 0
-            # Each checkpoint ends a row, so that the rows of a resumed run cover the same steps.
-            if save or test_now or step % config.log_every == 0:
+            # Each possible checkpoint ends a row, so the rows of any run cover the same steps.
+            if save or may_save or test_now or step % config.log_every == 0:
                 row, pending = (step, pending), []
             if not (save or test_now):
                 continue

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
+from xmixup_jax.devices import chosen_precision
 from xmixup_jax.errors import ConfigError, UserError, first_line
 from xmixup_jax.files import (
     AVERAGE,
@@ -68,7 +69,8 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
     """Stores the configuration, or compares it with the one that the run was started with.
 
     Args:
-      config: configuration of the run.
+      config: configuration of the run; config.precision=auto is replaced by what the run has, or
+        by what suits the devices.
       workdir: folder of the run.
       checkpoints: checkpoints of the run.
 
@@ -90,6 +92,8 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
         stored = meta and meta.config
     if not (checkpoints.steps or has_result(workdir)):
         stored = None  # the run was refused or killed before it saved anything
+    if config.precision == 'auto':
+        config.precision = stored['precision'] if stored else chosen_precision('auto')
     changes = {} if stored is None else config_lib.changes(ConfigDict(stored), config)
     if changes:
         _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))
