@@ -12,7 +12,8 @@ device read and write in a step, by the shapes of their operands and results: th
 and of all others; and its messages to other devices: their number and megabytes. On a GPU the
 convolutions are cuDNN's, elsewhere they are fused with what surrounds them.
 
-  --target   h100, or a TPU's type and topology, such as v5e:2x4 or v4:8x8x8
+  --target   h100; h100:HxG for H hosts with G GPUs each; or a TPU's type and topology, such as
+             v5e:2x4 or v4:8x8x8
   --methods  names of methods, comma-separated, of those that prepare nothing
              (default: finetune,xmixup)
   --classes  classes of the target and of the source (default: 100)
@@ -139,10 +140,9 @@ def devices(target: str) -> list[jax.Device]:
     """
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')  # libtpu asks the cloud for its machine
     try:
-        if target == 'h100':
-            made = topologies.get_topology_desc(
-                target, 'cuda', topology='1x1x1', target_config=H100
-            )
+        if target.startswith('h100'):
+            shape = f'1x{target.partition(":")[2] or "1x1"}'  # slices, hosts, GPUs of each
+            made = topologies.get_topology_desc(target, 'cuda', topology=shape, target_config=H100)
         else:
             made = topologies.get_topology_desc(target, 'tpu')
     except (RuntimeError, NotImplementedError, ValueError) as error:

@@ -27,6 +27,7 @@ from tests.torch_networks import peer
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.compute import augment, cost
+from xmixup_jax.devices import chosen_precision
 
 CLASSES = 100
 OURS = {'finetune': 'finetune', 'xmixup': 'mixup', 'mixup': 'mixup'}

@@ -14,8 +14,9 @@ from tests.method_checks import CLOSE, check, nchw, normal
 from xmixup_jax.compute.step import create_task, train_step
 from xmixup_jax.devices import device_groups, replicate
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.models.normalization import SLOPES, Moments, normalize
-from xmixup_jax.models.pooling import max_pool
+from xmixup_jax.models import normalization, resnet
+from xmixup_jax.models.normalization import SLOPES, Moments, normalize, normalize_on_gpu
+from xmixup_jax.models.pooling import max_pool, max_pool_on_gpu
 
 B, C = 4, 3
 EPSILON = 1e-3
@@ -40,16 +41,18 @@ def torch_layer(x, residual, scale, bias, weight, act):
     return {'': lambda y: y, 'relu': F.relu, 'relu6': F.relu6}[act](y)
 
 
+FORMS = (normalize, normalize_on_gpu)
+
+
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('act', SLOPES)
 @pytest.mark.parametrize('weight', WEIGHTS)
 @pytest.mark.parametrize('has_residual', [False, True])
-def test_value_and_gradients_are_those_of_autograd(act, weight, has_residual):
+def test_value_and_gradients_are_those_of_autograd(form, act, weight, has_residual):
     weight = WEIGHTS[weight]
 
     def ours(x, scale, bias, residual=None):
-        out, _ = normalize(
-            act, EPSILON, None, x, residual, scale, bias, STORED, jnp.asarray(weight)
-        )
+        out, _ = form(act, EPSILON, None, x, residual, scale, bias, STORED, jnp.asarray(weight))
         return jnp.sum(out * GRAD)
 
     def theirs(x, scale, bias, residual=None):
@@ -68,12 +71,13 @@ def test_it_returns_the_statistics_of_the_batch(act):
     np.testing.assert_allclose(found.var[0], X.var((0, 1, 2)), **CLOSE)
 
 
+@pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize('act', SLOPES)
-def test_devices_share_their_statistics(act):
+def test_devices_share_their_statistics(form, act):
     """Two devices with half of the batch each: gradients of the sum of both losses."""
 
     def loss(x, residual, grad):
-        out, _ = normalize(act, EPSILON, None, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
+        out, _ = form(act, EPSILON, None, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
         return jnp.sum(out * grad)
 
     halves = [a.reshape(2, B // 2, *a.shape[1:]) for a in (X, RESIDUAL, GRAD)]
@@ -86,7 +90,8 @@ def test_devices_share_their_statistics(act):
 
 
 @pytest.mark.devices
-def test_statistics_stay_within_groups_of_devices():
+@pytest.mark.parametrize('form', FORMS)
+def test_statistics_stay_within_groups_of_devices(form):
     """Each half of the devices is a network of its own to PyTorch."""
     count = jax.device_count()
     half = tuple(range(count // 2))
@@ -95,7 +100,7 @@ def test_statistics_stay_within_groups_of_devices():
 
     def loss(x, grad):
         affine = jnp.asarray(SCALE), jnp.asarray(BIAS)
-        out, batch = normalize('relu', EPSILON, groups, x, None, *affine, STORED, jnp.ones(()))
+        out, batch = form('relu', EPSILON, groups, x, None, *affine, STORED, jnp.ones(()))
         return jnp.sum(out * grad), batch
 
     found, batch = jax.pmap(jax.grad(loss, has_aux=True), axis_name='batch')(x, grad)
@@ -135,7 +140,7 @@ def test_a_step_whose_devices_have_their_own_statistics(config):
     new, metrics = task.train_steps({}, replicate(state), {}, arrays)
     config.batch_norm_over = 'all'
     alone, _ = create_task(config, sizes)
-    one = jax.vmap(partial(train_step, alone, {}, state), axis_name='batch')
+    one = jax.jit(jax.vmap(partial(train_step, alone, {}, state), axis_name='batch'))
     apart = [one(jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(count)]
     losses = [each['loss'][0] for _, each in apart]
     np.testing.assert_allclose(metrics['loss'][0], np.mean(losses), rtol=1e-5)
@@ -149,9 +154,10 @@ def test_a_step_whose_devices_have_their_own_statistics(config):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_bfloat16_differs_by_its_rounding_alone():
+@pytest.mark.parametrize('form', FORMS)
+def test_bfloat16_differs_by_its_rounding_alone(form):
     def loss(x, residual):
-        out, _ = normalize('relu', EPSILON, None, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
+        out, _ = form('relu', EPSILON, None, x, residual, SCALE, BIAS, STORED, jnp.ones(()))
         return jnp.sum(out.astype(jnp.float32) * GRAD), out
 
     def both(x, residual):
@@ -179,26 +185,72 @@ def test_slopes_are_those_of_pytorch_at_kinks_too(act):
     np.testing.assert_array_equal(SLOPES[act](jnp.asarray(points)), x.grad)
 
 
+POOLS = (max_pool, max_pool_on_gpu)
+
+
+@pytest.mark.parametrize('form', POOLS)
 @pytest.mark.parametrize('window', [(3, 2, 1), (3, 2, 0), (2, 2, 0), (3, 1, 1)])
 @pytest.mark.parametrize('size', [(7, 7), (6, 9)])
-def test_max_pool_is_that_of_pytorch_with_ties(window, size):
+def test_max_pool_is_that_of_pytorch_with_ties(form, window, size):
     side, stride, padding = window
     # Few values, so that most windows have several maxima.
     x = np.random.default_rng(0).integers(-2, 3, (2, *size, 3)).astype(np.float32)
     tensor = torch.tensor(x, requires_grad=True)
     expected = F.max_pool2d(nchw(tensor), side, stride, padding)
-    out, back = jax.vjp(lambda x: max_pool(x, side, stride, padding), jnp.asarray(x))
-    for found in (out, max_pool(jnp.asarray(x), side, stride, padding)):
+    out, back = jax.vjp(lambda x: form(x, side, stride, padding), jnp.asarray(x))
+    for found in (out, form(jnp.asarray(x), side, stride, padding)):
         np.testing.assert_array_equal(found, expected.detach().permute(0, 2, 3, 1))
     grad = normal(*out.shape)
     expected.backward(nchw(torch.tensor(grad)))
     np.testing.assert_allclose(back(grad)[0], tensor.grad, rtol=1e-6, atol=1e-6)
 
 
-def test_max_pool_passes_nan_on():
+@pytest.mark.parametrize('form', POOLS)
+def test_max_pool_passes_nan_on(form):
     x = normal(1, 6, 6, 2)
     x[0, 2, 3, 1] = np.nan
     expected = F.max_pool2d(nchw(torch.tensor(x)), 3, 2, 1).permute(0, 2, 3, 1)
-    out, _ = jax.vjp(lambda x: max_pool(x, 3, 2, 1), jnp.asarray(x))
-    for found in (out, max_pool(jnp.asarray(x), 3, 2, 1)):
+    out, _ = jax.vjp(lambda x: form(x, 3, 2, 1), jnp.asarray(x))
+    for found in (out, form(jnp.asarray(x), 3, 2, 1)):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_gpus_network_learns_as_a_cpus(config, monkeypatch):
+    """A step of the whole network with the forms that GPUs use."""
+    config.update_from_flattened_dict({'method': 'finetune', 'model.stem': 'imagenet'})
+    config.resize = config.image_size = 32
+    rng = np.random.default_rng(0)
+    batch = {
+        'image': rng.integers(0, 256, (1, 8, 32, 32, 3), np.uint8),
+        'label': rng.integers(0, 10, (1, 8)).astype(np.int32),
+        'seed': rng.integers(0, 2**32, (1, 8), np.uint32),
+    }
+    task, state = create_task(config, Sizes(10))
+
+    def step():
+        return jax.jit(jax.vmap(partial(train_step, task, {}, state), axis_name='batch'))(batch)
+
+    (expected, usual), forms = step(), []
+    for module, name, form in (
+        (normalization, 'normalize', normalize_on_gpu),
+        (resnet, 'max_pool', max_pool_on_gpu),
+    ):
+
+        def recorded(*args, form=form, **options):
+            forms.append(form)
+            return form(*args, **options)
+
+        monkeypatch.setattr(module, name, recorded)
+    new, metrics = step()
+    assert set(forms) == {normalize_on_gpu, max_pool_on_gpu}
+    np.testing.assert_allclose(metrics['loss'], usual['loss'], rtol=1e-5)
+    scale = float(config.optimizer.learning_rate)
+    for (path, ours), theirs, old in zip(
+        jax.tree.leaves_with_path(new.params),
+        jax.tree.leaves(expected.params),
+        jax.tree.leaves(state.params),
+        strict=True,
+    ):
+        gradients = [(x[0] - old) / scale for x in (ours, theirs)]
+        size = np.abs(gradients[1]).max()
+        np.testing.assert_allclose(*gradients, atol=1e-3 * size + 1e-5, err_msg=str(path))

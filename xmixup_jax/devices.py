@@ -29,12 +29,13 @@ def device_groups(kind: str) -> tuple[tuple[int, ...], ...] | None:
     Returns:
       positions in `jax.devices()` of each group; None if all devices are one.
     """
-    owners = [device.process_index for device in jax.devices()]
-    if kind == 'device':
-        groups = [(i,) for i in range(len(owners))]
-    else:
-        groups = [tuple(np.flatnonzero(np.equal(owners, p)).tolist()) for p in sorted(set(owners))]
-    return None if kind == 'all' or len(groups) == 1 else tuple(groups)
+    if kind == 'all':
+        return None
+    groups: dict[int, tuple[int, ...]] = {}
+    for i, device in enumerate(jax.devices()):
+        owner = device.process_index if kind == 'host' else i
+        groups[owner] = (*groups.get(owner, ()), i)
+    return tuple(groups.values()) if len(groups) > 1 else None
 
 
 PRECISIONS = ('auto', 'float32', 'bfloat16')

@@ -1,14 +1,15 @@
 """Batch norm, fused with the residual sum and the activation that follow it.
 
-A training step is bound by the memory traffic of its activations, and most of that traffic belongs
-to batch norm. `normalize` therefore has a gradient of its own, which keeps only the input (the
+On a GPU a training step is bound by the memory traffic of its activations, and most of that traffic
+belongs to batch norm. There `normalize` has a gradient of its own, which keeps only the input (the
 convolution's output), the result (the next convolution's input) and statistics of each channel. It
-recomputes the normalised map and the activation's mask, and reads the activations twice where
-autodiff writes and reads them three times.
+recomputes the normalised map and the activation's mask, and passes over the activations twice where
+the program made from autodiff passes over them three times. `python -m benchmarks.ahead` counts.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ AXIS = 'batch'
 MOMENTUM = 0.9
 """Weight of the old moving statistics in an update; PyTorch's momentum is 1 minus this."""
 ACTS = {'': lambda x: x, 'relu': nnx.relu, 'relu6': nnx.relu6}
-SLOPES = {
+SLOPES: dict[str, Callable[[jax.Array], Any]] = {
     '': lambda x: 1.0,
     'relu': lambda x: _is_positive(x),
     'relu6': lambda x: _is_positive(x) * _is_positive(6.0 - x),
@@ -84,14 +85,21 @@ def apply(x, residual, moments: Moments, scale, bias, epsilon: float, act: str) 
     return ACTS[act](y if residual is None else residual + y)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def normalize(
-    act: str, epsilon: float, groups: Groups, x, residual, scale, bias, stored: Moments, weight
+    act: str,
+    epsilon: float,
+    groups: Groups,
+    x: jax.Array,
+    residual: jax.Array | None,
+    scale: jax.Array,
+    bias: jax.Array,
+    stored: Moments,
+    weight: jax.Array,
 ) -> tuple[jax.Array, Moments]:
     """`apply` in training: by a weighted mean of the batch's and the stored statistics.
 
-    The gradient is that of autodiff, through the batch's statistics too. At the kinks of the
-    activation it is 0, as in PyTorch. None flows through the moments, `stored` or `weight`.
+    The gradient goes through the batch's statistics; none flows through the returned ones, `stored`
+    or `weight`.
 
     Args:
       act, epsilon, x, residual, scale, bias: as in `apply`; under a mapped axis AXIS.
@@ -102,36 +110,42 @@ def normalize(
     Returns:
       (as from `apply`; the statistics of the batch).
     """
-    return _forward(act, epsilon, groups, x, residual, scale, bias, stored, weight)[0]
+    static = act, epsilon, groups
+    fused, usual = partial(normalize_on_gpu, *static), partial(_normalize, *static)
+    operands = (x, residual, scale, bias, stored, weight)
+    # XLA for TPUs fuses the usual form into convolutions, so that ours gains nothing there.
+    return jax.lax.platform_dependent(*operands, cuda=fused, rocm=fused, default=usual)
 
 
-def _recompute(values):
-    """The same values, from which XLA for GPUs computes maps again that it has computed before.
+def _normalize(act, epsilon, groups, x, residual, scale, bias, stored, weight):
+    batch = batch_moments(x, groups)
+    used = _mixed(batch, stored, weight)
+    out = apply(x, residual, used, scale, bias, epsilon, act)
+    return out, jax.lax.stop_gradient(batch)
 
-    Left alone it would write a map that several kernels need, such as a mask, and read it in each.
-    XLA for TPUs fuses such maps into convolutions, which a barrier prevents.
-    """
-    return jax.lax.platform_dependent(
-        values,
-        cuda=jax.lax.optimization_barrier,
-        rocm=jax.lax.optimization_barrier,
-        default=lambda x: x,
-    )
+
+def _mixed(batch: Moments, stored: Moments, weight) -> Moments:
+    """The statistics to normalise by."""
+    pairs = zip(batch, stored, strict=True)
+    return Moments(*(weight * new + (1 - weight) * old for new, old in pairs))
+
+
+# `normalize` with a gradient of its own, which is 0 at the kinks of the activation, as in PyTorch.
+normalize_on_gpu = jax.custom_vjp(_normalize, nondiff_argnums=(0, 1, 2))
 
 
 def _forward(act, epsilon, groups, x, residual, scale, bias, stored, weight):
-    batch = batch_moments(x, groups)
-    used = Moments(
-        *(weight * new + (1 - weight) * old for new, old in zip(batch, stored, strict=True))
-    )
-    out = apply(x, residual, used, scale, bias, epsilon, act)
+    out, batch = _normalize(act, epsilon, groups, x, residual, scale, bias, stored, weight)
     # The result tells where the activation was cut off if `x` alone does not.
     kept = out if act and residual is not None else None
-    return (out, batch), (x, residual is not None, kept, scale, bias, batch, used, weight)
+    marker = None if residual is None else jnp.zeros((), residual.dtype)
+    used = _mixed(batch, stored, weight)
+    return (out, batch), (x, marker, kept, scale, bias, batch, used, weight)
 
 
 def _backward(act, epsilon, groups, saved, cotangents):
-    x, has_residual, out, scale, bias, batch, used, weight = saved
+    x, marker, out, scale, bias, batch, used, weight = saved
+    has_residual = marker is not None
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
     inverse = jax.lax.rsqrt(used.var + epsilon)
@@ -144,8 +158,9 @@ def _backward(act, epsilon, groups, saved, cotangents):
     def centred(x):
         return at_least_float32(x) - batch.mean
 
-    # Here the maps of the forward pass are recomputed ...
-    x, out, grad = _recompute((x, out, cotangents[0]))
+    # XLA would write a map that several kernels need, such as a mask, and read it in each. The
+    # barriers make it compute such maps again: here those of the forward pass ...
+    x, out, grad = jax.lax.optimization_barrier((x, out, cotangents[0]))
     inner = before_act(x, out, grad)
     if has_residual:
         grad = inner.astype(x.dtype)
@@ -154,7 +169,7 @@ def _backward(act, epsilon, groups, saved, cotangents):
     product = (inner * centred(x)).sum(axes) + total * (batch.mean - used.mean)
     means = _mean_over(groups, (total / count, product / count))
     # ... and here those of the sums.
-    x_again, grad_again, (mean, mean_product) = _recompute((x, grad, means))
+    x_again, grad_again, (mean, mean_product) = jax.lax.optimization_barrier((x, grad, means))
     inner = at_least_float32(grad_again) if has_residual else before_act(x_again, out, grad_again)
     slope = weight * jnp.square(inverse) * mean_product
     grad_x = (inner - weight * mean - slope * centred(x_again)) * (scale * inverse)
@@ -168,10 +183,10 @@ def _backward(act, epsilon, groups, saved, cotangents):
     )
 
 
-normalize.defvjp(_forward, _backward)
+normalize_on_gpu.defvjp(_forward, _backward)
 
 
-class BatchNorm(nnx.BatchNorm):
+class BatchNorm(nnx.Module):
     """Batch norm over groups of devices, with a residual sum and an activation.
 
     It computes in float32 and returns the dtype of its input. In training it normalises by the
@@ -181,20 +196,30 @@ class BatchNorm(nnx.BatchNorm):
     frozen = False
     """Whether training uses the stored statistics and does not update them, see config.freeze."""
 
-    def __init__(self, num_features, *, epsilon, rngs, groups: Groups = None):
-        super().__init__(num_features, momentum=MOMENTUM, epsilon=epsilon, rngs=rngs)
-        self.groups = groups
+    def __init__(self, num_features: int, *, epsilon: float, rngs, groups: Groups = None):
+        shape = (num_features,)
+        self.mean = nnx.BatchStat(jnp.zeros(shape))
+        self.var = nnx.BatchStat(jnp.ones(shape))
+        # The keys are unused, but with them a seed draws the same network as with nnx.BatchNorm.
+        self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), shape))
+        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), shape))
+        self.num_features, self.epsilon, self.groups = num_features, epsilon, groups
+        self.use_running_average = False  # set by nnx.Module.train and eval
 
-    def __call__(self, x, residual=None, act: str = ''):
+    def __call__(self, x: jax.Array, residual: jax.Array | None = None, act: str = '') -> jax.Array:
         """Maps [..., C] to the same; `residual` and `act` are as in `apply`."""
-        stored = Moments(self.mean[...], self.var[...])
-        affine = self.scale[...], self.bias[...]
         if self.use_running_average:
-            return apply(x, residual, stored, *affine, self.epsilon, act)
-        static = act, self.epsilon, self.groups
+            return self.by_stored(x, residual, act)
+        stored = Moments(self.mean[...], self.var[...])
+        static, affine = (act, self.epsilon, self.groups), (self.scale[...], self.bias[...])
         out, batch = normalize(*static, x, residual, *affine, stored, self.weight())
         self.mean[...], self.var[...] = self.moved(stored, batch, x.size // x.shape[-1])
         return out
+
+    def by_stored(self, x: jax.Array, residual: jax.Array | None, act: str) -> jax.Array:
+        """Normalises by the moving statistics."""
+        stored = Moments(self.mean[...], self.var[...])
+        return apply(x, residual, stored, self.scale[...], self.bias[...], self.epsilon, act)
 
     def weight(self) -> jax.Array:
         """The weight of the batch's statistics in training, a number or [C]."""
@@ -210,10 +235,8 @@ class BatchNorm(nnx.BatchNorm):
 class FrozenBatchNorm(BatchNorm):
     """Batch norm that uses the stored statistics in training too, and never updates them."""
 
-    def __call__(self, x, residual=None, act: str = ''):
-        stored = Moments(self.mean[...], self.var[...])
-        affine = self.scale[...], self.bias[...]
-        return apply(x, residual, stored, *affine, self.epsilon, act)
+    def __call__(self, x, residual=None, act=''):
+        return self.by_stored(x, residual, act)
 
 
 class MixedBatchNorm(BatchNorm):
