@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     BASE: {'ema_decay': 0.99},
     'label_smoothing': {'label_smoothing': 0.1},
     'trivialaugment': {'augment.policy': 'trivialaugment'},
-    'freeze': {'freeze': '4'},  # of seven stages
+    'freeze': {'freeze': '4'},  # of five stages
     'layer_decay': {'optimizer.layer_decay': 0.75},
     'validation': {'target.validation_share': 0.2, 'eval_every': 20},
     'erasing': {'augment.erasing': 0.25},

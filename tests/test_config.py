@@ -74,7 +74,7 @@ def test_overrides_reach_the_config():
         ('--config.batch_size=20', 'config.batch_size=20: must be a multiple of 8, '),
         ('--config.accumulate_steps=3', 'number of devices times config.accumulate_steps=3'),
         ('--config.steps_per_dispatch=7', 'must be a multiple of config.steps_per_dispatch=7'),
-        ('--config.precision=half', 'must be one of float32, bfloat16'),
+        ('--config.precision=half', 'must be one of auto, float32, bfloat16'),
         ('--config.crop_min_area=2', 'config.crop_min_area=2.0: must be from 0 to 1'),
         ('--config.pretrain.batch_size=12', 'must be a multiple of 8, the number of devices'),
         ('--config.seed=-1', 'config.seed=-1: must be from 0'),

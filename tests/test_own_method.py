@@ -150,7 +150,7 @@ def test_a_comparison_takes_files_and_names(config, file, tmp_path, capsys):
     }
     assert stored[NAME][NAME] == {'epsilon': 0.3}
     # Fine-tuning has the same configuration as without the other method.
-    plain, _ = parse_flags(small(config, '--config.method=finetune'))
+    plain, _ = parse_flags(small(config, '--config.method=finetune', '--config.precision=float32'))
     assert stored['finetune'] == plain.to_dict()
 
 

@@ -137,13 +137,12 @@ def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree
     method, options = method_of(config), options_of(config)
     num_logits = sizes.target + method.extra_logits(options, sizes)
     norm = method.norm(options) if method.norm else BATCH_NORMS[config.batch_norm]
-    norm = partial(norm, groups=device_groups(config.batch_norm_over))
     return create_model(
         config.model,
         num_logits,
         config.image_size,
         config.seed,
-        norm,
+        partial(norm, groups=device_groups(config.batch_norm_over)),
         config.precision,
         config.remat,
         config.head_init,
