@@ -181,7 +181,11 @@ _SHAPE = re.compile(r'([a-z]+)(\d*)\w*\[([\d,]*)\]')
 
 
 def traffic(program: str) -> Traffic:
-    """Adds up the operands and results of the kernels in a compiled program's text."""
+    """Adds up the operands and results of the kernels in a compiled program's text.
+
+    Of an operand that a kernel only cuts slices from, the slices count.
+    """
+    bodies = dict(re.findall(r'^(?:ENTRY )?%(\S+) \(.*?\{\n(.*?)^\}', program, re.M | re.S))
     entry = program[program.index('\nENTRY') :]
     sizes: dict[str, int] = {}
     moved: collections.Counter[str] = collections.Counter()
@@ -193,14 +197,43 @@ def traffic(program: str) -> Traffic:
         sizes[name] = size_of(shape)
         if kind in _FREE or kind.endswith('-done'):
             continue
-        operands = re.findall(r'%([\w.-]+)', rest.split('), ')[0])
-        size = sizes[name] + sum(sizes.get(each, 0) for each in operands)
+        read = [sizes.get(each, 0) for each in _operands(rest)]
+        if called := re.search(r'calls=%([\w.-]+)', rest):
+            slices = _slices(bodies[called[1]])
+            read = [slices.get(i, size) for i, size in enumerate(read)]
         if kind.removesuffix('-start') in _MESSAGES:
             moved['messages'] += 1
-            moved['message_bytes'] += sum(sizes.get(each, 0) for each in operands)
+            moved['message_bytes'] += sum(read)
         else:
-            moved['convolutions' if '__cudnn$conv' in line else 'others'] += size
+            key = 'convolutions' if '__cudnn$conv' in line else 'others'
+            moved[key] += sizes[name] + sum(read)
     return Traffic(*(moved[field] for field in Traffic._fields))
+
+
+def _operands(rest: str) -> list[str]:
+    return re.findall(r'%([\w.-]+)', rest.split('), ')[0])
+
+
+def _slices(body: str) -> dict[int, int]:
+    """By the number of a fused computation's parameter: the bytes of its slices, if no other
+    instruction uses it."""
+    numbers: dict[str, int] = {}
+    found: dict[int, int] = {}
+    others = set()
+    for line in body.splitlines():
+        match = _INSTRUCTION.match(line)
+        if not match:
+            continue
+        name, shape, kind, rest = match.groups()
+        if kind == 'parameter':
+            numbers[name] = int(rest.split(')')[0])
+            continue
+        for each in _operands(rest):
+            if each in numbers and kind == 'slice':
+                found[numbers[each]] = found.get(numbers[each], 0) + size_of(shape)
+            elif each in numbers:
+                others.add(numbers[each])
+    return {number: size for number, size in found.items() if number not in others}
 
 
 def size_of(shape: str) -> int:
