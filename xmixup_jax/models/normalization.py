@@ -8,7 +8,6 @@ the program made from autodiff passes over them three times. `python -m benchmar
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,7 +55,7 @@ def _mean_over(groups: Groups, values):
 def batch_moments(x: jax.Array, groups: Groups) -> Moments:
     """The statistics of the batch on the devices of a group."""
     x, axes = at_least_float32(x), tuple(range(x.ndim - 1))
-    mean, square = _mean_over(groups, (x.mean(axes), jnp.square(x).mean(axes)))
+    mean, square = _mean_over(groups, jnp.stack([x.mean(axes), jnp.square(x).mean(axes)]))
     return Moments(mean, jnp.maximum(square - jnp.square(mean), 0.0))
 
 
@@ -110,11 +109,9 @@ def normalize(
     Returns:
       (as from `apply`; the statistics of the batch).
     """
-    static = act, epsilon, groups
-    fused, usual = partial(normalize_on_gpu, *static), partial(_normalize, *static)
-    operands = (x, residual, scale, bias, stored, weight)
     # XLA for TPUs fuses the usual form into convolutions, so that ours gains nothing there.
-    return jax.lax.platform_dependent(*operands, cuda=fused, rocm=fused, default=usual)
+    form = normalize_on_gpu if jax.default_backend() == 'gpu' else _normalize
+    return form(act, epsilon, groups, x, residual, scale, bias, stored, weight)
 
 
 def _normalize(act, epsilon, groups, x, residual, scale, bias, stored, weight):

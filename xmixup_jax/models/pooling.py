@@ -1,7 +1,5 @@
 """Max pooling whose gradient needs one small map of positions."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,10 +19,8 @@ def max_pool(x: jax.Array, side: int, stride: int, padding: int = 0) -> jax.Arra
     Returns:
       [B, h, w, C].
     """
-    window = {'side': side, 'stride': stride, 'padding': padding}
-    by_positions = partial(max_pool_on_gpu, **window)
-    usual = partial(_max_pool, **window)
-    return jax.lax.platform_dependent(x, cuda=by_positions, rocm=by_positions, default=usual)
+    form = max_pool_on_gpu if jax.default_backend() == 'gpu' else _max_pool
+    return form(x, side, stride, padding)
 
 
 def _max_pool(x, side, stride, padding):
