@@ -30,6 +30,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -170,7 +171,11 @@ def compile_step(config: ConfigDict, classes: int, to: list[jax.Device]) -> jax.
         {},
         jax.tree.map(partial(shape, axes=(len(to), 1)), batch),
     )
-    return step.lower(*arguments).compile()
+    backend = 'tpu' if to[0].platform == 'tpu' else 'gpu'
+    # What is chosen by the device when the step is traced must suit the target.
+    with mock.patch.object(jax, 'default_backend', lambda: backend):
+        lowered = step.lower(*arguments)
+    return lowered.compile()
 
 
 # Instructions that move nothing.
