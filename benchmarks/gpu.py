@@ -30,7 +30,7 @@ RESNET = ('--config=configs/aircraft.py', '--config.batch_size=128')
 LITE = (*RESNET[:1], '--config.model.name=efficientnet_lite0', '--config.batch_size=32')
 LITE = (*LITE, '--config.resize=176', '--config.image_size=160')
 SMALL = (
-    *('--config=configs/digits.py', '--config.model.name=resnet10', '--config.model.width=4'),
+    *('--config=configs/digits.py', '--config.model.name=resnet18', '--config.model.width=64'),
     *('--config.batch_size=8', '--config.resize=20', '--config.image_size=16'),
 )
 PRECISION = '--config.precision=bfloat16'
