@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-HELP = {'-h', '--help'}
+from xmixup_jax.cli.program import HELP
 
 
 def _print_help() -> None:
@@ -15,7 +15,7 @@ def _print_help() -> None:
     Importing the module would need its packages, which include PyTorch for some, and a device.
     """
     name = sys.orig_argv[sys.orig_argv.index('-m') + 1]
-    if name == __name__ or not name.startswith(f'{__name__}.'):
+    if not name.startswith(f'{__name__}.'):
         return
     path = Path(__file__).parent.joinpath(*name.split('.')[1:])
     path = path / '__init__.py' if path.is_dir() else path.with_suffix('.py')

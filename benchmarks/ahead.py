@@ -38,9 +38,10 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from benchmarks import synthetic
+from xmixup_jax.checks import validate
 from xmixup_jax.cli.flags import read_command
 from xmixup_jax.cli.program import run_and_exit
-from xmixup_jax.compute.cost import drop_unused
+from xmixup_jax.compute.cost import drop_unused, memory_mib
 from xmixup_jax.compute.mapping import TRAIN_AXES, by_shard_map
 from xmixup_jax.compute.step import make_task, train_steps
 from xmixup_jax.errors import ConfigError
@@ -101,6 +102,11 @@ def run(argv: list[str]) -> None:
     args, rest = parser.parse_known_args(argv)
     config, _ = read_command(rest)
     config.precision = 'bfloat16' if config.precision == 'auto' else config.precision
+    if config.batch_norm_over != 'all':
+        raise ConfigError(
+            f'config.batch_norm_over={config.batch_norm_over}: its groups would be those of the '
+            'devices of this machine, not of --target; leave it out'
+        )
     found = devices(args.target)
     print(
         f'{config.model.name}, {config.image_size} px, batch {config.batch_size}, '
@@ -109,21 +115,16 @@ def run(argv: list[str]) -> None:
     rows = []
     for name in args.methods.split(','):
         config.method = name
+        validate(config, len(found))
         begun = time.perf_counter()
         compiled = compile_step(config, args.classes, found)
         seconds = time.perf_counter() - begun
-        memory, moved = compiled.memory_analysis(), traffic(compiled.as_text())
-        total = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
+        moved = traffic(compiled.as_text())
         rows.append(
             {
                 'method': name,
                 'compile s': seconds,
-                'memory MiB': total / 2**20,
+                'memory MiB': memory_mib(compiled),
                 'convolutions GB': moved.convolutions / 1e9,
                 'others GB': moved.others / 1e9,
                 'messages': moved.messages,

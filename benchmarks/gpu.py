@@ -27,8 +27,10 @@ from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.errors import UserError
 
 RESNET = ('--config=configs/aircraft.py', '--config.batch_size=128')
-LITE = (*RESNET[:1], '--config.model.name=efficientnet_lite0', '--config.batch_size=32')
-LITE = (*LITE, '--config.resize=176', '--config.image_size=160')
+LITE = (
+    *('--config=configs/aircraft.py', '--config.model.name=efficientnet_lite0'),
+    *('--config.batch_size=32', '--config.resize=176', '--config.image_size=160'),
+)
 SMALL = (
     *('--config=configs/digits.py', '--config.model.name=resnet18', '--config.model.width=64'),
     *('--config.batch_size=8', '--config.resize=20', '--config.image_size=16'),
@@ -127,8 +129,7 @@ def ratios(before: Path, after: Path) -> list[str]:
             times.append({row['method']: float(row['step ms']) for row in csv.DictReader(file)})
     return [
         f'{method} {old:.2f} ms before, {new:.2f} ms now, {old / new:.3f} times as fast'
-        for method, old in times[0].items()
-        for new in [times[1][method]]
+        for (method, old), new in zip(times[0].items(), times[1].values(), strict=True)
     ]
 
 

@@ -70,19 +70,12 @@ def measure_steps(starts: Mapping[str, StepInputs], batches: list[PyTree]) -> di
             mapped: Any = map_train_steps(partial(step_lib.train_steps, start.task))
             steps[name] = mapped.lower(start.constants, start.state, {}, inputs).compile()
         compile_seconds = time.perf_counter() - begun
-        memory = steps[name].memory_analysis()
         bytes_accessed = (steps[name].cost_analysis() or {}).get('bytes accessed', 0.0)
-        total = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
         costs[name] = StepCost(
             compile_seconds,
             step_ms=0.0,
             step_ms_spread=0.0,
-            memory_mb=total / 2**20,
+            memory_mb=memory_mib(steps[name]),
             gbytes=bytes_accessed / 1e9,
         )
         states[name] = start.state
@@ -97,6 +90,18 @@ def measure_steps(starts: Mapping[str, StepInputs], batches: list[PyTree]) -> di
         low, median, high = np.percentile(values, (25, 50, 75))
         costs[name] = costs[name]._replace(step_ms=median, step_ms_spread=high - low)
     return costs
+
+
+def memory_mib(compiled: jax.stages.Compiled) -> float:
+    """The memory that a compiled program needs on each device, in MiB."""
+    memory: Any = compiled.memory_analysis()
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+    return total / 2**20
 
 
 def gflop(function: Callable, *args: PyTree) -> float:

@@ -19,18 +19,20 @@ from xmixup_jax.models.base import at_least_float32
 AXIS = 'batch'
 MOMENTUM = 0.9
 """Weight of the old moving statistics in an update; PyTorch's momentum is 1 minus this."""
-ACTS = {'': lambda x: x, 'relu': nnx.relu, 'relu6': nnx.relu6}
-SLOPES: dict[str, Callable[[jax.Array], Any]] = {
-    '': lambda x: 1.0,
-    'relu': lambda x: _is_positive(x),
-    'relu6': lambda x: _is_positive(x) * _is_positive(6.0 - x),
-}
-"""Derivatives of ACTS by their arguments in float32; 0 at the kinks, as in PyTorch."""
 
 
 def _is_positive(x: jax.Array) -> jax.Array:
     """1.0 or 0.0. XLA fuses this arithmetic into sums, but writes a map of booleans first."""
     return jnp.clip(jnp.ceil(x), 0.0, 1.0)
+
+
+ACTS = {'': lambda x: x, 'relu': nnx.relu, 'relu6': nnx.relu6}
+SLOPES: dict[str, Callable[[jax.Array], Any]] = {
+    '': lambda x: 1.0,
+    'relu': _is_positive,
+    'relu6': lambda x: _is_positive(x) * _is_positive(6.0 - x),
+}
+"""Derivatives of ACTS by their arguments in float32; 0 at the kinks, as in PyTorch."""
 
 
 class Moments(NamedTuple):

@@ -57,7 +57,8 @@ def _same(x):
 def _deep_stem(width, stride, norm, rngs):
     """Three 3x3 convolutions, the first two with half the width; `bn1` follows the last.
 
-    A position is left free for each ReLU, as in timm's keys."""
+    A position is left free for each ReLU, as in timm's keys.
+    """
     half = (width + 1) // 2
     return nnx.List(
         [
