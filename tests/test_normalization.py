@@ -14,9 +14,9 @@ from tests.method_checks import CLOSE, check, nchw, normal
 from xmixup_jax.compute.step import create_task, train_step
 from xmixup_jax.devices import device_groups, replicate
 from xmixup_jax.methods.base import Sizes
-from xmixup_jax.models import normalization, resnet
+from xmixup_jax.models import normalization, pooling
 from xmixup_jax.models.normalization import SLOPES, Moments, normalize, normalize_on_gpu
-from xmixup_jax.models.pooling import max_pool, max_pool_on_gpu
+from xmixup_jax.models.pooling import max_pool
 
 B, C = 4, 3
 EPSILON = 1e-3
@@ -185,38 +185,40 @@ def test_slopes_are_those_of_pytorch_at_kinks_too(act):
     np.testing.assert_array_equal(SLOPES[act](jnp.asarray(points)), x.grad)
 
 
-POOLS = (max_pool, max_pool_on_gpu)
+@pytest.fixture(params=['cpu', 'tpu'])
+def pool(request, monkeypatch):
+    """Max pooling in the form for a platform."""
+    monkeypatch.setattr(jax, 'default_backend', lambda: request.param)
+    return max_pool
 
 
-@pytest.mark.parametrize('form', POOLS)
 @pytest.mark.parametrize('window', [(3, 2, 1), (3, 2, 0), (2, 2, 0), (3, 1, 1)])
 @pytest.mark.parametrize('size', [(7, 7), (6, 9)])
-def test_max_pool_is_that_of_pytorch_with_ties(form, window, size):
+def test_max_pool_is_that_of_pytorch_with_ties(pool, window, size):
     side, stride, padding = window
     # Few values, so that most windows have several maxima.
     x = np.random.default_rng(0).integers(-2, 3, (2, *size, 3)).astype(np.float32)
     tensor = torch.tensor(x, requires_grad=True)
     expected = F.max_pool2d(nchw(tensor), side, stride, padding)
-    out, back = jax.vjp(lambda x: form(x, side, stride, padding), jnp.asarray(x))
-    for found in (out, form(jnp.asarray(x), side, stride, padding)):
+    out, back = jax.vjp(lambda x: pool(x, side, stride, padding), jnp.asarray(x))
+    for found in (out, pool(jnp.asarray(x), side, stride, padding)):
         np.testing.assert_array_equal(found, expected.detach().permute(0, 2, 3, 1))
     grad = normal(*out.shape)
     expected.backward(nchw(torch.tensor(grad)))
     np.testing.assert_allclose(back(grad)[0], tensor.grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize('form', POOLS)
-def test_max_pool_passes_nan_on(form):
+def test_max_pool_passes_nan_on(pool):
     x = normal(1, 6, 6, 2)
     x[0, 2, 3, 1] = np.nan
     expected = F.max_pool2d(nchw(torch.tensor(x)), 3, 2, 1).permute(0, 2, 3, 1)
-    out, _ = jax.vjp(lambda x: form(x, 3, 2, 1), jnp.asarray(x))
-    for found in (out, form(jnp.asarray(x), 3, 2, 1)):
+    out, _ = jax.vjp(lambda x: pool(x, 3, 2, 1), jnp.asarray(x))
+    for found in (out, pool(jnp.asarray(x), 3, 2, 1)):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_a_gpus_network_learns_as_a_cpus(config, monkeypatch):
-    """A step of the whole network with the forms that GPUs use."""
+def test_a_gpus_network_learns_as_a_tpus(config, monkeypatch):
+    """A step of the whole network in the forms for either."""
     config.update_from_flattened_dict({'method': 'finetune', 'model.stem': 'imagenet'})
     config.resize = config.image_size = 32
     rng = np.random.default_rng(0)
@@ -226,23 +228,28 @@ def test_a_gpus_network_learns_as_a_cpus(config, monkeypatch):
         'seed': rng.integers(0, 2**32, (1, 8), np.uint32),
     }
     task, state = create_task(config, Sizes(10))
+    used = set()
 
-    def step():
-        return jax.jit(jax.vmap(partial(train_step, task, {}, state), axis_name='batch'))(batch)
+    def spy(module, name):
+        form = getattr(module, name)
 
-    (expected, usual), forms = step(), []
-    for module, name, form in (
-        (normalization, 'normalize', normalize_on_gpu),
-        (resnet, 'max_pool', max_pool_on_gpu),
-    ):
-
-        def recorded(*args, form=form, **options):
-            forms.append(form)
-            return form(*args, **options)
+        def recorded(*args):
+            used.add(name)
+            return form(*args)
 
         monkeypatch.setattr(module, name, recorded)
-    new, metrics = step()
-    assert set(forms) == {normalize_on_gpu, max_pool_on_gpu}
+
+    spy(normalization, 'normalize_on_gpu')
+    spy(pooling, 'max_pool_with_positions')
+
+    def step(platform):
+        monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+        return jax.jit(jax.vmap(partial(train_step, task, {}, state), axis_name='batch'))(batch)
+
+    expected, usual = step('tpu')
+    assert not used
+    new, metrics = step('gpu')
+    assert used == {'normalize_on_gpu', 'max_pool_with_positions'}
     np.testing.assert_allclose(metrics['loss'], usual['loss'], rtol=1e-5)
     scale = float(config.optimizer.learning_rate)
     for (path, ours), theirs, old in zip(

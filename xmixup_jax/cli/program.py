@@ -24,6 +24,7 @@ import argparse
 import ast
 import difflib
 import importlib
+import importlib.metadata
 import importlib.util
 import io
 import itertools
@@ -45,6 +46,7 @@ COMMANDS = (
 HELP = {'-h', '--help', '-help', 'help'}
 STOPPED = 'stopped by a signal: run the same command to resume'
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_YNNPACK = '--xla_cpu_experimental_ynn_fusion_type'
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,6 +148,7 @@ def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
         signal.signal(number, interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be invalid text
         sys.stdout.reconfigure(errors='backslashreplace')
+    use_eigen()
     try:
         if HELP & set(argv):
             print(sys.modules[program.__module__].__doc__)
@@ -173,6 +176,20 @@ def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
     except Exception as error:
         _fail_on_device_error(error)
         raise
+
+
+def use_eigen() -> None:
+    """Makes XLA compute convolutions on CPUs with Eigen instead of YNNPACK.
+
+    A convolution to 64 or fewer channels uses a single thread in YNNPACK, and the gradient by a
+    kernel takes up to four times as long (benchmarks/RESULTS.md, "Convolutions on a CPU"). Has an
+    effect on this process, if JAX has not computed anything yet, and on those that it starts.
+    """
+    flags = os.environ.get('XLA_FLAGS', '')
+    # XLA ends the process if it does not know a flag.
+    known = importlib.metadata.version('jaxlib').startswith(('0.10.', '0.11.', '0.12.'))
+    if known and _YNNPACK not in flags:
+        os.environ['XLA_FLAGS'] = f'{flags} {_YNNPACK}=-individual_convolution'.strip()
 
 
 def _fail_on_device_error(error: Exception) -> None:

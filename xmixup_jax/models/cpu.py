@@ -1,4 +1,5 @@
-"""Replaces convolutions that XLA runs slowly on CPUs: depthwise ones, and those to tiny maps."""
+"""Replaces convolutions that XLA runs slowly on CPUs: depthwise ones, pointwise ones, and those to
+tiny maps."""
 
 from functools import partial
 
@@ -13,11 +14,10 @@ _LARGE = 7  # px, smallest side of a depthwise kernel that counts as large
 def convolution(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **options
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for nnx.Conv, as a matrix product for tiny maps on a CPU.
+    """`jax.lax.conv_general_dilated` for nnx.Conv; on a CPU a matrix product if that is faster.
 
-    There XLA's convolution takes up to 90 times as long (`python -m benchmarks.small_maps`),
-    forward and for the gradient of its input. It dominates the time of a ResNet at 64 px, whose
-    last maps are 2x2.
+    It is for tiny maps, which dominate the time of a ResNet at 64 px, and for 1x1 kernels, whose
+    gradient XLA computes slowly (`python -m benchmarks.convolutions`).
 
     Args:
       x: [B, H, W, C].
@@ -32,7 +32,7 @@ def convolution(
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
     shape = jax.eval_shape(usual, x, kernel).shape
-    if max(shape[1:3]) > _SMALL or kernel.shape[:2] == (1, 1):
+    if max(shape[1:3]) > _SMALL and kernel.shape[:2] != (1, 1):
         return usual(x, kernel)
     product = partial(matrix_product, strides=strides, padding=padding, shape=shape)
     return jax.lax.platform_dependent(x, kernel, cpu=product, default=usual)
@@ -56,7 +56,10 @@ def matrix_product(
         for i in range(kernel.shape[0])
         for j in range(kernel.shape[1])
     ]
-    return jnp.concatenate(seen, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    rows = jnp.concatenate(seen, axis=-1)
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    # XLA copies operands of more than two dimensions for the gradient by the kernel.
+    return (rows.reshape(-1, len(matrix)) @ matrix).reshape(shape)
 
 
 class DepthwiseConv(nnx.Module):

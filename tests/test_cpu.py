@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -12,7 +15,8 @@ from xmixup_jax.models.cpu import matrix_product
 @pytest.mark.parametrize('side', [1, 2, 3, 5])
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize(
-    ('kernel', 'padding'), [((3, 3), ((1, 1), (1, 1))), ((1, 3), 'SAME'), ((5, 3), 'SAME')]
+    ('kernel', 'padding'),
+    [((3, 3), ((1, 1), (1, 1))), ((1, 3), 'SAME'), ((5, 3), 'SAME'), ((1, 1), ((0, 0), (0, 0)))],
 )
 def test_matrix_product_is_the_convolution(side, stride, kernel, padding):
     rng = np.random.default_rng(0)
@@ -37,8 +41,32 @@ def test_matrix_product_is_the_convolution(side, stride, kernel, padding):
     jax.tree.map(close, our_pull(g), pull(g))
 
 
-@pytest.mark.parametrize(('side', 'products'), [(2, 1), (8, 0)])
-def test_only_small_maps_take_it(side, products):
-    layer = conv(3, 4, 3, 1, nnx.Rngs(0))
+@pytest.mark.parametrize(('side', 'kernel', 'products'), [(2, 3, 1), (8, 3, 0), (8, 1, 1)])
+def test_small_maps_and_pointwise_kernels_take_it(side, kernel, products):
+    layer = conv(3, 4, kernel, 1, nnx.Rngs(0))
     lowered = jax.jit(lambda x: layer(x)).lower(np.zeros((2, side, side, 3), np.float32))
     assert lowered.as_text().count('stablehlo.dot_general') == products
+
+
+CONVOLVE = """
+import jax, numpy as np
+from xmixup_jax.cli.program import use_eigen
+use_eigen()
+f = jax.jit(lambda x, k: jax.lax.conv(x, k, (1, 1), 'SAME'))
+compiled = f.lower(np.ones((8, 64, 16, 16), 'f'), np.ones((64, 64, 3, 3), 'f')).compile()
+print(compiled.as_text().count('__ynn_fusion'))
+"""
+
+
+@pytest.mark.parametrize(
+    ('flags', 'chosen'),
+    [('', True), ('--xla_cpu_experimental_ynn_fusion_type=+individual_convolution', False)],
+)
+def test_eigen_computes_convolutions_unless_the_user_chooses(flags, chosen):
+    """The number of convolutions that XLA leaves to YNNPACK."""
+    environment = os.environ | {'XLA_FLAGS': flags, 'JAX_DISABLE_MOST_OPTIMIZATIONS': '0'}
+    ran = subprocess.run(
+        [sys.executable, '-c', CONVOLVE], env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert (int(ran.stdout) == 0) == chosen
