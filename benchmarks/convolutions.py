@@ -4,9 +4,9 @@
     XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=+individual_convolution \\
         python -m benchmarks.convolutions
 
-Prints milliseconds of the forward pass, and of the gradients by input and kernel; batch 32. The
-first command has the settings that the program chooses for a CPU (`program.use_eigen`), the second
-those of XLA.
+Prints milliseconds of the forward pass, and of the gradients by input and kernel; then, for max
+pooling, of both passes, by XLA and as the program has it. Batch 32. The first command has the
+settings that the program chooses for a CPU (`program.use_eigen`), the second those of XLA.
 """
 
 import sys
@@ -15,10 +15,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from benchmarks.synthetic import seconds_of
 from xmixup_jax.cli.program import run_and_exit
 from xmixup_jax.models.cpu import matrix_product
+from xmixup_jax.models.pooling import max_pool
 
 # Side of the input, channels, filters, kernel, stride.
 SHAPES = (
@@ -40,6 +42,10 @@ SHAPES = (
     (56, 64, 256, 1, 1),
 )
 BATCH = 32
+
+
+def xla_pool(x, side, stride, padding):
+    return nnx.max_pool(x, (side, side), (stride, stride), ((padding, padding),) * 2)
 
 
 def run(argv: list[str]) -> None:
@@ -66,6 +72,18 @@ def run(argv: list[str]) -> None:
             ]
             cells.append(f'{times[0]:7.1f} {times[1]:7.1f} {times[0] / times[1]:6.1f}')
         print(f'{side:3} {channels:4} {filters:4} {kernel} {stride} |', ' | '.join(cells))
+    for side in (32, 112):
+        x = jnp.asarray(rng.normal(size=(BATCH, side, side, 64)), jnp.float32)
+        times = [
+            1e3 * seconds_of(jax.jit(partial(_pooled, pool)), x) for pool in (xla_pool, max_pool)
+        ]
+        ratio = times[0] / times[1]
+        print(f'{side:3}   64 max pooling | {times[0]:7.1f} {times[1]:7.1f} {ratio:6.1f}')
+
+
+def _pooled(pool, x):
+    y, back = jax.vjp(lambda x: pool(x, 3, 2, 1), x)
+    return y, back(y)
 
 
 def _forward(conv, x, k, grad):
