@@ -137,6 +137,10 @@ def test_the_choice_is_by_what_is_free(config, records, monkeypatch, caplog):
         assert choose_cache(config, used) == 'memory'
         room['device'] = 5 * needed // jax.device_count() + 8
         assert choose_cache(config, used) == 'device'
+        with monkeypatch.context() as on_two_hosts:
+            on_two_hosts.setattr(jax, 'process_count', lambda: 2)
+            on_two_hosts.setattr(cache_lib, 'all_gather', lambda value: value[None])
+            assert choose_cache(config, used) == 'memory'
         config.steps, config.batch_size = 3, 16
         assert choose_cache(config, used) == 'none'
     free = f'device {room["device"] / 1e6:,.0f} MB, memory 1 MB'

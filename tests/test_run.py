@@ -147,10 +147,10 @@ def test_checkpoints_keep_their_distance_in_time(monkeypatch):
     timer = loop.CheckpointTimer(60, lambda: now[0])
     due = []
     for now[0] in (159.9, 160, 200):
-        due.append(timer.due)
+        due.append(timer.is_due())
     timer.saved()
     for now[0] in (259, 261):
-        due.append(timer.due)
+        due.append(timer.is_due())
     assert due == [False, True, True, False, True]
     assert shared == due  # every process hears each answer
 
@@ -169,7 +169,7 @@ def test_rows_are_the_same_however_often_a_run_saves(config, tmp_path):
     assert often == once and [row['step'] for row in once] == ['2', '3', '4', '6', '8']
 
 
-def test_a_run_keeps_the_precision_that_it_began_with(config, tmp_path):
+def test_a_run_keeps_the_precision_that_it_began_with(config, tmp_path, caplog):
     config.update({'method': 'finetune', 'precision': 'auto'})
     train_and_evaluate(config, tmp_path / 'cpu')
     stored = json.loads((tmp_path / 'cpu' / 'config.json').read_text())
@@ -177,7 +177,10 @@ def test_a_run_keeps_the_precision_that_it_began_with(config, tmp_path):
     config.precision = 'bfloat16'
     result = train_and_evaluate(config, tmp_path / 'narrow')
     config.precision = 'auto'
-    assert train_and_evaluate(config, tmp_path / 'narrow') == result
+    assert 'Precision' not in caplog.text
+    with caplog.at_level('INFO', 'xmixup_jax'):
+        assert train_and_evaluate(config, tmp_path / 'narrow') == result
+    assert 'Precision: bfloat16 (automatic choice)' in caplog.text
     config.precision = 'float32'
     with pytest.raises(ConfigError, match=r"config\.precision: 'bfloat16' -> 'float32'"):
         train_and_evaluate(config, tmp_path / 'narrow')

@@ -155,7 +155,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {
             # Where to keep decoded images: 'none', 'memory', 'disk' (in cache_dir) or 'device';
-            # 'auto': the first of device, memory and disk with ample space.
+            # 'auto': the first of device (on one host), memory and disk with ample space.
             'cache': 'auto',
         }
     )

@@ -81,8 +81,8 @@ class CheckpointTimer:
         """Starts to wait again."""
         self._saved = self._clock()
 
-    @property
-    def due(self) -> bool:
+    def is_due(self) -> bool:
+        """Must be called by all processes at once."""
         return broadcast(self._clock() - self._saved >= self._seconds)
 
 
@@ -182,7 +182,7 @@ def fit(
                 first_step_seconds = round(time.perf_counter() - dispatched, 3)
                 speed.start(step)
             may_save = step % config.checkpoint_every == 0
-            save = stop or step == steps or (may_save and timer.due)
+            save = stop or step == steps or (may_save and timer.is_due())
             test_now = held_out is not None and config.eval_every and step % config.eval_every == 0
             # Each possible checkpoint ends a row, so the rows of any run cover the same steps.
             if save or may_save or test_now or step % config.log_every == 0:

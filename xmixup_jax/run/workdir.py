@@ -94,6 +94,8 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
         stored = None  # the run was refused or killed before it saved anything
     if config.precision == 'auto':
         config.precision = stored['precision'] if stored else chosen_precision('auto')
+        if config.precision != 'float32':
+            log.info('Precision: %s (automatic choice)', config.precision)
     changes = {} if stored is None else config_lib.changes(ConfigDict(stored), config)
     if changes:
         _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))
