@@ -181,7 +181,7 @@ def run_and_exit(program: Callable[[list[str]], None], argv: list[str]) -> None:
 def use_eigen() -> None:
     """Makes XLA compute convolutions on CPUs with Eigen instead of YNNPACK.
 
-    A convolution to 64 or fewer channels uses a single thread in YNNPACK, and the gradient by a
+    YNNPACK computes a convolution to 64 channels in a single thread, and the gradient by a
     kernel takes up to four times as long (benchmarks/RESULTS.md, "Convolutions on a CPU"). Has an
     effect on this process, if JAX has not computed anything yet, and on those that it starts.
     """

@@ -165,9 +165,12 @@ def choose_cache(config: ConfigDict, records: Sequence[Records]) -> str:
         if config.steps * config.batch_size <= len(records[0]):
             kind, reason = 'none', 'no image is used twice'
         else:
-            fits = [needed[k] <= share * free[k] for k, share in _SHARES.items()]
-            if processes < jax.process_count():  # look-ups would send images between the hosts
-                fits[list(_SHARES).index('device')] = False
+            # From the devices of several hosts, look-ups would send images between the hosts.
+            one_host = processes == jax.process_count()
+            fits = [
+                needed[k] <= share * free[k] and (one_host or k != 'device')
+                for k, share in _SHARES.items()
+            ]
             # All processes make the same choice: one that fits in each of them.
             shared = np.all(all_gather(np.array(fits)), axis=0)
             kind = (*(k for k, fit in zip(_SHARES, shared, strict=True) if fit), 'none')[0]

@@ -16,8 +16,8 @@ def convolution(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` for nnx.Conv; on a CPU a matrix product if that is faster.
 
-    It is for tiny maps, which dominate the time of a ResNet at 64 px, and for 1x1 kernels, whose
-    gradient XLA computes slowly (`python -m benchmarks.convolutions`).
+    A product is faster for tiny maps, which dominate the time of a ResNet at 64 px, and for 1x1
+    kernels, whose gradient XLA computes slowly (`python -m benchmarks.convolutions`).
 
     Args:
       x: [B, H, W, C].

@@ -82,7 +82,7 @@ class CheckpointTimer:
         self._saved = self._clock()
 
     def is_due(self) -> bool:
-        """Must be called by all processes at once."""
+        """Returns whether to save now; all processes call it at once."""
         return broadcast(self._clock() - self._saved >= self._seconds)
 
 
