@@ -32,6 +32,7 @@ from xmixup_jax.errors import DataError, UserError
 from xmixup_jax.files import CONFIG, MATCH, PREDICTIONS, RESULT, SUMS, atomic_write, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.find import with_traced
 from xmixup_jax.report.examples import inputs_part, match_part
 from xmixup_jax.report.page import templates
 from xmixup_jax.report.predictions import Finished, where_they_differ
@@ -160,7 +161,8 @@ def _pictures(run: Finished) -> dict[str, Any]:
         np.array([row['similarity'] for row in rows], np.float32),
     )
     sizes = Sizes(target=len(rows), source=len(match.selected), pretrained=0)
-    inputs = first_inputs(make_task(run.config, sizes), run.config, data, match)
+    constants = with_traced({}, run.config)
+    inputs = first_inputs(make_task(run.config, sizes), constants, run.config, data, match)
     return match_part(match, data, run.config, MATCHES) | inputs_part(inputs, data, match)
 
 

@@ -24,7 +24,9 @@ from xmixup_jax.models import create_model, forward
 def updated(config, batch):
     """(state before, state after, metrics) of a step on one device."""
     task, before = step_lib.create_task(config, SIZES)
-    after, metrics = one_and_many_devices(task, {}, before, [batch], counts=(1,))[0]
+    after, metrics = one_and_many_devices(
+        task, with_traced({}, config), before, [batch], counts=(1,)
+    )[0]
     return before, after, metrics
 
 

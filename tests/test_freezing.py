@@ -22,6 +22,7 @@ from xmixup_jax.compute.state import update_average, with_average
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.find import with_traced
 from xmixup_jax.run.inputs import open_data
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.weights.files import torch_tensors
@@ -46,7 +47,7 @@ def test_a_step_is_pytorchs_with_frozen_layers(config, tmp_path):
     state = replace(state, params=filled[0], batch_stats=filled[1])
     batch = random_batch(8)
     batch['image'] = np.random.default_rng(2).integers(0, 256, (8, 64, 64, 3), np.uint8)
-    ((ours, _),) = one_and_many_devices(task, {}, state, [batch], counts=(1,))
+    ((ours, _),) = one_and_many_devices(task, with_traced({}, config), state, [batch], counts=(1,))
 
     network.train()
     for name in STAYS:
@@ -276,7 +277,7 @@ def test_the_backward_pass_ends_where_the_frozen_part_begins(config):
         config.update({'method': 'mixup', 'weights': 'source', 'freeze': freeze})
         task, state = step_lib.create_task(config, Sizes(10))
         step = jax.vmap(
-            partial(step_lib.train_step, task, {}),
+            partial(step_lib.train_step, task, with_traced({}, config)),
             axis_name='batch',
             in_axes=(None, 0),
             out_axes=None,

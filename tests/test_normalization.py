@@ -14,6 +14,7 @@ from tests.method_checks import CLOSE, check, nchw, normal
 from xmixup_jax.compute.step import create_task, train_step
 from xmixup_jax.devices import device_groups, replicate
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.find import with_traced
 from xmixup_jax.models import normalization, pooling
 from xmixup_jax.models.normalization import SLOPES, Moments, normalize, normalize_on_gpu
 from xmixup_jax.models.pooling import max_pool
@@ -137,10 +138,11 @@ def test_a_step_whose_devices_have_their_own_statistics(config):
     }
     task, state = create_task(config, sizes)
     arrays = jax.tree.map(lambda x: x[:, None], batch)
-    new, metrics = task.train_steps({}, replicate(state), {}, arrays)
+    constants = with_traced({}, config)
+    new, metrics = task.train_steps(constants, replicate(state), {}, arrays)
     config.batch_norm_over = 'all'
     alone, _ = create_task(config, sizes)
-    one = jax.jit(jax.vmap(partial(train_step, alone, {}, state), axis_name='batch'))
+    one = jax.jit(jax.vmap(partial(train_step, alone, constants, state), axis_name='batch'))
     apart = [one(jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(count)]
     losses = [each['loss'][0] for _, each in apart]
     np.testing.assert_allclose(metrics['loss'][0], np.mean(losses), rtol=1e-5)
@@ -244,7 +246,8 @@ def test_a_gpus_network_learns_as_a_tpus(config, monkeypatch):
 
     def step(platform):
         monkeypatch.setattr(jax, 'default_backend', lambda: platform)
-        return jax.jit(jax.vmap(partial(train_step, task, {}, state), axis_name='batch'))(batch)
+        step = partial(train_step, task, with_traced({}, config), state)
+        return jax.jit(jax.vmap(step, axis_name='batch'))(batch)
 
     expected, usual = step('tpu')
     assert not used

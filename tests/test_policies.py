@@ -18,6 +18,7 @@ from xmixup_jax.compute import step as step_lib
 from xmixup_jax.devices import shard
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.find import with_traced
 
 SIDE = 24
 autoaugment = torchvision.transforms.autoaugment
@@ -298,8 +299,8 @@ def test_every_image_of_a_batch_is_augmented_by_a_key_of_its_own(config, method)
     config.augment.update(ALL)
     batch = random_batch(8)
     method_ = step_lib.method_of(config)
-    _, plain = step_lib._prepare_batch(config, method_, batch, 0, clean=True)
-    _, seen = step_lib._prepare_batch(config, method_, batch, 0)
+    _, plain = augment.prepare_batch(config, method_, batch, 0, clean=True)
+    _, seen = augment.prepare_batch(config, method_, batch, 0)
     others = {'xmixup': 'source_image', 'bituning': 'second_image'}[method]
     for name in ('image', others):
         assert (np.asarray(seen[name]) != plain[name]).any((1, 2, 3)).mean() > 0.7
@@ -312,8 +313,8 @@ def test_the_inputs_of_the_report_are_augmented(config):
     config.augment.update({'policy': 'randaugment', 'erasing': 1.0, 'color_jitter': 0.2})
     task, _ = step_lib.create_task(config, Sizes(10, 10))
     batch = random_batch(8)
-    seen = task.input_step(shard(batch))
-    _, plain = step_lib._prepare_batch(config, step_lib.method_of(config), batch, 0, clean=True)
+    seen = task.input_step(with_traced({}, config), shard(batch))
+    _, plain = augment.prepare_batch(config, step_lib.method_of(config), batch, 0, clean=True)
     raw = augment.denormalize(plain['image'], config.model)
     assert (np.asarray(seen['image']) != raw).any((1, 2, 3)).all()
 

@@ -58,7 +58,9 @@ def test_one_and_many_devices_give_the_same_update(config, method):
     config.method, config.flip = method, True
     task, state = step_lib.create_task(config, SIZES)
     batches = [random_batch(16, seed) for seed in range(2)]
-    (one, one_metrics), (many, many_metrics) = one_and_many_devices(task, {}, state, batches)
+    (one, one_metrics), (many, many_metrics) = one_and_many_devices(
+        task, with_traced({}, config), state, batches
+    )
     assert int(one.step) == int(many.step) == 2
     close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, (one.params, one.batch_stats), (many.params, many.batch_stats))
@@ -77,9 +79,10 @@ def test_shard_map_is_ready_to_take_the_place_of_pmap(config, records, monkeypat
     def outcome():
         task, state = step_lib.create_task(config, SIZES)
         task = dataclasses.replace(task)  # a copy has no cached mapping
-        state, metrics = task.train_steps({}, replicate(state), {}, shard_steps(batches))
+        constants = with_traced({}, config)
+        state, metrics = task.train_steps(constants, replicate(state), {}, shard_steps(batches))
         tested = evaluate(task, config, state, test)
-        return state, metrics, tested.logits, task.input_step(shard(batches[0]))
+        return state, metrics, tested.logits, task.input_step(constants, shard(batches[0]))
 
     expected = outcome()
     monkeypatch.setattr(mapping, 'over_devices', mapping.by_shard_map)
@@ -91,7 +94,7 @@ def test_the_mapped_step_donates_and_replicates(config):
     task, state = step_lib.create_task(config, SIZES)
     step = map_train_steps(partial(step_lib.train_steps, task))
     old = replicate(state)
-    new, _ = step({}, old, {}, shard_steps([random_batch(16)]))
+    new, _ = step(with_traced({}, config), old, {}, shard_steps([random_batch(16)]))
     jax.block_until_ready(new)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(new))
@@ -161,7 +164,9 @@ def test_learning_rates_share_a_compiled_step_and_keep_their_own_rate(config):
         config.optimizer.learning_rate = rate
         task, state = step_lib.create_task(config, SIZES)
         states.append((task, state))
-        ((after, _),) = one_and_many_devices(task, {}, state, [random_batch(16)], counts=(1,))
+        ((after, _),) = one_and_many_devices(
+            task, with_traced({}, config), state, [random_batch(16)], counts=(1,)
+        )
         moves.append(jax.tree.map(lambda a, b: a - np.asarray(b), after.params, state.params))
     assert states[0][0] is states[1][0]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 4 * b, rtol=1e-2, atol=1e-6), *moves)
@@ -182,7 +187,9 @@ def test_coefficients_share_a_compiled_step_and_keep_their_own_value(config):
     assert len({task for task, _ in found.values()}) == 1
     config.method = 'finetune'
     task, _ = step_lib.create_task(config, SIZES)
-    ((plain, _),) = one_and_many_devices(task, {}, state, [random_batch(16)], counts=(1,))
+    ((plain, _),) = one_and_many_devices(
+        task, with_traced({}, config), state, [random_batch(16)], counts=(1,)
+    )
     close = partial(np.testing.assert_allclose, rtol=1e-3, atol=2e-6)
     jax.tree.map(close, found[0.0][1], jax.tree.map(np.asarray, plain.params))
     middle = jax.tree.map(lambda a, b: (a + b) / 2, found[0.0][1], found[1.0][1])
@@ -191,6 +198,42 @@ def test_coefficients_share_a_compiled_step_and_keep_their_own_value(config):
         np.abs(a - b).max() > 1e-4
         for a, b in zip(*(jax.tree.leaves(found[w][1]) for w in (0.0, 1.0)), strict=True)
     )
+
+
+def test_decay_and_the_heads_rate_share_a_compiled_step_and_keep_their_own_value(config):
+    """The first step of SGD is linear in both."""
+    config.update({'method': 'finetune', 'flip': True})
+    rate, tasks, after = config.optimizer.learning_rate, set(), {}
+    for decay, multiplier in ((0.0, 1.0), (0.01, 1.0), (0.0, 10.0)):
+        config.optimizer.update({'weight_decay': decay, 'head_multiplier': multiplier})
+        task, state = step_lib.create_task(config, SIZES)
+        constants = with_traced({}, config)
+        ((new, _),) = one_and_many_devices(task, constants, state, [random_batch(16)], counts=(1,))
+        tasks.add(task)
+        after[decay, multiplier] = jax.tree.map(np.asarray, new.params)
+    assert len(tasks) == 1
+    start = jax.tree.map(np.asarray, state.params)
+    close = partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6)
+    factor = rate * 0.01 * (1 + config.optimizer.momentum)  # Nesterov
+    decayed = jax.tree.map(lambda a, b: a - factor * b, after[0.0, 1.0], start)
+    jax.tree.map(close, after[0.01, 1.0], decayed)
+    moves = [jax.tree.map(np.subtract, after[0.0, m], start) for m in (1.0, 10.0)]
+    heads = [each.pop('fc') for each in moves]
+    jax.tree.map(partial(close, atol=2e-5), heads[1], jax.tree.map(lambda x: 10 * x, heads[0]))
+    jax.tree.map(close, moves[1], moves[0])
+
+
+def test_alpha_shares_a_compiled_step_and_keeps_its_own_value(config):
+    """lam ~ Beta(alpha, alpha) is near 1/2 for a large alpha, and near 0 or 1 for a small one."""
+    config.method, config.mixup.lam, lam, tasks = 'mixup', 'sample', {}, set()
+    for config.mixup.alpha in (0.01, 1e4):
+        task, _ = step_lib.create_task(config, SIZES)
+        seen = task.input_step(with_traced({}, config), shard(random_batch(64)))
+        tasks.add(task)
+        lam[config.mixup.alpha] = np.asarray(seen['lam'])
+    assert len(tasks) == 1
+    assert np.abs(lam[1e4] - 0.5).max() < 0.05
+    assert np.median(np.abs(lam[0.01] - 0.5)) > 0.49
 
 
 def test_schedules(config):

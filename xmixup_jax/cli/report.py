@@ -62,7 +62,7 @@ def report(workdir: Path) -> Path:
         if data.validation is not None:
             state = Best(workdir, config, data.target.class_names).network(state)
         tested = None if data.test is None else evaluate(start.task, config, state, data.test)
-        inputs = first_inputs(start.task, config, data, match)
+        inputs = first_inputs(start.task, start.constants, config, data, match)
         write_report(workdir, config, result, data, match, inputs, tested)
         seal(workdir)
     return workdir / REPORT

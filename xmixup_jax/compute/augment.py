@@ -1,6 +1,7 @@
 """Crops, flips, augments and normalises images on the device: uint8 in, float32 out."""
 
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.compute import policies
+from xmixup_jax.methods.base import Method
 from xmixup_jax.models import MODELS, NORMALIZATIONS
 
+PyTree = Any
 Images = TypeVar('Images', jax.Array, np.ndarray)
 
 
@@ -68,6 +71,23 @@ def training_view(
 def evaluation_view(config: ConfigDict, images: jax.Array) -> jax.Array:
     """The network's test input: centre crops of uint8 [B, R, R, 3], normalised, float32."""
     return normalize(center_crop(images, config.image_size), config.model)
+
+
+def prepare_batch(
+    config: ConfigDict, method: Method, batch: PyTree, step: jax.Array | int, clean: bool = False
+) -> tuple[jax.Array, PyTree]:
+    """Keys for the method, and its batch of `training_view`s."""
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(batch['seed'])
+    key_image, key_second, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
+    prepare = partial(training_view, config, clean=clean)
+    images = {'image': prepare(key_image, batch['image']), 'label': batch['label']}
+    images['progress'] = jnp.full(len(batch['label']), step / config.steps, jnp.float32)
+    if method.pairs:
+        images['source_image'] = prepare(key_second, batch['source_image'])
+        images['source_label'] = batch['source_label']
+    if method.second_view:
+        images['second_image'] = prepare(key_second, batch['image'])
+    return key_method, images
 
 
 def random_crop_flip(

@@ -88,5 +88,5 @@ def map_eval_step(step_fn: Callable) -> Callable:
 
 
 def map_input_step(step_fn: Callable) -> Callable:
-    """Maps batch -> results that `step_fn` gathers from all devices."""
-    return over_devices(step_fn, (0,))
+    """Maps (constants, batch) -> results that `step_fn` gathers from all devices."""
+    return over_devices(step_fn, (None, 0))

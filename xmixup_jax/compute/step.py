@@ -23,11 +23,13 @@ from xmixup_jax.data.pool import look_up
 from xmixup_jax.devices import device_groups, on_host
 from xmixup_jax.methods.base import Method, Sizes, View
 from xmixup_jax.methods.find import (
+    config_with,
     method_name,
     method_of,
     options_of,
-    options_with,
-    traced_options,
+    traced_keys,
+    traced_shapes,
+    with_traced,
 )
 from xmixup_jax.models import Outputs, create_model, forward
 from xmixup_jax.models.normalization import BATCH_NORMS, batch_part
@@ -41,8 +43,10 @@ class Task:
     """Everything fixed during a run. Hashed by identity, so that each Task compiles once."""
 
     config: ConfigDict
+    """Without the values of `find.traced_keys`, which are among the constants."""
     graphdef: Any
-    tx: optax.GradientTransformation
+    optimizer: Callable[[PyTree], optax.GradientTransformation]
+    """Maps the constants of `find.with_traced` to the optimiser."""
     num_classes: int
     shapes: TrainState
     """A state with shapes and dtypes in place of arrays, and without the method's memory."""
@@ -50,9 +54,7 @@ class Task:
     """A tree like params, with True for frozen ones; None without config.freeze."""
 
     @cached_property
-    def train_steps(
-        self,
-    ) -> Callable[[PyTree, TrainState, PyTree, PyTree], tuple[TrainState, PyTree]]:
+    def train_steps(self) -> Callable[..., tuple[TrainState, PyTree]]:
         """The mapped `train_steps`. Cached, like the ones below, so that it compiles once."""
         return map_train_steps(partial(train_steps, self))
 
@@ -72,7 +74,7 @@ class Task:
         return map_eval_step(partial(moments_step, self))
 
     @cached_property
-    def input_step(self) -> Callable[[PyTree], PyTree]:
+    def input_step(self) -> Callable[[PyTree, PyTree], PyTree]:
         """The mapped `input_step`."""
         return map_input_step(partial(input_step, self))
 
@@ -89,7 +91,8 @@ def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
     """
     task = make_task(config, sizes)
     with on_host():
-        state = _state(config, task.tx, *_create_model(config, sizes)[1:])
+        tx = task.optimizer(with_traced({}, config))
+        state = _state(config, tx, *_create_model(config, sizes)[1:])
     return task, with_peak(state, config)
 
 
@@ -102,28 +105,40 @@ def with_peak(state: TrainState, config: ConfigDict) -> TrainState:
 def make_task(config: ConfigDict, sizes: Sizes) -> Task:
     """Builds only the `Task`.
 
-    Runs in one process that differ only in seed, learning rate or `Option.traced` values share
-    their Task, and with it the compiled steps.
+    Runs in one process that differ only in seed, learning rate or the values of `find.traced_keys`
+    share their Task, and with it the compiled steps.
     """
     same = {'seed': 0, 'optimizer.learning_rate': 1.0}
     values = experiment_values(config) | same | {'remat': config.remat, 'method': config.method}
-    for key in traced_options(config):
-        del values[f'{method_name(config.method)}.{key}']
+    for key in traced_keys(config):
+        del values[key]
     return _shared_task(json.dumps(values, sort_keys=True), sizes)
 
 
 @lru_cache(maxsize=32)
 def _shared_task(flat_values: str, sizes: Sizes) -> Task:
     config = ConfigDict(unflatten(json.loads(flat_values)))
-    tx, frozen = method_of(config).optimizer(options_of(config), config), None
+    optimizer, frozen = partial(_optimizer, config), None
     graphdef, params, batch_stats = nnx.eval_shape(lambda: _create_model(config, sizes))
     if config.freeze:
         network = graphdef, params, batch_stats
         frozen = freezing.frozen_params(config.freeze, config.image_size, *network)
         graphdef = freezing.freeze_batch_norms(*network, frozen)
-        tx = freezing.skip_frozen(tx, frozen)
-    state = jax.eval_shape(partial(_state, config, tx), params, batch_stats)
-    return Task(config, graphdef, tx, sizes.target, state, frozen)
+        optimizer = partial(_optimizer, config, frozen=frozen)
+
+    def state(constants, params, batch_stats):
+        return _state(config, optimizer(constants), params, batch_stats)
+
+    shapes = jax.eval_shape(state, traced_shapes(config), params, batch_stats)
+    return Task(config, graphdef, optimizer, sizes.target, shapes, frozen)
+
+
+def _optimizer(
+    config: ConfigDict, constants: PyTree, frozen: PyTree = None
+) -> optax.GradientTransformation:
+    config = config_with(config, constants)
+    tx = method_of(config).optimizer(options_of(config), config)
+    return tx if frozen is None else freezing.skip_frozen(tx, frozen)
 
 
 def _state(
@@ -221,7 +236,7 @@ def train_step(
     # they are replicated.
     grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), 'batch')
     grads = method.combine(*grads) if method.combine else grads
-    updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = task.optimizer(constants).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     changed = {'params': params, 'batch_stats': batch_stats, 'opt_state': opt_state}
     new = replace(state, step=state.step + 1, **changed)
@@ -244,8 +259,8 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
       the labels, and 'taught'.
     """
     config, method = task.config, method_of(task.config)
-    prepared = _prepare_batch(config, method, batch, state.step)
-    inputs = method.transform(options_of(config), *prepared)
+    prepared = augment.prepare_batch(config, method, batch, state.step)
+    inputs = method.transform(options_of(config_with(config, constants)), *prepared)
     view = _view(task, constants, state, inputs, _step_key(batch))
     if method.teach:
         view = view._replace(taught=jax.lax.stop_gradient(method.teach(view)))
@@ -290,10 +305,11 @@ def _step_key(batch: PyTree) -> jax.Array:
 
 
 def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) -> View:
+    config = config_with(task.config, constants)
     return View(
         name=method_name(task.config.method),
-        options=options_with(task.config, constants),
-        config=task.config,
+        options=options_of(config),
+        config=config,
         num_classes=task.num_classes,
         key=key,
         params=state.params,
@@ -304,23 +320,6 @@ def _view(task: Task, constants: PyTree, state: TrainState, batch: PyTree, key) 
         network=partial(network, task.graphdef),
         batch_stats=state.batch_stats,
     )
-
-
-def _prepare_batch(
-    config: ConfigDict, method: Method, batch: PyTree, step: jax.Array | int, clean: bool = False
-) -> tuple[jax.Array, PyTree]:
-    """Keys for the method, and its batch of `augment.training_view`s."""
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(batch['seed'])
-    key_image, key_second, key_method = keys[:, 0], keys[:, 1], keys[:, 2]
-    prepare = partial(augment.training_view, config, clean=clean)
-    images = {'image': prepare(key_image, batch['image']), 'label': batch['label']}
-    images['progress'] = jnp.full(len(batch['label']), step / config.steps, jnp.float32)
-    if method.pairs:
-        images['source_image'] = prepare(key_second, batch['source_image'])
-        images['source_label'] = batch['source_label']
-    if method.second_view:
-        images['second_image'] = prepare(key_second, batch['image'])
-    return key_method, images
 
 
 def network(graphdef, params, batch_stats, images, train: bool = False, hook=None) -> Outputs:
@@ -372,24 +371,25 @@ def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     Returns:
       a tree like `state.batch_stats`: means and variances over the whole batch.
     """
-    _, images = _prepare_batch(task.config, Method(), batch, step=0, clean=True)
+    _, images = augment.prepare_batch(task.config, Method(), batch, step=0, clean=True)
     _, moved = forward(task.graphdef, state.params, state.batch_stats, images['image'], train=True)
     return jax.lax.pmean(batch_part(moved, state.batch_stats), 'batch')
 
 
-def input_step(task: Task, batch: PyTree) -> PyTree:
+def input_step(task: Task, constants: PyTree, batch: PyTree) -> PyTree:
     """Computes the network's inputs in a training step, for reports.
 
     Args:
       task: static.
+      constants: as in `train_step`.
       batch: one device's share of `pairing.train_batches`, with the images themselves.
 
     Returns:
       {'image' uint8 [B, H, W, 3], 'label' [B]}, gathered from all devices; and 'lam',
       'source_label' and 'other_label', [B] each, if the method has them.
     """
-    config, method = task.config, method_of(task.config)
-    prepared = _prepare_batch(config, method, batch, step=0)
+    config, method = config_with(task.config, constants), method_of(task.config)
+    prepared = augment.prepare_batch(config, method, batch, step=0)
     inputs = method.transform(options_of(config), *prepared)
     seen = {key: inputs[key] for key in inputs.keys() & {'lam', 'source_label', 'other_label'}}
     count = len(inputs['label'])  # some methods append more images than labels

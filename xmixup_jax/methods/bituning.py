@@ -161,8 +161,8 @@ METHOD = Method(
     options={
         'weight': non_negative(1.0, 'weight of both contrasts', traced=True),
         'queue': count(40, 'keys of each class in the queue'),
-        'momentum': fraction(0.999, 'share of the key encoder that a step keeps'),
-        'temperature': positive(0.07, 'divides the scores'),
+        'momentum': fraction(0.999, 'share of the key encoder that a step keeps', traced=True),
+        'temperature': positive(0.07, 'divides the scores', traced=True),
         'dim': count(128, 'length of the projection'),
     },
     second_view=True,

@@ -65,8 +65,10 @@ def transform(options, keys, batch):
 METHOD = Method(
     loss=mixup.loss,
     options={
-        'alpha': positive(1.0, 'lam ~ Beta(alpha, alpha); a box covers 1 - lam of an image'),
-        'prob': fraction(0.5, 'probability that a batch is changed'),
+        'alpha': positive(
+            1.0, 'lam ~ Beta(alpha, alpha); a box covers 1 - lam of an image', traced=True
+        ),
+        'prob': fraction(0.5, 'probability that a batch is changed', traced=True),
         'lam': choice('batch', mixing.LAM_DRAWS, 'one box for each sample, or for each batch'),
     },
     transform=transform,

@@ -17,6 +17,7 @@ import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -27,7 +28,8 @@ from xmixup_jax.methods.options import Option
 
 GROUP = 'xmixup_jax.methods'
 _SUFFIX = '.py'
-_TRACED = 'Option.traced'  # among the constants: no name that a method would give
+_TRACED = 'traced values'  # among the constants: no name that a method would give
+_TRACED_KEYS = ('optimizer.weight_decay', 'optimizer.head_multiplier')  # of every method
 
 
 class Found(NamedTuple):
@@ -96,21 +98,34 @@ def options_of(config: ConfigDict) -> ConfigDict:
     return config.get(method_name(config.method), ConfigDict())
 
 
-def traced_options(config: ConfigDict) -> dict[str, float]:
-    """The values of the chosen method's `Option.traced` options, by key."""
-    values = options_of(config)
-    return {key: values[key] for key, o in method_of(config).options.items() if o.traced}
+def traced_keys(config: ConfigDict) -> tuple[str, ...]:
+    """The keys of the values that a compiled step takes as arrays, as in 'optimizer.weight_decay'.
+
+    Runs that differ only in these share their compiled steps.
+    """
+    name, options = method_name(config.method), method_of(config).options
+    return (*_TRACED_KEYS, *(f'{name}.{key}' for key, option in options.items() if option.traced))
 
 
 def with_traced(constants: dict[str, Any], config: ConfigDict) -> dict[str, Any]:
-    """Adds the values of `Option.traced` options, as arrays, to a method's constants."""
-    values = {key: np.float32(value) for key, value in traced_options(config).items()}
-    return constants | ({_TRACED: values} if values else {})
+    """Adds the values of `traced_keys`, as arrays, to a method's constants."""
+    paths = [key.split('.') for key in traced_keys(config)]
+    values = {f'{part}.{key}': np.float32(config[part][key]) for part, key in paths}
+    return constants | {_TRACED: values}
 
 
-def options_with(config: ConfigDict, constants: dict[str, Any]) -> ConfigDict:
-    """The chosen method's options, with the arrays that `with_traced` added to its constants."""
-    return ConfigDict(options_of(config).to_dict() | constants.get(_TRACED, {}))
+def traced_shapes(config: ConfigDict) -> dict[str, Any]:
+    """Constants with only the shapes of the values of `traced_keys`."""
+    return {_TRACED: dict.fromkeys(traced_keys(config), jax.ShapeDtypeStruct((), np.float32))}
+
+
+def config_with(config: ConfigDict, constants: dict[str, Any]) -> ConfigDict:
+    """The configuration with the arrays that `with_traced` added to the constants."""
+    values = config.to_dict()
+    for key, array in constants[_TRACED].items():
+        part, name = key.split('.')
+        values.setdefault(part, {})[name] = array
+    return ConfigDict(values)
 
 
 def _entry_points(name: str) -> list[importlib.metadata.EntryPoint]:

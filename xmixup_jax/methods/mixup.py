@@ -45,7 +45,7 @@ def loss(view: View):
 METHOD = Method(
     loss=loss,
     options={
-        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha)'),
+        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha)', traced=True),
         'lam': choice('batch', mixing.LAM_DRAWS, 'one lam for each sample, or for each batch'),
     },
     transform=transform,

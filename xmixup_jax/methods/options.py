@@ -25,8 +25,8 @@ class Option(NamedTuple):
     """Whether a value of the default's type is allowed."""
     traced: bool = False
     """Whether `view.options` holds it as an array, so that runs with other values share their
-    compiled steps. Only for numbers in loss, penalty, hook, teach and after_step: transform,
-    optimizer and norm get no arrays."""
+    compiled steps. For numbers that the program only computes with: it cannot branch on an array,
+    and extra_logits, norm and prepare get none."""
 
 
 def positive(default: float, meaning: str, traced: bool = False) -> Option:
@@ -45,9 +45,11 @@ def non_negative(default: float, meaning: str, traced: bool = False) -> Option:
     )
 
 
-def fraction(default: float, meaning: str) -> Option:
+def fraction(default: float, meaning: str, traced: bool = False) -> Option:
     """A number from 0 to 1, both included."""
-    return _checked(Option(float(default), meaning, 'from 0 to 1', lambda value: 0 <= value <= 1))
+    return _checked(
+        Option(float(default), meaning, 'from 0 to 1', lambda value: 0 <= value <= 1, traced)
+    )
 
 
 def count(default: int, meaning: str, least: int = 1) -> Option:

@@ -85,12 +85,12 @@ def prepare(setup: Setup) -> Prepared:
 METHOD = Method(
     loss=loss,
     options={
-        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha), reflected to lam >= 1/2'),
+        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha), reflected to lam >= 1/2', traced=True),
         'feature_weight': non_negative(0.01, "weight of the feature maps' distance", traced=True),
         'source_weight': non_negative(
             0.1, "weight of the pre-trained head's cross-entropy", traced=True
         ),
-        'momentum': fraction(0.999, 'share of the teacher that a move keeps'),
+        'momentum': fraction(0.999, 'share of the teacher that a move keeps', traced=True),
         'every': count(10, 'steps between two moves of the teacher'),
     },
     transform=transform,

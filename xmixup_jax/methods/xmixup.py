@@ -89,7 +89,7 @@ METHOD = Method(
     loss=loss,
     options={
         # By the sweeps in benchmarks/RESULTS.md.
-        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha)'),
+        'alpha': positive(0.2, 'lam ~ Beta(alpha, alpha)', traced=True),
         'lam': choice('sample', mixing.LAM_DRAWS, 'one lam for each sample, or for each batch'),
         'reflect': flag(True, 'lam >= 1/2: the target image dominates'),
         'label_space': choice(

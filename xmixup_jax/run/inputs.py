@@ -1,6 +1,6 @@
 """The inputs of a run: checks that data and weights are available, and opens the batches."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -26,6 +26,8 @@ from xmixup_jax.matching import ClassMatch, check_assignment
 from xmixup_jax.methods.find import method_of, options_of
 from xmixup_jax.processes import every_process
 from xmixup_jax.weights.find import find_weights
+
+PyTree = Any
 
 
 def uses_source(config: ConfigDict) -> bool:
@@ -131,11 +133,11 @@ def open_input(config: ConfigDict, data: Data, match: ClassMatch | None) -> Inpu
 
 
 def first_inputs(
-    task: Task, config: ConfigDict, data: Data, match: ClassMatch | None
+    task: Task, constants: PyTree, config: ConfigDict, data: Data, match: ClassMatch | None
 ) -> dict[str, np.ndarray]:
     """Returns the network's inputs in the first step: `step.input_step` of the first batch."""
     batches = _batches(config, data, match, num_threads=1, positions=False)
-    return jax.device_get(task.input_step(shard(next(iter(batches)))))
+    return jax.device_get(task.input_step(constants, shard(next(iter(batches)))))
 
 
 def _batches(

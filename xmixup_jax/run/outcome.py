@@ -123,7 +123,7 @@ def write_outcome(
     """
     match = start.meta.match
     # All processes compute the inputs; only the first one writes.
-    inputs = first_inputs(start.task, config, data, match) if config.report else {}
+    inputs = first_inputs(start.task, start.constants, config, data, match) if config.report else {}
     for name, state in networks.items():
         _write_weights(config, workdir / name, state, data)
     first_process(write_json)(workdir / RESULT, result)

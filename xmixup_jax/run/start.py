@@ -172,7 +172,7 @@ def begin(
     state, constants = method.prepare(setup)
     # Initialise the optimiser with the parameters after the preparatory phase.
     with on_host():
-        state = replace(state, opt_state=task.tx.init(state.params))
+        state = replace(state, opt_state=task.optimizer(with_traced({}, config)).init(state.params))
     state = step_lib.with_peak(state, config)
     if config.ema_decay:
         state = with_average(state)
