@@ -33,6 +33,7 @@ LITE = (
 )
 SMALL = (
     *('--config=configs/digits.py', '--config.model.name=resnet18', '--config.model.width=64'),
+    '--config.model.stem=imagenet',
     *('--config.batch_size=8', '--config.resize=20', '--config.image_size=16'),
 )
 PRECISION = '--config.precision=bfloat16'
@@ -47,6 +48,7 @@ class Command(NamedTuple):
     arguments: tuple[str, ...]
     """Of `python -m`."""
     config: tuple[str, ...]
+    """Flags of the experiment; those in `arguments` come after them."""
     environment: dict[str, str] = {}  # noqa: RUF012  # never changed
     before: bool = False
     """Whether it runs in the checkout of the earlier version."""
@@ -61,6 +63,7 @@ COMMANDS = (
     Command('kernels', ('benchmarks.kernels',), RESNET, NO_GRAPHS),
     Command('lite0_before', STEPS, LITE, before=True),
     Command('lite0', STEPS, LITE),
+    Command('attention', ('benchmarks.attention', '--config.model.name=vit_b16'), RESNET),
     Command('input', ('benchmarks.input', '--step', '--images=600'), RESNET),
     Command('checkpoints', ('benchmarks.checkpoints', '--rounds=5'), RESNET),
 )
@@ -96,8 +99,9 @@ def execute(
     """Runs a command within some seconds, and logs it; returns whether it succeeded."""
     table = output / f'{command.name}.csv'
     table.unlink(missing_ok=True)
-    arguments = [sys.executable, '-m', *command.arguments, f'--output={table}']
-    arguments += [*(SMALL if small else command.config), PRECISION]
+    module, *flags = command.arguments
+    config = SMALL if small else command.config
+    arguments = [sys.executable, '-m', module, f'--output={table}', *config, PRECISION, *flags]
     folder = Path.cwd() if before is None or not command.before else before
     # The checkout comes first on the path, before a version that is installed.
     path = os.pathsep.join([str(folder.absolute()), os.environ.get('PYTHONPATH', '')])
