@@ -7,13 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from xmixup_jax.errors import UserError
 from xmixup_jax.files import METRICS, atomic_write
+from xmixup_jax.run.events import Event, EventsWriter, SessionLog, Summary
 
 COLUMNS = (
     'step',
