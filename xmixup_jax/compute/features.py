@@ -1,24 +1,22 @@
 """Features and logits of whole data sets, and the mean feature of each class."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from scipy.special import softmax
 
 from xmixup_jax.compute.augment import evaluation_view
 from xmixup_jax.compute.evaluation import over_records
-from xmixup_jax.compute.mapping import map_eval_step
 from xmixup_jax.compute.state import TrainState
-from xmixup_jax.compute.step import Task, create_task, eval_outputs
+from xmixup_jax.compute.step import Task, create_task
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import short_name
@@ -72,23 +70,6 @@ def outputs_of(
     }
 
 
-def feature_step(task: Task, num_classes: int, state: TrainState, batch: PyTree) -> PyTree:
-    """Sums the penultimate features of each class over a batch of `pairing.eval_batches`.
-
-    Returns:
-      (sums float32 [num_classes, D], counts float32 [num_classes]), summed over all devices.
-    """
-    outputs = eval_outputs(task, state, batch)
-    one_hot = jax.nn.one_hot(batch['label'], num_classes) * batch['mask'][:, None]
-    sums = jnp.einsum('bk,bd->kd', one_hot, outputs.features, precision='highest')
-    return jax.lax.psum((sums, one_hot.sum(0)), 'batch')
-
-
-@lru_cache(maxsize=8)
-def _mapped_feature_step(task: Task, num_classes: int):
-    return map_eval_step(partial(feature_step, task, num_classes))
-
-
 def class_means(
     task: Task,
     config: ConfigDict,
@@ -119,22 +100,39 @@ def class_means(
         starts = np.searchsorted(records.labels[order], np.arange(num_classes))
         rank = np.arange(len(order)) - starts[records.labels[order]]
         records = records.select(np.sort(order[rank < limit]))
-    totals, done = None, 0
-    if resumable is not None:
-        found = resumable.load('sums', 'counts', 'done')
-        if found is not None:
-            totals, done = (found[0], found[1]), int(found[2])
+    sums, counts, done = None, np.zeros(num_classes), 0
+    found = None if resumable is None else resumable.load('sums', 'counts', 'done')
+    if found is not None:
+        sums, counts, done = found[0].astype(float), found[1].astype(float), int(found[2])
     rest = records.select(np.arange(done, len(records)))
-    mapped = _mapped_feature_step(task, num_classes)
-    for result in over_records(mapped, config, state, rest, title='features of'):
-        totals = result if totals is None else jax.tree.map(jnp.add, totals, result)
+    results = over_records(task.output_step, config, state, rest, title='features of')
+    # The devices compute one batch while the one before it is added.
+    for row, _ in itertools.pairwise(itertools.chain(results, [None])):
+        features, label, mask = jax.device_get([row[key] for key in ('features', 'label', 'mask')])
+        if sums is None:  # float64: several processes change the order of the rows
+            sums = np.zeros((num_classes, features.shape[1]))
+        np.add.at(sums, label, features * mask[:, None])
+        np.add.at(counts, label, mask)
         done += min(config.eval_batch_size, len(records) - done)
         if resumable is not None and resumable.due:
-            sums, counts = jax.device_get(totals)
             resumable.save(sums=sums, counts=counts, done=done)
-    sums, counts = jax.device_get(totals)
     _check_counts(counts, records)
-    return sums / counts[:, None]
+    assert sums is not None  # each class has an image
+    return (sums / counts[:, None]).astype(np.float32)
+
+
+def backbone_features(
+    config: ConfigDict, backbone: Weights | None, records: Records
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the features of all readable images in the network that the run starts from.
+
+    Returns:
+      (features float32 [N, D], labels int32 [N]), in the order of `outputs_of`.
+    """
+    # The width of the head that `backbone_class_means` has: they share their compiled program.
+    task, state = plain_network(config, 1, backbone)
+    outputs = outputs_of(task, config, state, records)
+    return outputs['features'], outputs['label']
 
 
 def plain_network(
@@ -215,7 +213,7 @@ def backbone_class_means(
     """
 
     def means(resumable: Resumable | None) -> np.ndarray:
-        task, state = plain_network(config, len(records.class_names), backbone)
+        task, state = plain_network(config, 1, backbone)
         return class_means(task, config, state, records, resumable)
 
     if backbone is None:

@@ -348,16 +348,11 @@ def output_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
     Returns:
       {'features' [B, D], 'logits' [B, K], 'label' [B], 'mask' [B]}, gathered from all devices.
     """
-    outputs = eval_outputs(task, state, batch)
+    images = augment.evaluation_view(task.config, batch['image'])
+    outputs = network(task.graphdef, state.params, state.batch_stats, images)
     values = {'features': outputs.features, 'logits': outputs.logits}
     values |= {'label': batch['label'], 'mask': batch['mask']}
     return jax.lax.all_gather(values, 'batch', tiled=True)
-
-
-def eval_outputs(task: Task, state: TrainState, batch: PyTree) -> Outputs:
-    """Runs the network on centre crops of this device's share of a batch."""
-    images = augment.evaluation_view(task.config, batch['image'])
-    return forward(task.graphdef, state.params, state.batch_stats, images, train=False)[0]
 
 
 def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:

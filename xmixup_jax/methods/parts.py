@@ -73,14 +73,14 @@ def target_classifier(setup: Setup, needed_by: str) -> tuple[np.ndarray, np.ndar
     Raises:
       DataError: a class has no readable image.
     """
-    outputs = setup.outputs(setup.state, setup.target)
-    missing = np.setdiff1d(np.arange(setup.sizes.target), outputs['label'])
+    features, labels = setup.features(setup.target)
+    missing = np.setdiff1d(np.arange(setup.sizes.target), labels)
     if len(missing):
         raise DataError(
             f'{needed_by} needs a readable training image of each class: '
             f'{setup.target.class_names[missing[0]]} has none'
         )
-    return linear_classifier(outputs['features'], outputs['label'])
+    return linear_classifier(features, labels)
 
 
 def with_linear_head(setup: Setup) -> Any:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.features import (
     backbone_class_means,
+    backbone_features,
     images_of,
     outputs_of,
     predicted_similarity,
@@ -156,6 +157,7 @@ def begin(
         network=partial(step_lib.network, task.graphdef),
         images=partial(images_of, config),
         outputs=lambda state, records: outputs_of(task, config, replicate(state), records),
+        features=partial(backbone_features, config, backbone),
         class_means=partial(backbone_class_means, config, backbone),
         source_columns=source_columns,
         source_test=source_test,
