@@ -155,8 +155,10 @@ def choose_cache(config: ConfigDict, records: Sequence[Records]) -> str:
         'memory': missing * processes,
         'disk': total,
     }
+    # From the devices of several hosts, look-ups would send images between the hosts.
+    one_host = processes == jax.process_count()
     free = {
-        'device': _free_device_bytes(),
+        'device': _free_device_bytes() if one_host else 0,
         'memory': _free_memory(),
         'disk': shutil.disk_usage(_existing(Path(config.cache_dir).expanduser())).free,
     }
@@ -165,12 +167,7 @@ def choose_cache(config: ConfigDict, records: Sequence[Records]) -> str:
         if config.steps * config.batch_size <= len(records[0]):
             kind, reason = 'none', 'no image is used twice'
         else:
-            # From the devices of several hosts, look-ups would send images between the hosts.
-            one_host = processes == jax.process_count()
-            fits = [
-                needed[k] <= share * free[k] and (one_host or k != 'device')
-                for k, share in _SHARES.items()
-            ]
+            fits = [needed[k] <= share * free[k] for k, share in _SHARES.items()]
             # All processes make the same choice: one that fits in each of them.
             shared = np.all(all_gather(np.array(fits)), axis=0)
             kind = (*(k for k, fit in zip(_SHARES, shared, strict=True) if fit), 'none')[0]
