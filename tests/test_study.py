@@ -416,10 +416,10 @@ def test_controls_table_judges_by_the_interval(gains, verdict):
     (line,) = tables.block('controls', found).splitlines()[4:]
     cells = [text.strip() for text in line.split('|')[1:-1]]
     text = f'{np.mean(gains):+.2f} ± {half(gains):.2f}'
-    assert cells[2].strip('*') == text
-    assert cells[1] == CONTROLS['cotuning']
+    assert cells[3].strip('*') == text
+    assert cells[1:3] == [CONTROLS['cotuning'], 'batch']
     won, lost = verdict == 'wins', verdict == 'loses'
-    assert cells[3:] == [f'{won:d} won, {lost:d} lost of 1', verdict]
+    assert cells[4:] == [f'{won:d} won, {lost:d} lost of 1', verdict]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ table for each scale and each number of images a class that has runs.
 
 import argparse
 import csv
+import itertools
 import re
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 
 from benchmarks.study import figures, plan, statistics
 from benchmarks.study.names import (
+    BATCH_NORMS,
     COMBINATIONS,
     COMPARED,
     CONTROLS,
@@ -268,20 +270,22 @@ def xmixup_table(study: Study) -> str:
 
 
 def controls_table(study: Study) -> str:
-    """Whether methods that are known to gain do so here."""
-    names, rows = study.tasks(), []
-    for name, published in CONTROLS.items():
-        found = differences(study, name)
-        if not found or len(found) < len(names):
+    """Whether methods that are known to gain do so here, by the statistics of both."""
+    names, rows = study.tasks('main', 'batch_norm'), []
+    for norm, (name, published) in itertools.product(BATCH_NORMS, CONTROLS.items()):
+        base, tops = study.with_norm(BASELINE, norm), study.with_norm(name, norm)
+        if not names or any(task not in tops or task not in base for task in names):
             continue
+        found = {task: difference(tops[task], base[task]) for task in names}
         mean, half, _ = over_tasks(found)
         of_tasks = [over_tasks({task: seeds})[:2] for task, seeds in found.items()]
         signs = [np.sign(gain) * (abs(gain) > width) for gain, width in of_tasks]
         won, lost = signs.count(1), signs.count(-1)
         verdict = 'cannot be told' if not abs(mean) > half else 'wins' if mean > 0 else 'loses'
         count = f'{won} won, {lost} lost of {len(names)}'
-        rows.append([f'`{name}`', published, cell(mean, half, sign=True), count, verdict])
-    return table(['', 'published gain', 'mean gain here', 'tasks', 'verdict'], rows)
+        gain = cell(mean, half, sign=True)
+        rows.append([f'`{name}`', published, norm, gain, count, verdict])
+    return table(['', 'published gain', 'batch norm', 'mean gain here', 'tasks', 'verdict'], rows)
 
 
 def combine_table(study: Study) -> str:
@@ -322,7 +326,7 @@ TABLES: dict[str, tuple[Callable[[Study], str], tuple[str, ...]]] = {
     'starts': (starts_table, ('main', 'batch_norm')),
     'rates': (rates_table, ('main', 'batch_norm', 'rates')),
     'xmixup': (xmixup_table, ('main',)),
-    'controls': (controls_table, ('main',)),
+    'controls': (controls_table, ('main', 'batch_norm')),
     'combine': (combine_table, ('combine',)),
     'lite2': (lite2_table, ('lite2',)),
     'tuned': (tuned_table, ('tune',)),
