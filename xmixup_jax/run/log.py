@@ -68,6 +68,8 @@ class RunLog:
         self._total = steps
         self._terminal = sys.stderr.isatty()
         self._printed = time.monotonic()
+        if not self._terminal and first_step < steps:
+            print(f'{title}  step {first_step}/{steps}  compiling', file=sys.stderr)
         self._bar = tqdm(
             total=steps,
             initial=first_step,
