@@ -1,7 +1,7 @@
 """tensorboardX's writer of event files, imported without PyTorch.
 
-tensorboardX imports PyTorch where it is installed, for the type of one argument. That takes two
-seconds.
+tensorboardX imports PyTorch where it is installed, for the type of one argument. That takes over a
+second.
 """
 
 import sys
