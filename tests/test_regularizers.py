@@ -180,9 +180,8 @@ def test_a_warm_head_needs_an_image_of_each_class():
     setup = SimpleNamespace(
         config=SimpleNamespace(warm_head=True),
         sizes=Sizes(3),
-        state=None,
         target=SimpleNamespace(class_names=['cat', 'dog', 'emu']),
-        outputs=lambda state, records: {'features': normal(4, D), 'label': np.array([0, 0, 2, 2])},
+        features=lambda records: (normal(4, D), np.array([0, 0, 2, 2])),
     )
     with pytest.raises(DataError, match=r'warm_head=True.* dog has none'):
         with_linear_head(setup)
