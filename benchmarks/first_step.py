@@ -173,7 +173,7 @@ def write_data(folder: Path, records: int) -> list[str]:
 
 
 def run(argv: list[str]) -> None:
-    if argv[1].startswith('--begun='):
+    if argv[1:2] and argv[1].startswith('--begun='):
         print(json.dumps(measure(['train', *argv[2:]], float(argv[1].partition('=')[2]))))
         sys.stdout.flush()
         os._exit(0)  # the prefetching threads of the run are still reading

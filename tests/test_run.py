@@ -273,3 +273,9 @@ def test_too_little_device_memory_ends_in_one_line(monkeypatch):
         program.run_and_exit(broken, ['main'])
     code, message = info.value.args
     assert code == 1 and 'lower config.batch_size' in message and '\n' not in message
+
+
+def test_the_log_does_not_import_pytorch():
+    """tensorboardX alone would, which takes over a second."""
+    code = 'import sys; import xmixup_jax.run.log; assert "torch" not in sys.modules'
+    subprocess.run([sys.executable, '-c', code], check=True)
