@@ -86,7 +86,7 @@ def run(argv: list[str]) -> None:
         ok = execute(command, output, args.before, args.small, end - begun)
         print(f'{command.name}: {"done" if ok else "FAILED"} in {time.monotonic() - begun:.0f} s')
         failed += [] if ok else [command.name]
-    for name in ('step', 'lite0'):
+    for name in ('step', 'lite0') if args.before else ():  # else the tables are older ones
         for line in ratios(output / f'{name}_before.csv', output / f'{name}.csv'):
             print(f'{name}: {line}')
     if failed:
