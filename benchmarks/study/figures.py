@@ -73,20 +73,21 @@ def _batch_norm(found: list[Study]) -> Figure | None:
     shown = [study for study in found if study.select('batch_norm')]
     if not shown:
         return None
-    size = (1.0 + 1.2 * len(NORM_NAMES) * len(shown), 3.8)
+    names = {study: [each for each in NORM_NAMES if each in study.names()] for study in shown}
+    size = (1.0 + 1.2 * sum(map(len, names.values())), 3.8)
     figure = Figure(figsize=size, layout='constrained')
     for axes, study in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-        names = study.tasks('main', 'batch_norm')
-        for x, name in enumerate(NORM_NAMES):
+        tasks = study.tasks('main', 'batch_norm')
+        for x, name in enumerate(names[study]):
             for i, (norm, colour) in enumerate(NORM_COLOURS.items()):
                 means = [
                     np.mean(list(top1.values())) for top1 in study.with_norm(name, norm).values()
                 ]
                 place = x + 0.25 * (i - 1)
                 axes.plot([place] * len(means), means, 'o', ms=3, alpha=0.5, color=colour)
-                if len(means) == len(names):
+                if len(means) == len(tasks):
                     axes.bar(place, np.mean(means), 0.22, alpha=0.6, color=colour)
-        axes.set(xticks=range(len(NORM_NAMES)), xticklabels=NORM_NAMES)
+        axes.set(xticks=range(len(names[study])), xticklabels=names[study])
         axes.set(title=study.title('main', 'batch_norm'), ylabel='top-1, %')
         axes.grid(axis='y', alpha=0.3)
         bars = [matplotlib.patches.Patch(color=colour) for colour in NORM_COLOURS.values()]
