@@ -118,13 +118,13 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Task:
 @lru_cache(maxsize=32)
 def _shared_task(flat_values: str, sizes: Sizes) -> Task:
     config = ConfigDict(unflatten(json.loads(flat_values)))
-    optimizer, frozen = partial(_optimizer, config), None
+    frozen = None
     graphdef, params, batch_stats = nnx.eval_shape(lambda: _create_model(config, sizes))
     if config.freeze:
         network = graphdef, params, batch_stats
         frozen = freezing.frozen_params(config.freeze, config.image_size, *network)
         graphdef = freezing.freeze_batch_norms(*network, frozen)
-        optimizer = partial(_optimizer, config, frozen=frozen)
+    optimizer = partial(_optimizer, config, frozen)
 
     def state(constants, params, batch_stats):
         return _state(config, optimizer(constants), params, batch_stats)
@@ -134,7 +134,7 @@ def _shared_task(flat_values: str, sizes: Sizes) -> Task:
 
 
 def _optimizer(
-    config: ConfigDict, constants: PyTree, frozen: PyTree = None
+    config: ConfigDict, frozen: PyTree, constants: PyTree
 ) -> optax.GradientTransformation:
     config = config_with(config, constants)
     tx = method_of(config).optimizer(options_of(config), config)
@@ -258,9 +258,9 @@ def _gradients(task: Task, constants: PyTree, state: TrainState, batch: PyTree) 
       loss and penalty if the method combines them. `seen` is for `Method.after_step`: 'batch' with
       the labels, and 'taught'.
     """
-    config, method = task.config, method_of(task.config)
+    config, method = config_with(task.config, constants), method_of(task.config)
     prepared = augment.prepare_batch(config, method, batch, state.step)
-    inputs = method.transform(options_of(config_with(config, constants)), *prepared)
+    inputs = method.transform(options_of(config), *prepared)
     view = _view(task, constants, state, inputs, _step_key(batch))
     if method.teach:
         view = view._replace(taught=jax.lax.stop_gradient(method.teach(view)))
