@@ -3,7 +3,7 @@
     python -m benchmarks.attention --config=configs/aircraft.py --config.model.name=vit_b16 \\
         --config.batch_size=128 --config.precision=bfloat16
 
-One row per form, of one layer: milliseconds for the value with its gradients (median of 20), the
+One row per form, of one layer: milliseconds for the value with its gradients (minimum of ten), the
 ratio to XLA's, and the largest difference of output and gradients from float32 arithmetic, relative
 to their largest value. cuDNN's form needs a GPU and bfloat16; elsewhere its row is missing.
 
@@ -13,7 +13,6 @@ to their largest value. cuDNN's form needs a GPU and bfloat16; elsewhere its row
 
 import argparse
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +27,6 @@ from xmixup_jax.devices import chosen_precision
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.models.vit import VARIANTS
 
-ROUNDS = 20
-
 
 def both(form: str, qkv: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns attention, [B, N, heads, D], and the gradient by qkv, [3, B, N, heads, D]."""
@@ -41,17 +38,12 @@ def both(form: str, qkv: jax.Array, grad: jax.Array) -> tuple[jax.Array, jax.Arr
 def measure(form: str, qkv: jax.Array, grad: jax.Array, expected) -> dict[str, float | str]:
     """The row of a form; `expected` is what `both` returns in float32."""
     function = jax.jit(partial(both, form))
-    found = jax.block_until_ready(function(qkv, grad))
-    times = []
-    for _ in range(ROUNDS):
-        begun = time.perf_counter()
-        jax.block_until_ready(function(qkv, grad))
-        times.append(1e3 * (time.perf_counter() - begun))
+    milliseconds = 1e3 * synthetic.seconds_of(function, qkv, grad)
     differences = [
         float(jnp.abs(ours.astype(jnp.float32) - theirs).max() / jnp.abs(theirs).max())
-        for ours, theirs in zip(found, expected, strict=True)
+        for ours, theirs in zip(function(qkv, grad), expected, strict=True)
     ]
-    return {'form': form, 'ms': float(np.median(times)), 'difference': max(differences)}
+    return {'form': form, 'ms': milliseconds, 'difference': max(differences)}
 
 
 def run(argv: list[str]) -> None:

@@ -71,7 +71,7 @@ class SyntheticImagenet(tfds.core.GeneratorBasedBuilder):
         return {'train': self._generate_examples()}
 
     def _generate_examples(self) -> Iterator:
-        # tfds can shuffle 1 GB without TensorFlow.
+        # Tiny, since without TensorFlow tfds can shuffle 1 GB at most.
         images = [synthetic.photo(seed, 8, 8) for seed in range(8)]
         for i in range(self._records):
             yield i, {'image': BytesIO(images[i % 8]), 'label': i % 1000}
