@@ -103,6 +103,7 @@ STARTS = (
     (('finetune', 'frozen'), ('finetune', 'batch')),
     (('finetune_warm', 'frozen'), ('finetune', 'batch')),
     (('finetune_warm', 'frozen'), (PROBE, 'frozen')),
+    (('finetune_warm', 'frozen'), ('mars', 'batch')),
 )
 """Pairs of (name, batch norm): what the choice of statistics and head is worth without mixing."""
 

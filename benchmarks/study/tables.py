@@ -270,7 +270,7 @@ def xmixup_table(study: Study) -> str:
 
 
 def controls_table(study: Study) -> str:
-    """Whether methods that are known to gain do so here, by the statistics of both."""
+    """Whether methods that are known to gain do so here, under each choice of batch norm."""
     names, rows = study.tasks('main', 'batch_norm'), []
     for norm, (name, published) in itertools.product(BATCH_NORMS, CONTROLS.items()):
         base, tops = study.with_norm(BASELINE, norm), study.with_norm(name, norm)
