@@ -206,6 +206,43 @@ def test_stages_and_their_hooks(name):
     assert called == [(i, place, m.shape[3]) for (i, m), place in places]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', STAGES)
+def test_channels_do_not_meet_between_a_stages_last_convolution_and_its_end(name):
+    size = {'inception_v3': 107, 'dinov2_4': 84}.get(name, 96)
+    graphdef, params, batch_stats = make(name, size)
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        return (rng.normal(size=leaf.shape) / max(1, leaf[..., 0].size) ** 0.5).astype('f4')
+
+    params = jax.tree.map(draw, params)
+    batch_stats = jax.tree.map(np.ones_like, batch_stats)
+    images = rng.normal(size=(1, size, size, 3)).astype('f4')
+
+    @jax.jit
+    def ends(c, kept, params):
+        """The ends of the stages, each without channel c of its convolution alone."""
+        found = []
+
+        def hook(x, stage, place):
+            if place == 'conv':
+                return x * (np.arange(x.shape[-1]) != c)
+            found.append(x)
+            return kept[stage] if kept else x
+
+        forward(graphdef, params, batch_stats, images, train=False, hook=hook)
+        return found
+
+    kept = ends(-1, [], params)
+    whole, without = ends(-1, kept, params), ends(1, kept, params)  # by the same program
+    changed = [
+        set(np.nonzero(before != after)[-1].tolist())
+        for before, after in zip(whole, without, strict=True)
+    ]
+    assert set.union(*changed) == {1} and all(np.isfinite(end).all() for end in whole)
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3, 5]), st.sampled_from([1, 2, 3]))
 @example(9, 4, 7, 1)  # ConvNeXt's kernels, whose gradients are computed differently
 @settings(max_examples=8)

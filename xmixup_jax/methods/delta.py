@@ -17,6 +17,8 @@ Here the classifier is a logistic regression on centre crops, and the rises are 
 centre crops.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,29 +79,59 @@ def channel_weights(network, params, batch_stats, images, labels, classifier):
       a list of float32 [C], each a softmax.
     """
     kernel, bias = classifier
-    shapes = jax.eval_shape(lambda: network(params, batch_stats, images)).convs
-    ends = np.cumsum([maps.shape[-1] for maps in shapes])
 
     # Everything large is an argument: constants would be folded, which takes long.
     @jax.jit
-    def loss_without(c, params, batch_stats, images):
-        scales = jnp.split(jnp.ones(ends[-1]).at[c].set(0, mode='drop'), ends[:-1])
+    def stage_ends(params, batch_stats, images):
+        kept: list = []
 
+        def keep(x, stage, place):
+            if place == 'end':
+                kept.append(x)
+            return x
+
+        network(params, batch_stats, images, hook=keep)
+        return kept
+
+    @jax.jit
+    def ends_of_zeros(ends, params, batch_stats, images):
+        """The ends of the stages, each where its own last convolution puts out zeros."""
+        kept: list = []
+
+        def keep(x, stage, place):
+            if place == 'conv':
+                return jnp.zeros_like(x)
+            kept.append(x)
+            return ends[stage]
+
+        network(params, batch_stats, images, hook=keep)
+        return kept
+
+    @partial(jax.jit, static_argnames='zeroed_stage')
+    def loss_without(c, end, end_of_zeros, params, batch_stats, images, *, zeroed_stage):
         def hook(x, stage, place):
-            return x * scales[stage] if place == 'conv' else x
+            if (stage, place) != (zeroed_stage, 'end'):
+                return x
+            return jnp.where(jnp.arange(x.shape[-1]) == c, end_of_zeros, end)
 
         outputs = network(params, batch_stats, images, hook=hook)
         logits = outputs.features @ kernel + bias
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    # A call for each channel: in a loop within one program convolutions are slow on a CPU. One
-    # beyond the end: none is zeroed.
+    # Between a stage's last convolution and its end no channel depends on another one. So a zeroed
+    # filter changes one channel of the end, and what lies before need not be computed again: with
+    # the end replaced, the compiler leaves it out.
     arguments = jax.device_put((params, batch_stats, images))
-    *zeroed, none_zeroed = jax.device_get(
-        [loss_without(c, *arguments) for c in range(ends[-1] + 1)]
-    )
-    rises = np.array(zeroed) - none_zeroed
-    return [attention(rise) for rise in np.split(rises, ends[:-1])]
+    ends = stage_ends(*arguments)
+    weights = []
+    for i, pair in enumerate(zip(ends, ends_of_zeros(ends, *arguments), strict=True)):
+        # A call for each channel: in a loop within one program convolutions are slow on a CPU. One
+        # beyond the last: none is zeroed.
+        channels = range(pair[0].shape[-1] + 1)
+        losses = [loss_without(c, *pair, *arguments, zeroed_stage=i) for c in channels]
+        *zeroed, none_zeroed = jax.device_get(losses)
+        weights.append(attention(np.array(zeroed) - none_zeroed))
+    return weights
 
 
 def attention(rises: np.ndarray) -> np.ndarray:

@@ -136,7 +136,7 @@ def run_block(block: Callable, x: jax.Array, remat: bool, *args):
 Hook = Callable[[jax.Array, int, str], jax.Array]
 """Maps (x, stage, place) to a replacement of x, [B, h, w, c] (in a ViT [B, n, c]). `stage` counts
 from 0. `place` is 'conv', the output of the stage's last convolution, or 'end', the end of the
-stage."""
+stage. From the one to the other each channel is computed by itself, as `methods.delta` needs."""
 
 
 def apply_hook(x: jax.Array, hook: Hook | None, stage: int, place: str) -> jax.Array:
