@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import load_file
 
-from xmixup_jax.models import create_model, forward
+from xmixup_jax.models import create_head, create_model, forward
 from xmixup_jax.weights.files import save_weights
 
 
@@ -20,6 +20,16 @@ def randomize(tree, seed):
     return jax.tree.map(
         lambda x: (np.abs(rng.normal(size=x.shape)) + 0.5).astype(np.float32) * 0.3, tree
     )
+
+
+@pytest.mark.parametrize('law', ['uniform', 'normal', 'zero'])
+def test_a_head_alone_is_that_of_the_whole_network(law):
+    config = ConfigDict({'name': 'resnet10', 'width': 4, 'stem': 'imagenet'})
+    _, params, _ = create_model(config, 3, 64, 5, head_init=law)
+    head = create_head(config, 3, 64, 5, head_init=law)
+    assert head.keys() == params['fc'].keys()
+    for key, leaf in head.items():
+        np.testing.assert_array_equal(leaf, params['fc'][key])
 
 
 # Published sizes of torchvision's networks with 1,000 classes.

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 from PIL import Image
 from scipy.special import softmax
@@ -282,11 +283,11 @@ def load(
     weights = Weights(path, config.model.name)
     if weights.head is None:
         raise DataError(f'{path} has no head: name the folder of a run')
-    width = len(weights.head['bias'])
-    _, params, batch_stats = create_model(config.model, width, config.image_size, 0)
-    params, batch_stats = weights.fill(params, batch_stats, with_head=True)
-    params[HEAD] = {key: leaf[..., : len(names)] for key, leaf in params[HEAD].items()}
-    graphdef, _, _ = create_model(config.model, len(names), config.image_size, 0)
+    graphdef, params, batch_stats = nnx.eval_shape(
+        lambda: create_model(config.model, len(names), config.image_size, 0)
+    )
+    params, batch_stats = weights.fill(params, batch_stats)
+    params[HEAD] = {key: leaf[..., : len(names)] for key, leaf in weights.head.items()}
     score = content.get('score') or {}
     return TrainedModel(config, names, graphdef, params, batch_stats, path, score)
 

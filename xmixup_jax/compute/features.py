@@ -151,9 +151,9 @@ def plain_network(
     """
     config = config.copy_and_resolve_references()
     config.method = 'finetune'
-    task, state = create_task(config, Sizes(num_logits))
-    if backbone is not None:
-        params, batch_stats = backbone.fill(state.params, state.batch_stats, with_head=with_head)
+    task, state = create_task(config, Sizes(num_logits), backbone)
+    if with_head and backbone is not None:
+        params, batch_stats = backbone.fill(state.params, state.batch_stats, with_head=True)
         state = replace(state, params=params, batch_stats=batch_stats)
     return task, replicate(state)
 

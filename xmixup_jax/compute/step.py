@@ -31,9 +31,10 @@ from xmixup_jax.methods.find import (
     traced_shapes,
     with_traced,
 )
-from xmixup_jax.models import Outputs, create_model, forward
+from xmixup_jax.models import Outputs, create_head, create_model, forward
 from xmixup_jax.models.normalization import BATCH_NORMS, batch_part
-from xmixup_jax.optimizer import set_peak
+from xmixup_jax.optimizer import HEAD, set_peak
+from xmixup_jax.weights.pretrained import Weights
 
 PyTree = Any
 
@@ -79,20 +80,31 @@ class Task:
         return map_input_step(partial(input_step, self))
 
 
-def create_task(config: ConfigDict, sizes: Sizes) -> tuple[Task, TrainState]:
+def create_task(
+    config: ConfigDict, sizes: Sizes, backbone: Weights | None = None
+) -> tuple[Task, TrainState]:
     """Builds the network, the optimiser and the first state of a run.
 
     Args:
       config: of the experiment.
       sizes: numbers of classes, which the width of the head depends on.
+      backbone: the weights of all but the head; None: random ones.
 
     Returns:
       (task, state); the state's arrays are on the host.
+
+    Raises:
+      DataError: the weights do not fit the network.
     """
     task = make_task(config, sizes)
     with on_host():
+        if backbone is None:
+            params, batch_stats = _create_model(config, sizes)[1:]
+        else:
+            params = task.shapes.params | {HEAD: create_head(**_drawn(config, sizes))}
+            params, batch_stats = backbone.fill(params, task.shapes.batch_stats)
         tx = task.optimizer(with_traced({}, config))
-        state = _state(config, tx, *_create_model(config, sizes)[1:])
+        state = _state(config, tx, params, batch_stats)
     return task, with_peak(state, config)
 
 
@@ -119,7 +131,7 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Task:
 def _shared_task(flat_values: str, sizes: Sizes) -> Task:
     config = ConfigDict(unflatten(json.loads(flat_values)))
     frozen = None
-    graphdef, params, batch_stats = nnx.eval_shape(lambda: _create_model(config, sizes))
+    graphdef, params, batch_stats = nnx.eval_shape(partial(_create_model, config, sizes))
     if config.freeze:
         network = graphdef, params, batch_stats
         frozen = freezing.frozen_params(config.freeze, config.image_size, *network)
@@ -149,19 +161,21 @@ def _state(
 
 
 def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree]:
+    return create_model(**_drawn(config, sizes), precision=config.precision, remat=config.remat)
+
+
+def _drawn(config: ConfigDict, sizes: Sizes) -> dict[str, Any]:
+    """The arguments of `create_model` that decide what it draws."""
     method, options = method_of(config), options_of(config)
-    num_logits = sizes.target + method.extra_logits(options, sizes)
     norm = method.norm(options) if method.norm else BATCH_NORMS[config.batch_norm]
-    return create_model(
-        config.model,
-        num_logits,
-        config.image_size,
-        config.seed,
-        partial(norm, groups=device_groups(config.batch_norm_over)),
-        config.precision,
-        config.remat,
-        config.head_init,
-    )
+    return {
+        'config': config.model,
+        'num_logits': sizes.target + method.extra_logits(options, sizes),
+        'image_size': config.image_size,
+        'seed': config.seed,
+        'norm': partial(norm, groups=device_groups(config.batch_norm_over)),
+        'head_init': config.head_init,
+    }
 
 
 def train_steps(

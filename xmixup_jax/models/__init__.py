@@ -12,7 +12,16 @@ from xmixup_jax.models import convnext, efficientnet_lite, inception, resnet, vi
 from xmixup_jax.models.base import Outputs, at_least_float32, draw_head
 from xmixup_jax.models.normalization import BatchNorm
 
-__all__ = ['MODELS', 'Architecture', 'BatchNorm', 'Outputs', 'create_model', 'forward', 'module']
+__all__ = [
+    'MODELS',
+    'Architecture',
+    'BatchNorm',
+    'Outputs',
+    'create_head',
+    'create_model',
+    'forward',
+    'module',
+]
 
 Params = dict[str, Any]
 
@@ -154,6 +163,35 @@ def create_model(
     graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
     params, batch_stats = map(nnx.to_pure_dict, states)
     return graphdef, params, batch_stats
+
+
+def create_head(
+    config: ConfigDict,
+    num_logits: int,
+    image_size: int,
+    seed: int,
+    norm: Callable[..., nnx.Module] = BatchNorm,
+    head_init: str = 'uniform',
+) -> Params:
+    """Draws the head that `create_model` draws with the same arguments, and nothing else.
+
+    The parameters of a whole network are drawn by about a hundred small programs, whose compilation
+    takes seconds. They are not needed where weights fill the network.
+
+    Returns:
+      {'kernel' float32 [D, K], 'bias' float32 [K]}.
+    """
+    inputs = 0
+
+    @jax.jit
+    def head_key():
+        nonlocal inputs
+        rngs = nnx.Rngs(seed)
+        inputs = module(config, num_logits, image_size, norm, rngs).fc.in_features
+        return rngs.params()  # what does not lead to it is not computed
+
+    key = head_key()
+    return draw_head(key, inputs, num_logits, head_init)
 
 
 def forward(

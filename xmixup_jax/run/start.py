@@ -108,10 +108,7 @@ def begin(
             f'config.weights={config.weights!r} has none ({name}.weight): use weights with a head, '
             'or config.weights=source'
         )
-    task, initial = step_lib.create_task(config, sizes)
-    if backbone is not None:
-        params, batch_stats = backbone.fill(initial.params, initial.batch_stats)
-        initial = replace(initial, params=params, batch_stats=batch_stats)
+    task, initial = step_lib.create_task(config, sizes, backbone)
     initial = jax.tree.map(np.asarray, initial)
     earlier_seconds = 0.0
 

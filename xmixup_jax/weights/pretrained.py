@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 from xmixup_jax.data.names import imagenet_ids, readable
 from xmixup_jax.errors import DataError
 from xmixup_jax.integrity import arrays_digest, json_array
-from xmixup_jax.models import MODELS, create_model
+from xmixup_jax.models import MODELS, create_head, create_model
 from xmixup_jax.models.vit import resize_positions
+from xmixup_jax.optimizer import HEAD
 from xmixup_jax.weights.files import (
     from_torch,
     read_metadata,
     read_tensors,
     tensor_key,
-    torch_tensors,
 )
 from xmixup_jax.weights.find import find_weights, split_entry
 from xmixup_jax.weights.kinds import kind_of
@@ -122,7 +122,8 @@ class Weights:
         The positions of a vision transformer are resized to the network's image size.
 
         Args:
-          params, batch_stats: of the network; they give names and shapes, and the head.
+          params, batch_stats: of the network. Of the leaves that are filled only the shapes are
+            used, so that they may be `jax.ShapeDtypeStruct`.
           with_head: whether to fill the head too.
 
         Returns:
@@ -133,17 +134,15 @@ class Weights:
             or of the wrong shape, and names the first ones.
         """
 
-        def wanted(tensors):
-            head = f'{MODELS[self.model].head}.'
-            return {
-                key: from_torch(tensor)
-                for key, tensor in tensors.items()
-                if with_head or not key.startswith(head)
-            }
+        head = f'{MODELS[self.model].head}.'
 
-        theirs = wanted(self.tensors)
-        own = wanted(torch_tensors(self.model, params, batch_stats))
-        ours = {key: tensor.shape for key, tensor in own.items()}
+        def is_wanted(key: str) -> bool:
+            return with_head or not key.startswith(head)
+
+        theirs = {key: from_torch(each) for key, each in self.tensors.items() if is_wanted(key)}
+        leaves = jax.tree.leaves_with_path(params) + jax.tree.leaves_with_path(batch_stats)
+        shapes = {tensor_key(self.model, path): leaf.shape for path, leaf in leaves}
+        ours = {key: shape for key, shape in shapes.items() if is_wanted(key)}
         if 'pos_embed' in ours and _can_resize(theirs.get('pos_embed')):
             theirs['pos_embed'] = np.asarray(
                 resize_positions(theirs['pos_embed'], ours['pos_embed'])
@@ -271,7 +270,11 @@ def load_weights(
     found = Weights(find_weights(weights), model)
     config = ConfigDict({'name': model, 'width': width, 'stem': stem})
     logits = num_classes or (1 if found.head is None else len(found.head['bias']))
-    graphdef, params, batch_stats = create_model(config, logits, image_size, 0)
+    graphdef, params, batch_stats = nnx.eval_shape(
+        lambda: create_model(config, logits, image_size, 0)
+    )
+    if num_classes:
+        params[HEAD] = create_head(config, num_classes, image_size, 0)
     if not num_classes and found.head is None:
         found.fill(params, batch_stats)  # if the backbone does not fit, say that instead
         raise DataError(f'weights {weights} have no head: give num_classes for a new one')
