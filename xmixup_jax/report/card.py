@@ -185,9 +185,10 @@ def _score_rows(
         'ece': 'expected calibration error',
     }  # fmt: skip
     rows = [(words[key], f'{100 * scores[key]:.2f} %') for key in words if key in scores]
-    rows.insert(1, ('its 95 % interval (Wilson)', interval(scores, run)))
+    images = run.result['test_images']
+    rows.insert(1, ('its 95 % interval (Wilson)', interval(scores['top1'], images)))
     rows += [('cross-entropy', f'{scores["loss"]:.4f}')] if 'loss' in scores else []
-    return [('test images', f'{run.result["test_images"]:,}'), *rows]
+    return [('test images', f'{images:,}'), *rows]
 
 
 def _data(config: ConfigDict, run: RunFacts) -> list[tuple[str, str, str, str, str]]:
@@ -318,9 +319,10 @@ def _limits(
     if 'top1' not in scores:
         limits.append('It was not tested: this card has no scores.')
     else:
+        images = run.result['test_images']
         limits.append(
-            f'The accuracy was measured on {run.result["test_images"]:,} images. Its 95 % '
-            f'interval, {interval(scores, run)}, covers the choice of these images, not that of '
+            f'The accuracy was measured on {images:,} images. Its 95 % interval, '
+            f'{interval(scores["top1"], images)}, covers the choice of these images, not that of '
             'the seed and the training images: it is one run.'
         )
         limits.append('This card has no test on images from elsewhere.')

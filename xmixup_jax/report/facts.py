@@ -82,8 +82,11 @@ def scores_of(run: RunFacts, network: str) -> dict[str, float]:
     return {key: result[prefix + key] for key in ('top1', 'loss') if prefix + key in result}
 
 
-def interval(scores: dict[str, float], run: RunFacts) -> str:
-    """`wilson` of the top-1 accuracy in `scores`, in words."""
-    count = run.result['test_images']
-    low, high = wilson(round(scores['top1'] * count), count)
+def interval(top1: float, images: int) -> str:
+    """`wilson` of an accuracy on so many images, in words.
+
+    >>> interval(0.9, 100)
+    '82.6 to 94.5 %'
+    """
+    low, high = wilson(round(top1 * images), images)
     return f'{100 * low:.1f} to {100 * high:.1f} %'

@@ -18,6 +18,7 @@ from xmixup_jax.report import figures
 from xmixup_jax.report.advice import Numbers, advice
 from xmixup_jax.report.classes import classes_contents, classes_part
 from xmixup_jax.report.examples import inputs_part, match_part
+from xmixup_jax.report.facts import interval
 from xmixup_jax.report.page import figure_tag, write
 from xmixup_jax.report.scores import Reliability, calibration
 from xmixup_jax.text import shell_line
@@ -113,9 +114,13 @@ def duration(seconds: float) -> str:
 
 def _key_facts(result: dict[str, Any], config: ConfigDict) -> list[tuple[str, Any]]:
     scores = {'top1': 'Top-1', 'top5': 'Top-5', 'macro_top1': 'Macro top-1'}
+    shown = [(name, f'{100 * result[key]:.2f} %') for key, name in scores.items() if key in result]
+    images = result['test_images']
+    if 'top1' in result:
+        shown.insert(1, ('95 % interval of top-1', interval(result['top1'], images)))
     return [
-        *((name, f'{100 * result[key]:.2f} %') for key, name in scores.items() if key in result),
-        ('Test images', result['test_images']),
+        *shown,
+        ('Test images', images),
         ('Training images', result['train_images']),
         ('Classes', result['num_classes']),
         ('Steps', result['steps']),

@@ -125,12 +125,13 @@ def _check_changes(
     config: ConfigDict, workdir: Path, changes: dict[str, tuple[Any, Any]], done: int
 ) -> None:
     shown = ', '.join(f'config.{key}: {old!r} -> {new!r}' for key, (old, new) in changes.items())
+    fixed = [key for key in changes if config_lib.is_fixed(key)]
     if not config.allow_changes:
+        anyway = ', or resume it anyway with --config.allow_changes=True'
         raise ConfigError(
             f'{workdir / CONFIG} belongs to a run with another configuration ({shown}): choose '
-            'another --workdir, or resume it anyway with --config.allow_changes=True'
+            f'another --workdir{"" if fixed else anyway}'
         )
-    fixed = [key for key in changes if config_lib.is_fixed(key)]
     if fixed:
         raise ConfigError(
             f'config.{fixed[0]} cannot change in {workdir}: the files that the run has saved '
