@@ -142,7 +142,7 @@ def test_class_means_know_the_fit(wide, config):
     paths = set()
     for fit in FITS:
         config.fit = fit
-        paths.add(features._cache_path(config, backbone, wide))
+        paths.add(features._cache_path(config, backbone, wide, 'means'))
     assert len(paths) == 3
 
 

@@ -380,7 +380,7 @@ def test_folders_of_one_name_share_no_cache(config, tmp_path, monkeypatch):
         return (
             backbone_weights(config),
             cache._cache_path(config, records),
-            features._cache_path(config, weights, records),
+            features._cache_path(config, weights, records, 'means'),
         )
 
     found = {}

@@ -41,9 +41,10 @@ def test_similarity_is_the_mean_probability_and_no_image_of_the_source_is_read(
     config.match.similarity, config.match.assignment = 'predicted', 'nearest'
 
     def unreadable(number):
-        raise AssertionError(f'record {number} of the source was read')
+        raise AssertionError(f'record {number} was read')
 
-    match = find_match(config, backbone, Data(target, None, replace(source, read=unreadable)))
+    source = replace(source, read=unreadable)
+    match = find_match(config, backbone, Data(target, None, source))
 
     task, state = step_lib.create_task(config, Sizes(10))
     params, batch_stats = backbone.fill(state.params, state.batch_stats, with_head=True)
@@ -53,6 +54,9 @@ def test_similarity_is_the_mean_probability_and_no_image_of_the_source_is_read(
     expected = np.stack([probabilities[labels == c].mean(0) for c in range(10)])
     np.testing.assert_array_equal(match.classes[:, 0], expected.argmax(1))
     np.testing.assert_allclose(match.similarity[:, 0], expected.max(1), rtol=1e-4)
+    # The next run has them from the cache.
+    again = find_match(config, backbone, Data(replace(target, read=unreadable), None, source))
+    np.testing.assert_array_equal(again.similarity, match.similarity)
 
 
 def test_columns_are_found_by_id_word_and_name(config, tmp_path):

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,14 +180,20 @@ def predicted_similarity(
     """
     columns, head = backbone.head_columns(source_names), backbone.head
     assert head is not None  # `head_columns` raises without one
-    task, state = plain_network(config, len(head['bias']), backbone, with_head=True)
-    outputs = outputs_of(task, config, state, target)
-    # Several processes change the order of the rows; float64 keeps that from showing in the sums.
-    probabilities = softmax(outputs['logits'].astype(np.float64), axis=1)
-    one_hot = np.arange(len(target.class_names))[:, None] == outputs['label']
-    counts = one_hot.sum(axis=1, keepdims=True)
-    _check_counts(counts[:, 0], target)
-    return (one_hot / counts) @ probabilities[:, columns]
+
+    def mean_probabilities(resumable: Resumable | None) -> np.ndarray:
+        del resumable  # the target is small
+        task, state = plain_network(config, len(head['bias']), backbone, with_head=True)
+        outputs = outputs_of(task, config, state, target)
+        # Several processes change the order of the rows; float64 keeps that from showing in the
+        # sums.
+        probabilities = softmax(outputs['logits'].astype(np.float64), axis=1)
+        one_hot = np.arange(len(target.class_names))[:, None] == outputs['label']
+        counts = one_hot.sum(axis=1, keepdims=True)
+        _check_counts(counts[:, 0], target)
+        return (one_hot / counts) @ probabilities
+
+    return _cached(config, backbone, target, 'probabilities', mean_probabilities)[:, columns]
 
 
 def _check_counts(counts: np.ndarray, records: Records) -> None:
@@ -216,30 +222,45 @@ def backbone_class_means(
         task, state = plain_network(config, 1, backbone)
         return class_means(task, config, state, records, resumable)
 
-    if backbone is None:
-        return means(None)
-    path = _cache_path(config, backbone, records)
-    found = load_arrays(path, 'means')
+    return means(None) if backbone is None else _cached(config, backbone, records, 'means', means)
+
+
+def _cached(
+    config: ConfigDict,
+    backbone: Weights,
+    records: Records,
+    name: str,
+    compute: Callable[[Resumable | None], np.ndarray],
+) -> np.ndarray:
+    """Returns an array of `records` from config.cache_dir, or computes and saves it.
+
+    Args:
+      config, backbone, records: what the array depends on.
+      name: of the array in its file.
+      compute: makes it; called with the file to save unfinished sums in, or None.
+    """
+    path = _cache_path(config, backbone, records, name)
+    found = load_arrays(path, name)
     everywhere = all_gather(np.array(found is not None)).all()
     if found is not None and everywhere:
         return found[0]
     resumable = Resumable(path)
     if jax.process_count() > 1:  # resuming would need all processes to agree on the position
-        found = [means(None)]
+        found = [compute(None)]
         if is_first():
-            resumable.finish(means=found[0])
+            resumable.finish(**{name: found[0]})
         return found[0]
     with file_lock(path.with_suffix('.lock'), '--config.cache_dir', wait=True):
-        # Another run may have written the means while this one waited for the lock.
-        found = load_arrays(path, 'means')
+        # Another run may have written the array while this one waited for the lock.
+        found = load_arrays(path, name)
         if found is None:
-            found = [means(resumable)]
-            resumable.finish(means=found[0])
+            found = [compute(resumable)]
+            resumable.finish(**{name: found[0]})
         return found[0]
 
 
-def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path:
-    """A file name that depends on everything the means do: weights, network, crop and records."""
+def _cache_path(config: ConfigDict, backbone: Weights, records: Records, name: str) -> Path:
+    """A file name that depends on all that the array does: weights, network, crop and records."""
     key = {
         'weights': backbone.digest,
         'model': config.model.to_dict(),
@@ -248,6 +269,11 @@ def _cache_path(config: ConfigDict, backbone: Weights, records: Records) -> Path
     }
     if config.fit != 'crop':  # earlier versions always cropped, and had no such key
         key['fit'] = config.fit
+    if name != 'means':  # likewise
+        key['name'] = name
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    name = f'{short_name(records.name)}-{digest}.npz'
-    return Path(config.cache_dir).expanduser() / 'features' / name
+    return (
+        Path(config.cache_dir).expanduser()
+        / 'features'
+        / f'{short_name(records.name)}-{digest}.npz'
+    )
