@@ -2,14 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from tqdm import tqdm
 
 from xmixup_jax.data.names import readable
-from xmixup_jax.data.pairing import usable_cores
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.text import first_few, one_line
@@ -83,27 +80,18 @@ def same_images(train: Records, test: Records) -> list[tuple[str, str]]:
     with tqdm(
         total=len(train) + len(test), desc='compare', unit='image', disable=None, leave=False
     ) as bar:
-        for i, digest in enumerate(_digests(train)):
-            known.setdefault(digest, i)
-            bar.update()
-        for i, digest in enumerate(_digests(test)):
-            if digest in known:
-                found.append((train.describe(known[digest]), test.describe(i)))
-            bar.update()
+        for records, note in ((train, True), (test, False)):
+            for i in range(len(records)):
+                content = records.read(int(records.index[i]))
+                digest = hashlib.blake2b(
+                    content if isinstance(content, bytes) else content.tobytes()
+                ).digest()
+                if note:
+                    known.setdefault(digest, i)
+                elif digest in known:
+                    found.append((train.describe(known[digest]), records.describe(i)))
+                bar.update()
     return found
-
-
-def _digests(records: Records) -> Iterator[bytes]:
-    """The digest of each record's content; several threads read."""
-
-    def digest(index: int) -> bytes:
-        content = records.read(index)
-        return hashlib.blake2b(
-            content if isinstance(content, bytes) else content.tobytes()
-        ).digest()
-
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        yield from pool.map(digest, records.index.tolist())
 
 
 def _counts(records: Records) -> np.ndarray:
