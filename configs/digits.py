@@ -1,4 +1,4 @@
-"""MNIST to UCI digits with 5 images per class: needs no download, and takes seconds on a CPU.
+"""MNIST to UCI digits with 5 images per class: needs no download, takes two minutes on a CPU.
 
     python -m xmixup_jax.main --config=configs/digits.py
 
