@@ -122,7 +122,8 @@ def pretrained(config, tmp_path_factory):
     if not path.exists():
         config.method = 'finetune'
         _, state = create_task(config, Sizes(10))
-        save_weights(path, config.model.name, state.params, state.batch_stats, {})
+        names = {'class_names': [str(digit) for digit in range(10)]}
+        save_weights(path, config.model.name, state.params, state.batch_stats, names)
     return path
 
 

@@ -10,6 +10,8 @@ from test_sources import write_images, write_list
 
 from xmixup_jax import defaults, load
 from xmixup_jax.cli import evaluate
+from xmixup_jax.data.records import Records
+from xmixup_jax.data.sources import tfds as tfds_source
 from xmixup_jax.errors import DataError
 from xmixup_jax.run.train import train_and_evaluate
 
@@ -108,3 +110,22 @@ def test_a_networks_figures_on_other_images(trained, photos, tmp_path, capsys):
         image.write_bytes(b'x')
     with pytest.raises(DataError, match='none of the 9 images'):
         evaluated(workdir, f'folder:{photos}')
+
+
+def test_the_test_images_of_an_undivided_folder_are_those_of_the_run(photos, config, tmp_path):
+    config.method, config.steps, config.eval_every = 'finetune', 2, 0
+    config.target = defaults.dataset(f'folder:{photos / "train"}', 'train', 'test')
+    config.target.test_share = 0.5  # evaluate's own default would be a fifth
+    result = train_and_evaluate(config, tmp_path / 'run')
+    evaluated(tmp_path / 'run', config.target.name, '--split=test')
+    found, rows = read(tmp_path / 'run' / 'evaluation-train')
+    assert found['test_images'] == result['test_images'] == 2 * len(CLASSES)
+    assert [row['image'] for row in rows] == [row['image'] for row in read(tmp_path / 'run')[1]]
+
+
+def test_a_split_without_labels_is_refused(trained, tmp_path, monkeypatch):
+    model = load(trained[0])
+    unlabelled = Records.from_arrays(np.zeros((3, 8, 8), np.uint8), np.zeros(3, int), CLASSES)
+    monkeypatch.setattr(tfds_source, 'split_labels', lambda *_: np.full(len(unlabelled), -1))
+    with pytest.raises(DataError, match=r"split 'train' of mnist5k has no labels: name one with"):
+        evaluate.open_labelled('mnist5k', 'train', model)

@@ -22,10 +22,11 @@ from tests.test_step import one_and_many_devices, random_batch
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.features import images_of
 from xmixup_jax.errors import ConfigError
-from xmixup_jax.methods import METHODS
+from xmixup_jax.methods import METHODS, seqtrain
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.methods.find import with_traced
 from xmixup_jax.methods.options import options_table
+from xmixup_jax.methods.parts import with_linear_head
 from xmixup_jax.models import forward
 from xmixup_jax.run.checkpoint import Checkpoints
 from xmixup_jax.run.train import train_and_evaluate
@@ -140,6 +141,34 @@ def test_a_warm_head_begins_as_logistic_regression(config, records, pretrained, 
     continued = load_file(pretrained)['fc.weight'][: len(head['fc.weight']) - 10]
     np.testing.assert_allclose(head['fc.weight'][10:], continued, atol=1e-6)
     assert len(continued) == (10 if name == 'lwf' else 0)
+
+
+def test_seqtrains_warm_head_is_of_the_network_trained_on_the_source(
+    config, records, pretrained, tmp_path, monkeypatch
+):
+    config.method, config.weights, config.warm_head = 'seqtrain', str(pretrained), True
+    config.seqtrain.num_classes, config.seqtrain.steps, config.steps = 3, 2, 1
+    begun = []
+
+    def record(setup, state):
+        begun.append(with_linear_head(setup, state))
+        return begun[-1]
+
+    monkeypatch.setattr(seqtrain, 'with_linear_head', record)
+    train_and_evaluate(config, tmp_path)
+    (state,) = begun
+    auxiliary = load_file(tmp_path / 'auxiliary' / 'model.safetensors')['conv1.weight']
+    np.testing.assert_array_equal(state.params['conv1']['kernel'].transpose(3, 2, 0, 1), auxiliary)
+
+    config.method = 'finetune'
+    task, _ = step_lib.create_task(config, Sizes(10))
+    images, labels = images_of(config, records[0])
+    network = task.graphdef, state.params, state.batch_stats
+    features = np.asarray(forward(*network, images, train=False)[0].features)
+    fitted = LogisticRegression(max_iter=1000).fit(features, labels)
+    head = state.params['fc']
+    np.testing.assert_allclose(head['kernel'], fitted.coef_.T, atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(head['bias'], fitted.intercept_, atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize('name', ['lwf', 'cotuning', 'smile'])

@@ -144,6 +144,8 @@ def test_class_means_know_the_fit(wide, config):
         config.fit = fit
         paths.add(features._cache_path(config, backbone, wide, 'means'))
     assert len(paths) == 3
+    config.precision = 'bfloat16'
+    assert features._cache_path(config, backbone, wide, 'means') not in paths
 
 
 @pytest.mark.slow

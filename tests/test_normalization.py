@@ -16,7 +16,13 @@ from xmixup_jax.devices import device_groups, replicate
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.methods.find import with_traced
 from xmixup_jax.models import normalization, pooling
-from xmixup_jax.models.normalization import SLOPES, Moments, normalize, normalize_on_gpu
+from xmixup_jax.models.normalization import (
+    SLOPES,
+    Moments,
+    normalize,
+    normalize_on_gpu,
+    over_devices,
+)
 from xmixup_jax.models.pooling import max_pool
 
 B, C = 4, 3
@@ -264,3 +270,11 @@ def test_a_gpus_network_learns_as_a_tpus(config, monkeypatch):
         gradients = [(x[0] - old) / scale for x in (ours, theirs)]
         size = np.abs(gradients[1]).max()
         np.testing.assert_allclose(*gradients, atol=1e-3 * size + 1e-5, err_msg=str(path))
+
+
+def test_moments_of_several_devices_are_those_of_all_their_images():
+    x = np.random.default_rng(0).normal(size=(4, 6, 5)) + np.arange(4)[:, None, None]
+    moments = {'bn1': {'mean': x.mean(1), 'var': x.var(1)}}
+    found = jax.vmap(over_devices, axis_name='batch')(moments)['bn1']
+    for part, expected in (('mean', x.mean((0, 1))), ('var', x.var((0, 1)))):
+        np.testing.assert_allclose(found[part], np.tile(expected, (4, 1)), rtol=1e-5)

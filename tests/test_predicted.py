@@ -11,8 +11,9 @@ from xmixup_jax.checks import validate
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.features import images_of
 from xmixup_jax.data.names import imagenet_ids, readable
-from xmixup_jax.data.selection import Data
+from xmixup_jax.data.selection import Data, train_and_test
 from xmixup_jax.errors import ConfigError, DataError
+from xmixup_jax.methods import cotuning
 from xmixup_jax.methods.base import Sizes
 from xmixup_jax.models import forward
 from xmixup_jax.run.start import find_match
@@ -131,3 +132,31 @@ def test_pretrained_source_columns_need_a_head(config, tmp_path):
     config.method, config.xmixup.source_head = 'xmixup', 'pretrained'
     with pytest.raises(ConfigError, match=r'fc\.weight'):
         train_and_evaluate(config, tmp_path)
+
+
+def test_a_source_class_without_images_cannot_be_matched(config, records, tmp_path):
+    target, _, source = records
+    backbone = weights_of(config, tmp_path / 'w.safetensors', 10, source.class_names)
+    config.match.similarity = 'predicted'
+    some = source.select(np.flatnonzero(source.labels != 3))
+    with pytest.raises(DataError, match=f"class '{source.class_names[3]}' .* no readable image"):
+        find_match(config, backbone, Data(target, None, some))
+
+
+def test_cotuning_calibrates_each_class_by_its_own_column(config, records, tmp_path, monkeypatch):
+    names = [f'unused{i}' for i in range(3)] + list(records[2].class_names[::-1])
+    backbone = weights_of(config, tmp_path / 'w.safetensors', len(names), names)
+    config.update({'method': 'cotuning', 'weights': str(backbone.path), 'steps': 1})
+    config.source.update({'split': 'train', 'test_split': 'rest', 'sample_rate': 0.9})
+    seen = {}
+
+    def fit(logits, labels):
+        seen.update(columns=logits.shape[1], labels=labels)
+        return 1.0
+
+    monkeypatch.setattr(cotuning, 'fit_temperature', fit)
+    train_and_evaluate(config, tmp_path / 'run')
+    train, held_out = train_and_test(config.source, config)
+    assert seen['columns'] == len(names) and len(held_out) < len(train)
+    expected = [names.index(train.class_names[label]) for label in held_out.labels]
+    np.testing.assert_array_equal(np.sort(seen['labels']), np.sort(expected))

@@ -288,6 +288,14 @@ def test_mars_projects_every_layer_after_a_step():
         np.testing.assert_array_equal(found[name]['bias'], params[name]['bias'])
 
 
+def test_mars_leaves_scales_within_the_distance_to_the_last_digit():
+    scale, var = np.abs(normal(2, 500)), np.abs(normal(2, 500, seed=1))
+    found = mars.project_scale(scale[0], scale[0], var[0], var[0], 1e-3)
+    np.testing.assert_array_equal(found, scale[0])
+    moved = scale[0] * 1.01
+    np.testing.assert_array_equal(mars.project_scale(moved, scale[0], var[0], var[0], 1e3), moved)
+
+
 @given(st.integers(0, 100), st.floats(0.5, 50, width=32))
 def test_mars_never_exceeds_the_distance_and_leaves_what_is_within(seed, distance):
     start, kernel = normal(3, 3, 2, 4, seed=1), 2 * normal(3, 3, 2, 4, seed=seed)

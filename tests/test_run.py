@@ -11,16 +11,23 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from environment import HANGS, one_device
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 from tensorboardX.proto.event_pb2 import Event
 
 from xmixup_jax.cli import flags, program, train
-from xmixup_jax.config import digest, pretrain_config
+from xmixup_jax.config import digest, own_run, pretrain_config
 from xmixup_jax.devices import chosen_precision
 from xmixup_jax.errors import ConfigError, DataError, UserError
+from xmixup_jax.files import write_json
+from xmixup_jax.methods.base import Sizes
 from xmixup_jax.run import loop
+from xmixup_jax.run.checkpoint import Checkpoints, Meta
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.run.workdir import locked
 
@@ -279,3 +286,38 @@ def test_the_log_does_not_import_pytorch():
     """tensorboardX alone would, which takes over a second."""
     code = 'import sys; import xmixup_jax.run.log; assert "torch" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True)
+
+
+@given(st.integers(0, 40), st.integers(1, 12), st.integers(1, 60))
+def test_programs_end_at_multiples_of_their_steps(first, per_dispatch, steps):
+    """So a run that goes on from any step tests and saves after the same steps as another one."""
+
+    class Batches:
+        def __next__(self):
+            return {'label': np.zeros(8, np.int32)}
+
+        def get_state(self):
+            return None
+
+    config = ConfigDict({'steps_per_dispatch': per_dispatch})
+    stop = loop.AgreedStop(lambda: False)
+    ends = [end for end, *_ in loop.prefetch(Batches(), config, first, steps, stop)]
+    wanted = [step for step in range(first + 1, steps) if step % per_dispatch == 0]
+    assert ends == ([*wanted, steps] if first < steps else [])
+
+
+def test_the_folder_of_a_pretraining_is_named(config, tmp_path):
+    write_json(tmp_path / 'config.json', pretrain_config(config).to_dict())
+    with pytest.raises(DataError, match='is the pre-training of other runs'):
+        own_run(tmp_path)
+
+
+def test_constants_of_an_earlier_start_do_not_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1)
+    try:
+        checkpoints.save_constants({'weights': np.ones(3)})
+        digest = checkpoints.save_constants({})
+        meta = Meta({}, None, None, Sizes(1), 0.0, [], digest, {})
+        assert checkpoints.restore_constants(meta) == {}
+    finally:
+        checkpoints.close()

@@ -80,7 +80,8 @@ def mars_project(weight, weight0, gamma):
     """Scales down each output row's difference to `weight0` whose 1-norm exceeds gamma.
 
     Each row is scaled by itself; pass None as `weight0` for the head, which is bounded around 0.
-    Source: henrygouk/mars-finetuning, lipschitz.py, `LInfLipschitzConstraint`.
+    Source: henrygouk/mars-finetuning, lipschitz.py, `LInfLipschitzConstraint`. A depthwise kernel
+    has one row for each channel, as in PaddleTransfer; Keras's layout makes it a single row there.
     """
     start = torch.zeros_like(weight) if weight0 is None else weight0
     difference = (weight - start).flatten(1)

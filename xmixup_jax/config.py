@@ -4,15 +4,18 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from xmixup_jax import defaults
 from xmixup_jax.devices import chosen_precision
-from xmixup_jax.errors import ConfigError
+from xmixup_jax.errors import ConfigError, DataError
+from xmixup_jax.files import CONFIG, read_json
 from xmixup_jax.methods import METHODS
 from xmixup_jax.methods.find import Found, find_method, method_name
+from xmixup_jax.text import one_line
 
 # These may change when a run resumes, since they do not change its results.
 _RUNTIME_KEYS = (
@@ -131,8 +134,8 @@ def total_steps(config: ConfigDict) -> int:
 def pretrain_config(config: ConfigDict) -> ConfigDict:
     """The configuration of the run that trains the network on the source, from random weights.
 
-    It depends only on the source, the network and `config.pretrain`; experiments that agree in
-    these share the run.
+    It depends on the source, the network, `config.pretrain` and how images are prepared and batches
+    split (`image_size`, `flip`, `accumulate_steps`, ...); experiments that agree in these share it.
     """
     derived = copy.deepcopy(config)
     derived.unlock()
@@ -199,6 +202,26 @@ def changes(stored: ConfigDict, config: ConfigDict) -> dict[str, tuple[Any, Any]
     theirs = ADDED | theirs
     keys = sorted((theirs.keys() | ours.keys()) - {'target.name', 'source.name'})
     return {k: (theirs.get(k), ours.get(k)) for k in keys if theirs.get(k) != ours.get(k)}
+
+
+def is_pretraining(config: ConfigDict) -> bool:
+    """Whether it is the configuration of a pre-training, see `pretrain_config`."""
+    return 'pretrain' not in config
+
+
+def own_run(workdir: Path) -> ConfigDict:
+    """The configuration of the run in a folder.
+
+    Raises:
+      DataError: it is the pre-training of other runs, or cannot be read.
+    """
+    config = from_stored(read_json(workdir / CONFIG))
+    if is_pretraining(config):
+        raise DataError(
+            f'{one_line(workdir)} is the pre-training of other runs (config.weights=source): run '
+            'the command of one of them, which continues it'
+        )
+    return config
 
 
 def from_stored(values: dict[str, Any]) -> ConfigDict:

@@ -255,3 +255,34 @@ def test_a_value_that_is_no_number_is_never_saved(config, tmp_path):
     assert (
         json.loads((tmp_path / 'config-0.json').read_text())['optimizer']['learning_rate'] == 1e39
     )
+
+
+@pytest.mark.parametrize('name', ['config.json', 'metrics.csv', 'match.json', 'environment.json'])
+def test_a_damaged_record_of_a_finished_run_is_written_again(finished_run, name):
+    config, workdir, result = finished_run
+    whole = (workdir / name).read_bytes()
+    (workdir / name).write_bytes(whole + b'\n')
+    again = train_and_evaluate(config, workdir)
+    assert (again['top1'], again['steps']) == (result['top1'], result['steps'])
+    assert damaged_files(workdir) == []
+    if name != 'environment.json':  # which names another process now
+        assert (workdir / name).read_bytes() == whole
+
+
+def test_a_change_that_cannot_be_resumed_leaves_the_run_as_it_was(finished_run):
+    config, workdir, result = finished_run
+    config.optimizer.name, config.allow_changes = 'adamw', True
+    with pytest.raises(UserError, match='belongs to another network or optimiser'):
+        train_and_evaluate(config, workdir)
+    config.optimizer.name, config.allow_changes = 'sgd', False
+    assert train_and_evaluate(config, workdir)['top1'] == result['top1']
+    assert damaged_files(workdir) == []
+
+
+def test_a_best_network_of_another_run_is_not_taken(finished_run):
+    config, workdir, _ = finished_run
+    shutil.rmtree(workdir / 'checkpoints')
+    (workdir / 'result.json').unlink()
+    config.update({'steps': 2, 'eval_every': 0})
+    assert 'best_top1' not in train_and_evaluate(config, workdir)
+    assert list((workdir / 'damaged').glob('best_model.safetensors-*'))

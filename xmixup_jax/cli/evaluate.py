@@ -69,6 +69,7 @@ def open_labelled(name: str, split: str, model: TrainedModel) -> Records:
 
 def _open(name: str, split: str, config: ConfigDict) -> Records:
     dataset = defaults.dataset(name, 'train', split or 'test')
+    dataset.test_share = config.target.test_share  # the run's own test images, if it is its data
     config.target = dataset
     if not split:
         with contextlib.suppress(NoSplit):  # raised if the data set has splits

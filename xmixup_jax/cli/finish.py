@@ -18,9 +18,9 @@ import jax
 from xmixup_jax.checks import validate
 from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.cli.train import print_result
-from xmixup_jax.config import from_stored
+from xmixup_jax.config import own_run
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import CONFIG, read_json
+from xmixup_jax.files import CONFIG
 from xmixup_jax.run.train import train_and_evaluate
 from xmixup_jax.text import one_line
 
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> None:
             f'{one_line(workdir)} holds no run ({CONFIG} is missing): name the folder of a run '
             'that was stopped'
         )
-    config = from_stored(read_json(workdir / CONFIG))
+    config = own_run(workdir)
     validate(config, jax.device_count())
     setup(config.cache_dir)
     print_result(train_and_evaluate(config, workdir, finish=True), workdir)

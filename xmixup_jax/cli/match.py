@@ -36,9 +36,11 @@ from xmixup_jax.text import one_line
 
 
 def show_match(match: ClassMatch, data: Data, workdir: Path) -> None:
-    """Writes match.json, and prints one line per target class."""
+    """Writes match.json, and prints one line per target class in the first process."""
     workdir.mkdir(parents=True, exist_ok=True)
     report_match(workdir, match, data)
+    if not is_first():
+        return
     assert data.source is not None  # as there is a match
     targets, sources = readable(data.target.class_names), readable(data.source.class_names)
     width = min(30, max(map(len, targets)))
@@ -61,7 +63,7 @@ def run(argv: list[str]) -> None:
     data = open_data(config)
     data.log_usage()
     match = find_match(config, weights, data)
+    show_match(match, data, workdir)
     if is_first():
-        show_match(match, data, workdir)
         show(data)
         print(f'->  {one_line(workdir / MATCH)}')

@@ -18,7 +18,7 @@ from xmixup_jax.checks import validate
 from xmixup_jax.cli.program import Parser, setup
 from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.compute.reestimation import with_clean_statistics
-from xmixup_jax.config import from_stored
+from xmixup_jax.config import own_run
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import CONFIG, REPORT, RESULT, SUMS, read_json
 from xmixup_jax.report.run import write_report
@@ -45,7 +45,7 @@ def report(workdir: Path) -> Path:
         data have changed or cannot be opened.
     """
     check_finished(workdir)
-    config = from_stored(read_json(workdir / CONFIG))
+    config = own_run(workdir)
     validate(config, jax.device_count())
     check_inputs(config)
     with (

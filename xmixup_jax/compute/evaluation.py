@@ -15,6 +15,7 @@ from xmixup_jax.compute.state import TrainState
 from xmixup_jax.compute.step import Task
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
+from xmixup_jax.data.sources import short_name
 from xmixup_jax.devices import InFlight, shard
 
 
@@ -81,7 +82,7 @@ def over_records(
     )
     with tqdm(
         total=total,
-        desc=f'{title} {records.name.split("/")[-1]}',
+        desc=f'{title} {short_name(records.name)}',
         unit='image',
         disable=None if total > size else True,
         leave=False,

@@ -20,7 +20,7 @@ from xmixup_jax.compute.step import Task, create_task
 from xmixup_jax.data.pairing import eval_batches
 from xmixup_jax.data.records import Records
 from xmixup_jax.data.sources import short_name
-from xmixup_jax.devices import replicate
+from xmixup_jax.devices import chosen_precision, replicate
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import Resumable, file_lock, load_arrays
 from xmixup_jax.methods.base import Sizes
@@ -116,7 +116,7 @@ def class_means(
         done += min(config.eval_batch_size, len(records) - done)
         if resumable is not None and resumable.due:
             resumable.save(sums=sums, counts=counts, done=done)
-    _check_counts(counts, records)
+    check_counts(counts, records)
     assert sums is not None  # each class has an image
     return (sums / counts[:, None]).astype(np.float32)
 
@@ -190,13 +190,14 @@ def predicted_similarity(
         probabilities = softmax(outputs['logits'].astype(np.float64), axis=1)
         one_hot = np.arange(len(target.class_names))[:, None] == outputs['label']
         counts = one_hot.sum(axis=1, keepdims=True)
-        _check_counts(counts[:, 0], target)
+        check_counts(counts[:, 0], target)
         return (one_hot / counts) @ probabilities
 
     return _cached(config, backbone, target, 'probabilities', mean_probabilities)[:, columns]
 
 
-def _check_counts(counts: np.ndarray, records: Records) -> None:
+def check_counts(counts: np.ndarray, records: Records) -> None:
+    """Raises DataError if a class has no image that can be read: counts [K]."""
     if not counts.all():
         name = records.class_names[np.flatnonzero(counts == 0)[0]]
         raise DataError(
@@ -260,7 +261,7 @@ def _cached(
 
 
 def _cache_path(config: ConfigDict, backbone: Weights, records: Records, name: str) -> Path:
-    """A file name that depends on all that the array does: weights, network, crop and records."""
+    """A file name that depends on all that the array does: weights, network, images, precision."""
     key = {
         'weights': backbone.digest,
         'model': config.model.to_dict(),
@@ -271,6 +272,9 @@ def _cache_path(config: ConfigDict, backbone: Weights, records: Records, name: s
         key['fit'] = config.fit
     if name != 'means':  # likewise
         key['name'] = name
+    precision = chosen_precision(config.precision)
+    if precision != 'float32':
+        key['precision'] = precision
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return (
         Path(config.cache_dir).expanduser()

@@ -32,7 +32,7 @@ from xmixup_jax.methods.find import (
     with_traced,
 )
 from xmixup_jax.models import Outputs, create_head, create_model, forward
-from xmixup_jax.models.normalization import BATCH_NORMS, batch_part
+from xmixup_jax.models.normalization import BATCH_NORMS, batch_part, over_devices
 from xmixup_jax.optimizer import HEAD, set_peak
 from xmixup_jax.weights.pretrained import Weights
 
@@ -246,8 +246,8 @@ def train_step(
         (sums, batch_stats), seen = _scan(add, (zeros, state.batch_stats), split)
         grads, metrics = jax.tree.map(lambda x: x / parts, sums)
         seen = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
-    # Batch norm has already averaged its statistics over 'batch'; pmean here only tells pmap that
-    # they are replicated.
+    # Batch norm has already averaged its statistics over 'batch'. With config.batch_norm_over this
+    # averages the moving averages of the devices.
     grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), 'batch')
     grads = method.combine(*grads) if method.combine else grads
     updates, opt_state = task.optimizer(constants).update(grads, state.opt_state, state.params)
@@ -378,11 +378,11 @@ def moments_step(task: Task, state: TrainState, batch: PyTree) -> PyTree:
       batch: one device's share of `pairing.train_batches` of the target alone.
 
     Returns:
-      a tree like `state.batch_stats`: means and variances over the whole batch.
+      a tree like `state.batch_stats`: means and variances over the whole batch, on all devices.
     """
     _, images = augment.prepare_batch(task.config, Method(), batch, step=0, clean=True)
     _, moved = forward(task.graphdef, state.params, state.batch_stats, images['image'], train=True)
-    return jax.lax.pmean(batch_part(moved, state.batch_stats), 'batch')
+    return over_devices(batch_part(moved, state.batch_stats))
 
 
 def input_step(task: Task, constants: PyTree, batch: PyTree) -> PyTree:

@@ -173,9 +173,10 @@ def train_and_test(
     if dataset.test_split == 'rest':
         rest = full.select(np.setdiff1d(full.index, train.index))
         if not len(rest):
+            part = part_name(dataset, config)
             raise DataError(
-                f'--config.target.test_split=rest: all images of {dataset.name} are used for '
-                'training; lower --config.target.shots, or name a split to test on'
+                f'--config.{part}.test_split=rest: all images of {dataset.name} are used for '
+                f'training; lower --config.{part}.shots, or name a split to test on'
             )
         return train, _numbered_as(train, rest, dataset)
     test = open_split(dataset, dataset.test_split, config, opened)

@@ -174,8 +174,8 @@ class Method(NamedTuple):
     are gradients of the whole batch. None: their sum, in one backward pass."""
 
     options: dict[str, Option] = {}  # noqa: RUF012  (never written to)
-    """Options by key, with the published values as defaults; see `methods.options`. The functions
-    below get the values as `options`, `view.options` or `setup.options`."""
+    """Options by key, with published values as defaults where there are any; see `methods.options`.
+    The functions below get the values as `options`, `view.options` or `setup.options`."""
 
     transform: Callable[[ConfigDict, jax.Array, Batch], Batch] = same
     """Maps (options, keys [B], batch) to the batch whose 'image' goes through the network. The

@@ -11,7 +11,8 @@ source's held-out split (config.source.test_split).
 
 TLlib has the direct relationship too, without calibration (`temperature` = 1). The authors' script
 (thuml/CoTuning) divides ImageNet's logits by 1.131, inverts p(y_t | y_s) of a logistic regression,
-and trains the new head at ten times the rate (config.optimizer.head_multiplier=10).
+and trains the new head, but not the pre-trained one, at ten times the rate. Here
+config.optimizer.head_multiplier multiplies the rate of both.
 """
 
 import numpy as np

@@ -14,7 +14,8 @@ is standardised over the channels (mean 0, standard deviation 1).
 Maps, reductions and weights are those of the authors' code (lixingjian/DELTA). There the classifier
 is trained by SGD on random crops, and the rises are averaged over four batches of 32 random crops.
 Here the classifier is a logistic regression on centre crops, and the rises are measured on `images`
-centre crops.
+centre crops. There the running statistics of batch norm become the target's while the classifier is
+trained; here the rises are measured with the pre-trained ones.
 """
 
 from functools import partial

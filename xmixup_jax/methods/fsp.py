@@ -12,8 +12,9 @@ size, by adaptive windows. Windows and means over batch and matrix are those of 
 (HobbitLong/RepDistiller, `FSP.py`), which also counts the flow from the stem to the first stage.
 
 Paper and RepDistiller minimise the distance alone, in a stage before the training on labels. A
-network that begins as its own reference has distance 0, so that stage would do nothing. Here the
-distance is a penalty beside the cross-entropy, and its weight is this project's choice.
+network that begins as its own reference has distance 0 (if batch norm uses the pre-trained
+statistics), so that stage would do nothing. Here the distance is a penalty beside the
+cross-entropy, and its weight is this project's choice.
 """
 
 import itertools

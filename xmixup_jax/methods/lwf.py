@@ -7,7 +7,8 @@ network keeps the pre-trained head beside the new one. With the pre-trained netw
 
 Weight 1 and T = 2 are the paper's. TLlib has weight 4 and T = 3 without the factor T^2, and keeps
 the pre-trained head as it is. The teacher sees the same crop as the network; paper and TLlib
-record its outputs once, TLlib on one random crop of each image.
+record its outputs once, TLlib on one random crop of each image. The paper first trains the new head
+alone; config.warm_head=True is the nearest to that here.
 """
 
 import jax

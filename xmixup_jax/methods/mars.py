@@ -12,7 +12,9 @@ with: scale / sqrt(var) stays within `distance` of its start. Biases and shifts 
 
 The form is that of the authors' code (henrygouk/mars-finetuning), which tunes both distances for
 each data set between 1.65 and 33; 20 is PaddleTransfer's. The authors train by Adam without weight
-decay; PaddleTransfer and this code use SGD with weight decay.
+decay; PaddleTransfer and this code use SGD with weight decay. A unit of a depthwise convolution is
+one channel here, as in the paper and PaddleTransfer; the authors' code bounds the whole kernel of
+such a layer at once, so that its distances do not carry over to EfficientNet.
 """
 
 from dataclasses import replace
@@ -47,7 +49,10 @@ def project_scale(scale, start, var, start_var, distance):
     """Projects batch norm's scale, relative to the standard deviation; all arguments are [C]."""
     deviation, start_deviation = (jnp.sqrt(v + EPSILON) for v in (var, start_var))
     origin = start / start_deviation
-    return (origin + jnp.clip(scale / deviation - origin, -distance, distance)) * deviation
+    difference = scale / deviation - origin
+    projected = (origin + jnp.clip(difference, -distance, distance)) * deviation
+    # Within the distance it stays as it is, to the last digit: it may be frozen.
+    return jnp.where(jnp.abs(difference) <= distance, scale, projected)
 
 
 def _projected(params, start, stats, start_stats, distance):

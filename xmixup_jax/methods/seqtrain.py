@@ -5,6 +5,11 @@ Transfer Learning" (Seq-Train), CVPR 2018, section 4, https://arxiv.org/abs/1806
 mover's distance between each single source class and the target domain ranks the source classes
 (`matching.domain_similarity`). The network is trained on the best of them, and then fine-tuned on
 the target.
+
+The authors' notebook (richardaecn/cvpr18-inaturalist-transfer, `DomainSimilarityDemo.ipynb`) has
+the same distance. It takes the means over all images of a class and leaves out source classes with
+fewer than 200; here they are over the first `match.images_per_class` images, of all classes. The
+choice of the best classes is not in the notebook.
 """
 
 from dataclasses import replace
@@ -14,7 +19,7 @@ import numpy as np
 from xmixup_jax.matching import domain_similarity
 from xmixup_jax.methods.base import Method, Prepared, Setup
 from xmixup_jax.methods.options import count
-from xmixup_jax.methods.parts import always
+from xmixup_jax.methods.parts import always, with_linear_head
 from xmixup_jax.optimizer import HEAD
 
 
@@ -31,7 +36,10 @@ def prepare(setup: Setup) -> Prepared:
     auxiliary.steps = options.steps or auxiliary.steps
     params, batch_stats = setup.train(auxiliary, source.restrict(chosen), 'auxiliary')
     params = params | {HEAD: setup.state.params[HEAD]}
-    return Prepared(replace(setup.state, params=params, batch_stats=batch_stats), {})
+    state = replace(setup.state, params=params, batch_stats=batch_stats)
+    if setup.config.warm_head:  # of the features that it will be trained with
+        state = with_linear_head(setup, state)
+    return Prepared(state, {})
 
 
 METHOD = Method(

@@ -260,4 +260,20 @@ def batch_part(moved, stored):
     return jax.tree.map(lambda new, old: (new - MOMENTUM * old) / (1 - MOMENTUM), moved, stored)
 
 
+def over_devices(moments):
+    """Means and variances of the whole batch from those of each device, under the axis 'batch'.
+
+    With config.batch_norm_over the devices have means of their own. Their spread belongs to the
+    variance of the whole batch.
+
+    Args:
+      moments: nested dicts of {'mean' [C], 'var' [C]}.
+    """
+    if 'var' not in moments:
+        return {name: over_devices(inner) for name, inner in moments.items()}
+    mean = jax.lax.pmean(moments['mean'], 'batch')
+    var = jax.lax.pmean(moments['var'] + jnp.square(moments['mean'] - mean), 'batch')
+    return {'mean': mean, 'var': var}
+
+
 BATCH_NORMS = {'batch': BatchNorm, 'frozen': FrozenBatchNorm, 'mixed': MixedBatchNorm}

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from xmixup_jax.checks import validate
-from xmixup_jax.config import flatten
+from xmixup_jax.config import flatten, is_pretraining
 from xmixup_jax.errors import UserError
 from xmixup_jax.matching import ONE_TO_ONE
 from xmixup_jax.methods.find import method_name, method_of
@@ -107,7 +107,7 @@ def advice(numbers: Numbers, config: ConfigDict) -> list[Advice]:
       config: of the run. One that trained a network on the source gets no advice: its values are
         not set by these flags.
     """
-    if 'pretrain' not in config:
+    if is_pretraining(config):
         return []
     found: list[Advice] = []
     named: set[str] = set()

@@ -252,7 +252,7 @@ def _training(
         ('seed', str(config.seed)),
     ]
     if not is_probe(config):
-        head = 'a linear classifier' if config.warm_head else f'random ({config.head_init})'
+        head = 'a linear classifier' if config.get('warm_head') else f'random ({config.head_init})'
         rows += [('head at the start', head), ('images', _augmentation(config))]
         rows += [('kept as it was', config.freeze)] if config.freeze else []
         steps = config.steps if run is None else run.result['steps']

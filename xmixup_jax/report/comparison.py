@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute.cost import StepCost
 from xmixup_jax.config import changes
 from xmixup_jax.data.selection import Opened
+from xmixup_jax.data.sources import short_name
 from xmixup_jax.errors import UserError
 from xmixup_jax.files import REPORT
 from xmixup_jax.report import figures, tables
@@ -52,7 +53,7 @@ def write_report(
     write(
         workdir / REPORT,
         'comparison.html',
-        title=f'{config.target.name.split("/")[-1]} · {len({r["method"] for r in rows})} methods',
+        title=f'{short_name(config.target.name)} · {len({r["method"] for r in rows})} methods',
         pixelated=config.resize < 64,
         sentence=' '.join(sentence(rate, group) for rate, group in groups.items()),
         header=tables.HEADER,

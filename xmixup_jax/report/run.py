@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute.evaluation import Tested
 from xmixup_jax.data.names import readable
 from xmixup_jax.data.selection import Data
+from xmixup_jax.data.sources import short_name
 from xmixup_jax.files import ENVIRONMENT, METRICS, REPORT, read_json
 from xmixup_jax.matching import ClassMatch
 from xmixup_jax.report import figures
@@ -57,7 +58,7 @@ def write_report(
     write(
         workdir / REPORT,
         'run.html',
-        title=f'{config.target.name.split("/")[-1]} · {result["method"]}',
+        title=f'{short_name(config.target.name)} · {result["method"]}',
         sentence=sentence(result),
         key_facts=_key_facts(result, config),
         contents=[

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,6 +136,8 @@ class Checkpoints:
             write_tree(self._constants, constants)
             if is_first():
                 sync_tree(self._constants)
+        elif is_first():  # of a start that ended before its first checkpoint
+            shutil.rmtree(self._constants, ignore_errors=True)
         return tree_digest(constants)
 
     def restore_constants(self, meta: Meta) -> PyTree:
@@ -174,12 +177,7 @@ class Checkpoints:
         """
 
         def read(step):
-            stored = self._read_meta(step)
-            if stored['structure'] != _structure(shapes):
-                raise NotRestored(
-                    f'{self._folder / str(step)} belongs to another network or optimiser: use the '
-                    'configuration that the run was started with, or choose another --workdir'
-                )
+            stored = self._checked_meta(step, shapes)
             memory = int_keys(self._manager.item_metadata(step).state['memory'])
             template = replicated_shapes(_as_dict(shapes) | {'memory': memory})
             items = ocp.args.Composite(state=ocp.args.StandardRestore(template))
@@ -192,6 +190,19 @@ class Checkpoints:
     def close(self) -> None:
         """Closes Orbax's checkpoint manager."""
         self._manager.close()
+
+    def check_structure(self, shapes: TrainState) -> None:
+        """Raises NotRestored if the newest readable checkpoint is not of this structure."""
+        self._newest(lambda step: self._checked_meta(step, shapes))
+
+    def _checked_meta(self, step: int, shapes: TrainState) -> dict[str, Any]:
+        stored = self._read_meta(step)
+        if stored['structure'] != _structure(shapes):
+            raise NotRestored(
+                f'{self._folder / str(step)} belongs to another network or optimiser: use the '
+                'configuration that the run was started with, or choose another --workdir'
+            )
+        return stored
 
     def _read_meta(self, step: int) -> dict[str, Any]:
         """Reads and verifies what `_sealed` returned."""

@@ -126,7 +126,8 @@ class Inputs(NamedTuple):
 def open_input(config: ConfigDict, data: Data, match: ClassMatch | None) -> Inputs:
     """Opens the training batches, and chooses where to cache the decoded images."""
     used = used_records(data, match)
-    kind = every_process(choose_cache)(config, list(used.values()))
+    tested = [data.held_out] if data.held_out is not None and config.eval_every else []
+    kind = every_process(choose_cache)(config, [*used.values(), *tested])
     data = every_process(with_caches)(config, kind, data, match)
     batches = _batches(config, data, match, config.num_threads, positions=kind == 'device')
     return Inputs(batches, fill_pool(config, used) if kind == 'device' else {}, data)

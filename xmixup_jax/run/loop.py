@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.compute.evaluation import evaluate
 from xmixup_jax.compute.state import TrainState
-from xmixup_jax.config import total_steps
+from xmixup_jax.config import is_pretraining, total_steps
 from xmixup_jax.data.pairing import Batch
+from xmixup_jax.data.sources import short_name
 from xmixup_jax.devices import InFlight, shard_steps
 from xmixup_jax.errors import Diverged, Interrupted
 from xmixup_jax.methods.find import method_name
@@ -130,7 +131,7 @@ def fit(
         return meta.seconds + time.perf_counter() - begun
 
     schedule = make_schedule(config.optimizer, config.steps)
-    title = f'{config.target.name.split("/")[-1]} {method_name(config.method)}'
+    title = f'{short_name(config.target.name)} {method_name(config.method)}'
     rows: RunLog | NoLog = NoLog()
     if is_first():
         rows = RunLog(workdir, first_step, meta.rows, steps, title, tracker)
@@ -212,9 +213,10 @@ def fit(
                 )
                 break
             if stop and step < steps:
+                or_finish = ', or  xmixup finish  to test the network as it is'
                 raise Interrupted(
                     f'stopped at step {step} of {steps} by a signal; saved in {workdir}: run the '
-                    'same command to resume, or  xmixup finish  to test the network as it is'
+                    f'same command to resume{"" if is_pretraining(config) else or_finish}'
                 )
             speed.start(step)
     return state, {
@@ -269,11 +271,12 @@ def prefetch(
 
     Yields:
       (number of the last step, the batches up to it, the iterator's state after them), for
-      config.steps_per_dispatch steps at a time, or for fewer at the end.
+      config.steps_per_dispatch steps at a time, or for fewer at the ends.
     """
 
     def load(done):
-        count = min(config.steps_per_dispatch, steps - done)
+        # Aligned, so that a run that goes on from any step tests and saves after the same ones.
+        count = min(config.steps_per_dispatch - done % config.steps_per_dispatch, steps - done)
         batches = [stop.tell(next(iterator)) for _ in range(count)]
         return done + count, shard_steps(batches), iterator.get_state()
 

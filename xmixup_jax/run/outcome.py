@@ -69,6 +69,7 @@ def summary(
     speed: dict[str, float | None],
     scores: dict[str, Any],
     steps: int,
+    test_images: int,
 ) -> dict[str, Any]:
     """Returns the content of result.json.
 
@@ -79,6 +80,7 @@ def summary(
       speed: the second result of `loop.fit`.
       scores: scores of the tests.
       steps: number of steps done.
+      test_images: number of images tested, by all processes.
     """
     if speed['images_per_second'] is None and (workdir / RESULT).exists():
         # No step was left to train: keep the speed measured before.
@@ -91,7 +93,7 @@ def summary(
         **({'stopped_of': total_steps(config)} if steps < total_steps(config) else {}),
         **speed,
         'train_images': len(data.target),
-        'test_images': len(data.test) - data.test.skipped if data.test else 0,
+        'test_images': test_images,
         **({'validation_images': len(data.validation)} if data.validation else {}),
         'skipped_images': sum(part.skipped for part in data.parts().values()),
         'num_classes': len(data.target.class_names),

@@ -15,6 +15,7 @@ from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.features import (
     backbone_class_means,
     backbone_features,
+    check_counts,
     images_of,
     outputs_of,
     predicted_similarity,
@@ -23,7 +24,7 @@ from xmixup_jax.compute.state import TrainState, with_average
 from xmixup_jax.config import choose_method, is_probe
 from xmixup_jax.data.balance import CLASS_WEIGHTS, class_weights
 from xmixup_jax.data.records import Records
-from xmixup_jax.data.selection import Data, open_split
+from xmixup_jax.data.selection import Data, train_and_test
 from xmixup_jax.devices import on_host, replicate
 from xmixup_jax.errors import ConfigError
 from xmixup_jax.files import MATCH, write_json
@@ -124,7 +125,9 @@ def begin(
                 'not trained on: name one with --config.source.test_split, or for Co-Tuning use '
                 '--config.cotuning.temperature=1'
             )
-        return open_split(config.source, config.source.test_split, config)
+        _, test = train_and_test(config.source, config)
+        assert backbone is not None and test is not None  # the method needs a head
+        return replace(test, labels=backbone.head_columns(test.class_names)[test.labels])
 
     def train_on(auxiliary: ConfigDict, records: Records, name: str) -> tuple[PyTree, PyTree]:
         nonlocal earlier_seconds
@@ -203,6 +206,7 @@ def find_match(config: ConfigDict, backbone: Weights | None, data: Data) -> Clas
     assert source is not None  # the method pairs
     if options.similarity == 'predicted':
         assert backbone is not None  # `checks.validate` checks it
+        check_counts(np.bincount(source.labels, minlength=len(source.class_names)), source)
         similarity = predicted_similarity(config, backbone, data.target, source.class_names)
     else:
         means = partial(backbone_class_means, config, backbone)

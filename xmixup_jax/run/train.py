@@ -18,8 +18,8 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.data.selection import Data
 from xmixup_jax.data.sources import short_name
 from xmixup_jax.errors import DataError
-from xmixup_jax.files import AVERAGE, ENVIRONMENT, RESULT
-from xmixup_jax.processes import every_process
+from xmixup_jax.files import AVERAGE, BEST, ENVIRONMENT, RESULT, set_aside
+from xmixup_jax.processes import every_process, first_process
 from xmixup_jax.report.scores import scores
 from xmixup_jax.run.best import Best
 from xmixup_jax.run.checkpoint import Checkpoints
@@ -88,6 +88,7 @@ def _train(
                 f'{workdir} has no checkpoint yet: run its training command first, then finish it'
             )
         start = begin(config, data, backbone_weights(config, data.source), checkpoints, train)
+        _set_best_aside(workdir)
     record(workdir / ENVIRONMENT, int(start.state.step))
     if start.meta.match is not None:
         report_match(workdir, start.meta.match, data)
@@ -98,11 +99,21 @@ def _train(
     with tracked(config, workdir) as tracker:
         last, speed = fit(config, start, inputs, best, checkpoints, clean, tracker, finish)
         networks, tested, measured = _tested(config, start.task, clean, last, inputs.data, best)
-        result = summary(config, workdir, inputs.data, speed, measured, int(last.step))
+        count = 0 if tested is None else len(tested.label)
+        result = summary(config, workdir, inputs.data, speed, measured, int(last.step), count)
         write_outcome(config, workdir, start, inputs.data, networks, tested, result)
         if tracker is not None:
             tracker.summary.update({f'result/{key}': value for key, value in result.items()})
         return result
+
+
+@first_process
+def _set_best_aside(workdir: Path) -> None:
+    """Moves away the best network of a run whose checkpoints are gone."""
+    if (workdir / BEST).exists():
+        log.warning(
+            '%s is of an earlier run: moved to %s', BEST, set_aside(workdir / BEST, workdir)
+        )
 
 
 def _tested(

@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from xmixup_jax import config as config_lib
+from xmixup_jax.compute.step import make_task
 from xmixup_jax.devices import chosen_precision
 from xmixup_jax.errors import ConfigError, UserError, first_line
 from xmixup_jax.files import (
@@ -99,10 +100,14 @@ def claim(config: ConfigDict, workdir: Path, checkpoints: Checkpoints) -> dict[s
     changes = {} if stored is None else config_lib.changes(ConfigDict(stored), config)
     if changes:
         _check_changes(config, workdir, changes, max(checkpoints.steps, default=0))
+        meta = checkpoints.restore_meta()
+        if meta is not None:
+            checkpoints.check_structure(make_task(config, meta.sizes).shapes)
     whole = all((workdir / name).exists() for name in (RESULT, SUMS))
-    # Files of the test can be made again only from a checkpoint.
+    # These can be made again only from a checkpoint.
     of_test = (PER_CLASS, CONFUSION, PREDICTIONS, REPORT, SUMS)
-    remade = {RESULT, WEIGHTS_FILE, *((*of_test, AVERAGE) if checkpoints.steps else ())}
+    from_checkpoint = (*of_test, AVERAGE, CONFIG, METRICS, MATCH, ENVIRONMENT)
+    remade = {RESULT, WEIGHTS_FILE, *(from_checkpoint if checkpoints.steps else ())}
     whole &= not changes and not remade & set(damaged)
     whole = broadcast(whole)
     _update(config, workdir, changes, damaged, whole)

@@ -109,6 +109,7 @@ class _Worker:
     def begin(self, number: int, run: Run) -> None:
         """Sends a run to the worker; starts a new process if the old one has died."""
         if not self.process.is_alive():
+            self.connection.close()
             self._start()
         self._number, self.run = number, run
         with contextlib.suppress(OSError):  # `end` will notice

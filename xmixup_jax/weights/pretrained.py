@@ -30,6 +30,10 @@ from xmixup_jax.weights.layouts import best_prefix, to_timm
 
 PyTree = Any
 _SHOWN = 5  # mismatches in an error message
+_WITHOUT_COLUMNS = (
+    'do without: --config.match.similarity=cosine, --config.xmixup.source_head=random and, for '
+    'Co-Tuning, --config.cotuning.temperature=1'
+)
 # Parts of keys in files that are not a complete float32 network.
 _NO_NETWORK = {
     'lora_A lora_B lora_down lora_up': 'these are LoRA adapters; merge them into the network first '
@@ -95,8 +99,7 @@ class Weights:
         if known is None:
             raise DataError(
                 f'weights {self.path} do not name the {len(self.head["bias"])} classes of their '
-                'head, which are not the 1,000 of ImageNet: use --config.match.similarity=cosine '
-                'and --config.xmixup.source_head=random'
+                f'head, which are not the 1,000 of ImageNet: {_WITHOUT_COLUMNS}'
             )
         words = readable(known)
         folded = [_folded(word) for word in words]
@@ -109,8 +112,7 @@ class Weights:
             raise DataError(
                 f'{len(missing)} of {len(class_names)} source classes have no column in the head '
                 f'of {self.path} (for example {missing[0]!r}; it has, for example, {known[0]!r}): '
-                'name the class folders by WordNet id, or use --config.match.similarity=cosine and '
-                '--config.xmixup.source_head=random'
+                f'name the class folders by WordNet id, or {_WITHOUT_COLUMNS}'
             )
         return np.array(found, np.int32)
 

@@ -83,8 +83,11 @@ class NoSplit(DataError):
 
 
 def part_name(dataset: ConfigDict, config: ConfigDict) -> str:
-    """Returns 'source' or 'target', the part of the configuration of a data set, for flags."""
-    return 'source' if dataset is config.source else 'target'
+    """Returns 'source' or 'target', the part of the configuration of a data set, for flags.
+
+    The target of a pre-training, whose configuration lacks `pretrain`, is the user's source.
+    """
+    return 'source' if dataset is config.source or 'pretrain' not in config else 'target'
 
 
 def substitution_note(split: str, found: str, why: str = '') -> list[str]:

@@ -20,7 +20,12 @@ from tqdm import tqdm
 
 from xmixup_jax.data import builders, digits
 from xmixup_jax.data.records import Records, Store
-from xmixup_jax.data.sources.splits import find_split, missing_split, substitution_note
+from xmixup_jax.data.sources.splits import (
+    NoSplit,
+    find_split,
+    missing_split,
+    substitution_note,
+)
 from xmixup_jax.errors import DataError, first_line
 from xmixup_jax.files import Resumable, file_lock, load_arrays
 
@@ -169,6 +174,13 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
         notes += substitution_note(split, named)
         split = named
     image_key, label_key = builder.info.supervised_keys or ('image', 'label')
+    features = builder.info.features
+    kinds = {image_key: tfds.features.Image, label_key: tfds.features.ClassLabel}
+    if not all(key in features and isinstance(features[key], k) for key, k in kinds.items()):
+        raise DataError(
+            f'{what} is no data set for classification: each record must have an image and the '
+            f'label of a class, and it has {", ".join(sorted(features))}'
+        )
     try:
         data_source = builder.as_data_source(
             split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -183,18 +195,21 @@ def open(what: str, dataset: ConfigDict, split: str, config: ConfigDict, store: 
 
     def parser(key: str):
         # Only this feature: otherwise others, such as masks and boxes, would be decoded as well.
-        features = tfds.features.FeaturesDict({key: builder.info.features[key]})
+        only = tfds.features.FeaturesDict({key: features[key]})
         decoders = {image_key: tfds.decode.SkipDecoding()} if key == image_key else None
-        return lambda raw: features.deserialize_example_np(raw, decoders=decoders)[key]
+        return lambda raw: only.deserialize_example_np(raw, decoders=decoders)[key]
 
     image, label = parser(image_key), parser(label_key)
     count = len(data_source)
     digest = _digest(builder, split, count)
     labels_path = Path(config.cache_dir).expanduser() / 'labels' / f'{builder.name}-{digest}.npz'
+    labels = split_labels(data_source, label, labels_path, f'{builder.name} {split}')
+    if count and labels.min() < 0:
+        raise NoSplit(f'split {split!r} of {what} has no labels', ': name another split')
     return Records(
         name=dataset.name,
-        class_names=tuple(builder.info.features[label_key].names),
-        labels=split_labels(data_source, label, labels_path, f'{builder.name} {split}'),
+        class_names=tuple(features[label_key].names),
+        labels=labels,
         read=lambda i: image(data_source[i]),
         where=lambda i: f'record {i} of {what} ({split})',
         index=np.arange(count),
