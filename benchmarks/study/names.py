@@ -29,6 +29,7 @@ def _xmixup(tuned_as: str = '', batch_norms: tuple[str, ...] = BATCH_NORMS, **op
     keys = {'warm_head': 'warm_head', 'reestimate': 'reestimate'}
     keys |= {key: f'match.{key}' for key in ('assignment', 'similarity', 'classes_per_target')}
     keys |= {key: f'xmixup.{key}' for key in ('alpha', 'source_head')}
+    keys |= {'clip_norm': 'optimizer.clip_norm'}
     base = {'method': 'xmixup', 'xmixup.alpha': 0.2, 'xmixup.source_head': 'random'}
     changes = base | {keys[key]: value for key, value in options.items()}
     return Name(changes, tuned_as=tuned_as, batch_norms=batch_norms)
@@ -59,6 +60,10 @@ NAMES = {
     'l2sp': _method('l2sp'),
     'xmixup_source': _xmixup('xmixup', source_head='pretrained'),
     'xmixup_warm_source': _xmixup('xmixup_warm', warm_head=True, source_head='pretrained'),
+    # The first gradients through the pre-trained columns are large.
+    'xmixup_warm_source_clipped': _xmixup(
+        'xmixup_warm', warm_head=True, source_head='pretrained', clip_norm=1.0
+    ),
     # Other choices of batch norm have nothing to re-estimate, or need to.
     'xmixup_raw': _xmixup('xmixup', ('batch',), reestimate=0),
     'xmixup_random': _xmixup('xmixup', assignment='random'),
@@ -91,6 +96,7 @@ COMPARED = {
     'xmixup_source': 'xmixup',
     'xmixup_warm': 'finetune_warm',
     'xmixup_warm_source': 'xmixup_warm',
+    'xmixup_warm_source_clipped': 'xmixup_warm',
     'xmixup_raw': 'xmixup',
     'xmixup_random': 'xmixup',
     'xmixup_least': 'xmixup',
@@ -121,16 +127,16 @@ CONTROLS = {
 15 % of the images: README of TLlib; DTD: README of PaddleTransfer, the paper's own laboratory."""
 
 _THREE = {'match.classes_per_target': 3, 'match.assignment': 'nearest'}
+_SOURCE_HEAD = {'xmixup.source_head': 'pretrained', 'optimizer.clip_norm': 1.0}
 COMBINATIONS: dict[str, dict[str, Changes]] = {
     'finetune_warm': {'as tuned': {}},
     'xmixup_warm': {
         'as tuned': {},
         'alpha 1': {'xmixup.alpha': 1.0},
-        'source head': {'xmixup.source_head': 'pretrained'},
-        'alpha 1, source head': {'xmixup.alpha': 1.0, 'xmixup.source_head': 'pretrained'},
+        'source head, clipped': _SOURCE_HEAD,
+        'alpha 1, source head, clipped': {'xmixup.alpha': 1.0} | _SOURCE_HEAD,
         '3 classes': _THREE,
-        '3 classes, alpha 1, source head': _THREE
-        | {'xmixup.alpha': 1.0, 'xmixup.source_head': 'pretrained'},
+        '3 classes, alpha 1, source head, clipped': {'xmixup.alpha': 1.0} | _THREE | _SOURCE_HEAD,
         'label of the target alone': {'xmixup.label_space': 'target'},
         'two heads': {'xmixup.label_space': 'separate'},
     },
