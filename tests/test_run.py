@@ -321,3 +321,16 @@ def test_constants_of_an_earlier_start_do_not_stay(tmp_path):
         assert checkpoints.restore_constants(meta) == {}
     finally:
         checkpoints.close()
+
+
+def test_the_program_is_named_as_it_can_be_typed(tmp_path, monkeypatch):
+    script = tmp_path / '.venv' / 'bin' / 'xmixup'
+    script.parent.mkdir(parents=True)
+    monkeypatch.setattr(sys, 'executable', str(script.with_name('python')))
+    monkeypatch.setenv('PATH', '/nowhere')
+    monkeypatch.chdir(tmp_path)
+    assert train.program() == 'xmixup'  # not installed as a script
+    script.touch(mode=0o755)
+    assert train.program() == '.venv/bin/xmixup'
+    monkeypatch.setenv('PATH', str(script.parent))
+    assert train.program() == 'xmixup'

@@ -25,6 +25,9 @@ to resume it, or  xmixup finish  to test the network as it is.
 
 """
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +55,16 @@ def print_result(result: dict[str, Any], workdir: Path) -> None:
         if (workdir / file).exists():
             print(f'  {name:8} {one_line(workdir / file)}')
     if not (workdir / REPORT).exists():
-        print(f'  report   {shell_line(["xmixup", "report", f"--workdir={workdir}"])}')
-    print(f'  predict  {shell_line(["xmixup", "predict", f"--workdir={workdir}"])} IMAGE ...')
+        print(f'  report   {shell_line([program(), "report", f"--workdir={workdir}"])}')
+    print(f'  predict  {shell_line([program(), "predict", f"--workdir={workdir}"])} IMAGE ...')
+
+
+def program() -> str:
+    """What to type for `xmixup`: the path of the script if its environment is not activated."""
+    script = Path(sys.executable).with_name('xmixup')
+    if shutil.which('xmixup') or not script.exists():
+        return 'xmixup'
+    return min(str(script), os.path.relpath(script), key=len)
 
 
 def summary(result: dict[str, Any]) -> str:
