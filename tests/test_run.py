@@ -334,3 +334,14 @@ def test_the_program_is_named_as_it_can_be_typed(tmp_path, monkeypatch):
     assert train.program() == '.venv/bin/xmixup'
     monkeypatch.setenv('PATH', str(script.parent))
     assert train.program() == 'xmixup'
+
+
+@pytest.mark.parametrize(('method', 'weight'), [('delta', ' or config.delta.alpha'), ('mars', '')])
+def test_a_diverged_run_names_the_weight_of_its_penalty(config, tmp_path, method, weight):
+    config.method = method
+    checkpoints = Checkpoints(tmp_path, 1)
+    try:
+        with pytest.raises(UserError, match=f'lower config.optimizer.learning_rate{weight}; to'):
+            loop.check_finite(np.array([1.0, np.nan]), 2, config, checkpoints)
+    finally:
+        checkpoints.close()

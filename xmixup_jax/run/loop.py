@@ -10,7 +10,6 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from xmixup_jax.compute.evaluation import evaluate
@@ -20,7 +19,7 @@ from xmixup_jax.data.pairing import Batch
 from xmixup_jax.data.sources import short_name
 from xmixup_jax.devices import InFlight, shard_steps
 from xmixup_jax.errors import Diverged, Interrupted
-from xmixup_jax.methods.find import method_name
+from xmixup_jax.methods.find import method_name, method_of
 from xmixup_jax.optimizer import make_schedule
 from xmixup_jax.processes import broadcast, is_first
 from xmixup_jax.run.best import Best
@@ -143,7 +142,7 @@ def fit(
 
     def fetched(step: int, metrics: list[Any]) -> dict[str, float]:
         of_steps = fetch_metrics(metrics)
-        check_finite(of_steps['loss'], step, schedule, checkpoints)
+        check_finite(of_steps['loss'], step, config, checkpoints)
         values = {key: float(value.mean()) for key, value in of_steps.items()}
         values['learning_rate'] = float(schedule(step - 1))
         values['images_per_second'] = speed.stop(step)
@@ -202,7 +201,7 @@ def fit(
             rows.write(step, values)
             ended = best.exhausted(step)
             if save or ended:
-                check_state(state, schedule, checkpoints)
+                check_state(state, config, checkpoints)
                 save_now(iterator_state)
             if ended:
                 log.info(
@@ -295,15 +294,13 @@ def fetch_metrics(pending: list[dict[str, jax.Array]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 
 
-def check_finite(
-    loss: np.ndarray, last: int, schedule: optax.Schedule, checkpoints: Checkpoints
-) -> None:
+def check_finite(loss: np.ndarray, last: int, config: ConfigDict, checkpoints: Checkpoints) -> None:
     """Stops a diverged run before it overwrites good checkpoints.
 
     Args:
       loss: losses of the steps up to `last`, [steps].
       last: the newest step.
-      schedule: maps the number of previous updates to the learning rate.
+      config: configuration of the run.
       checkpoints: checkpoints of the run.
 
     Raises:
@@ -312,10 +309,10 @@ def check_finite(
     bad = np.flatnonzero(~np.isfinite(loss))
     if bad.size:
         step = last - len(loss) + 1 + int(bad[0])
-        raise _diverged(f'the loss is {loss[bad[0]]} at', step, schedule, checkpoints)
+        raise _diverged(f'the loss is {loss[bad[0]]} at', step, config, checkpoints)
 
 
-def check_state(state: TrainState, schedule: optax.Schedule, checkpoints: Checkpoints) -> None:
+def check_state(state: TrainState, config: ConfigDict, checkpoints: Checkpoints) -> None:
     """Does the same for parameters and statistics, before they are saved.
 
     The loss of a step is computed before its update, so it may still be finite.
@@ -325,7 +322,7 @@ def check_state(state: TrainState, schedule: optax.Schedule, checkpoints: Checkp
     """
     if not _all_finite((state.params, state.batch_stats)):
         step = int(state.step)
-        raise _diverged('parameters are not finite after', step, schedule, checkpoints)
+        raise _diverged('parameters are not finite after', step, config, checkpoints)
 
 
 @jax.jit
@@ -333,10 +330,15 @@ def _all_finite(tree: PyTree) -> jax.Array:
     return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def _diverged(what: str, step: int, schedule: optax.Schedule, checkpoints: Checkpoints) -> Diverged:
+def _diverged(what: str, step: int, config: ConfigDict, checkpoints: Checkpoints) -> Diverged:
+    rate = float(make_schedule(config.optimizer, config.steps)(step - 1))
+    method, name = method_of(config), method_name(config.method)
+    keys = ['optimizer.learning_rate']
+    if method.penalty is not None and method.options:
+        keys.append(f'{name}.{next(iter(method.options))}')  # the penalty's weight comes first
     before = ' and '.join(str(step) for step in checkpoints.steps)
     return Diverged(
-        f'{what} step {step}, learning rate {float(schedule(step - 1)):g}: lower '
-        'config.optimizer.learning_rate; to resume from the newest checkpoint in '
+        f'{what} step {step}, learning rate {rate:g}: lower '
+        f'{" or ".join(f"config.{key}" for key in keys)}; to resume from the newest checkpoint in '
         f'{checkpoints.workdir} (there are: {before or "none"}), add --config.allow_changes=True'
     )
