@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.study.names import NORM_NAMES
+from benchmarks.study.names import NAMES, NORM_NAMES
 from benchmarks.study.outcome import Study, differences, over_tasks
 from xmixup_jax.files import atomic_write
 from xmixup_jax.report.tables import BASELINE
@@ -33,7 +33,12 @@ def write(folder: Path, found: list[Study]) -> None:
 def _differences(found: list[Study]) -> Figure | None:
     """The gain of each name over fine-tuning: tasks as dots, their mean with its interval."""
     names = {
-        study: [name for name in study.names() if name != BASELINE and differences(study, name)]
+        study: [
+            name
+            for name in study.names()
+            # An ablation changes one thing in another name; its table compares the two.
+            if name != BASELINE and not NAMES[name].tuned_as and differences(study, name)
+        ]
         for study in found
     }
     shown = [study for study in found if names[study]]

@@ -170,18 +170,17 @@ def starts_table(study: Study) -> str:
 def rates_table(study: Study) -> str:
     """Top-1 with frozen statistics at each learning rate, and the differences at equal rates."""
     parts, rows = ('main', 'batch_norm', 'rates'), []
-    names = study.tasks(*parts)
+    names, (base, *_) = study.tasks(*parts), RATE_NAMES
     for rate in sorted({row['learning_rate'] for row in study.select('rates')}):
         same, found = {'batch_norm': 'frozen', 'learning_rate': rate}, {}
-        for name in RATE_NAMES:
+        for name in dict.fromkeys([*RATE_NAMES, *study.names()]):
             runs = {task: study.select(*parts, name=name, task=task, **same) for task in names}
             found[name] = {task: percent(each) for task, each in runs.items() if each}
+        for name in filter(found.get, RATE_NAMES):
             cells = [spread(found[name].get(task, {})) for task in names]
-            if found[name]:
-                line = [f'`{name}`', f'{rate:g}', _seeds(found[name]), *cells]
-                rows.append([*line, _mean(found[name], names)])
-        base, *others = RATE_NAMES
-        for name in others:
+            line = [f'`{name}`', f'{rate:g}', _seeds(found[name]), *cells]
+            rows.append([*line, _mean(found[name], names)])
+        for name in list(found)[1:]:  # also those whose tuning chose this rate
             cells = _gains(found[name], found[base], names)
             rows += [[f'`{name}` − `{base}`', f'{rate:g}', *cells]] if cells else []
     return table(['top-1, %', 'learning rate', 'seeds', *names, 'mean'], rows)
