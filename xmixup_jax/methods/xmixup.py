@@ -98,7 +98,9 @@ METHOD = Method(
             'one softmax over target and source classes, one for each, or the target label alone',
         ),
         'source_head': choice(
-            'random', ('random', 'pretrained'), "how the head's source columns begin"
+            'random',
+            ('random', 'pretrained'),
+            "how the head's source columns begin; pretrained ones need optimizer.clip_norm=1",
         ),
         'mix_at': count(0, 'stage after which feature maps are mixed; 0: the images', 0),
     },
