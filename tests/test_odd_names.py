@@ -81,7 +81,7 @@ def test_a_run_on_classes_with_odd_names(config, tmp_path, monkeypatch):
     # A shell splits the printed command into the same words.
     monkeypatch.setattr(train, 'read_command', lambda argv: (config, workdir))
     printed = output(train).splitlines()[-1].split('predict  ', 1)[1]
-    words = ['xmixup', 'predict', f'--workdir={workdir}', 'IMAGE', '...']
+    words = [train.program(), 'predict', f'--workdir={workdir}', 'IMAGE', '...']
     assert shlex.split(printed) == words
 
 

@@ -15,12 +15,13 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.compute import augment, freezing
 from xmixup_jax.compute.mapping import map_eval_step, map_input_step, map_train_steps
+from xmixup_jax.compute.network import create_network, create_network_head
 from xmixup_jax.compute.state import TrainState, update_average, with_average
 from xmixup_jax.compute.views import over_views
 from xmixup_jax.config import experiment_values, unflatten
 from xmixup_jax.data.balance import CLASS_WEIGHTS
 from xmixup_jax.data.pool import look_up
-from xmixup_jax.devices import device_groups, on_host
+from xmixup_jax.devices import on_host
 from xmixup_jax.methods.base import Method, Sizes, View
 from xmixup_jax.methods.find import (
     config_with,
@@ -31,8 +32,8 @@ from xmixup_jax.methods.find import (
     traced_shapes,
     with_traced,
 )
-from xmixup_jax.models import Outputs, create_head, create_model, forward
-from xmixup_jax.models.normalization import BATCH_NORMS, batch_part, over_devices
+from xmixup_jax.models import Outputs, forward
+from xmixup_jax.models.normalization import batch_part, over_devices
 from xmixup_jax.optimizer import HEAD, set_peak
 from xmixup_jax.weights.pretrained import Weights
 
@@ -99,9 +100,9 @@ def create_task(
     task = make_task(config, sizes)
     with on_host():
         if backbone is None:
-            params, batch_stats = _create_model(config, sizes)[1:]
+            params, batch_stats = create_network(config, sizes)[1:]
         else:
-            params = task.shapes.params | {HEAD: create_head(**_drawn(config, sizes))}
+            params = task.shapes.params | {HEAD: create_network_head(config, sizes)}
             params, batch_stats = backbone.fill(params, task.shapes.batch_stats)
         tx = task.optimizer(with_traced({}, config))
         state = _state(config, tx, params, batch_stats)
@@ -131,7 +132,7 @@ def make_task(config: ConfigDict, sizes: Sizes) -> Task:
 def _shared_task(flat_values: str, sizes: Sizes) -> Task:
     config = ConfigDict(unflatten(json.loads(flat_values)))
     frozen = None
-    graphdef, params, batch_stats = nnx.eval_shape(partial(_create_model, config, sizes))
+    graphdef, params, batch_stats = nnx.eval_shape(partial(create_network, config, sizes))
     if config.freeze:
         network = graphdef, params, batch_stats
         frozen = freezing.frozen_params(config.freeze, config.image_size, *network)
@@ -158,24 +159,6 @@ def _state(
 ) -> TrainState:
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), {})
     return with_average(state) if config.ema_decay else state
-
-
-def _create_model(config: ConfigDict, sizes: Sizes) -> tuple[Any, PyTree, PyTree]:
-    return create_model(**_drawn(config, sizes), precision=config.precision, remat=config.remat)
-
-
-def _drawn(config: ConfigDict, sizes: Sizes) -> dict[str, Any]:
-    """The arguments of `create_model` that decide what it draws."""
-    method, options = method_of(config), options_of(config)
-    norm = method.norm(options) if method.norm else BATCH_NORMS[config.batch_norm]
-    return {
-        'config': config.model,
-        'num_logits': sizes.target + method.extra_logits(options, sizes),
-        'image_size': config.image_size,
-        'seed': config.seed,
-        'norm': partial(norm, groups=device_groups(config.batch_norm_over)),
-        'head_init': config.head_init,
-    }
 
 
 def train_steps(
