@@ -150,8 +150,8 @@ def test_seqtrains_warm_head_is_of_the_network_trained_on_the_source(
     config.seqtrain.num_classes, config.seqtrain.steps, config.steps = 3, 2, 1
     begun = []
 
-    def record(setup, state):
-        begun.append(with_linear_head(setup, state))
+    def record(setup):
+        begun.append(with_linear_head(setup))
         return begun[-1]
 
     monkeypatch.setattr(seqtrain, 'with_linear_head', record)

@@ -54,7 +54,8 @@ NAMES = {
     # The source has no test split to fit the temperature to.
     'cotuning': _method('cotuning', changes={'cotuning.temperature': 1.0}),
     'bituning': _method('bituning'),
-    # The published 0.01 is for ResNets, whose maps are smaller: here every run with it diverged.
+    # The published 0.01 is for ResNets, whose maps are smaller: here every run with it diverged or
+    # stayed at chance (delta_alpha_0.01.csv).
     'delta': _method('delta', (0.0001, 0.00001, 0.001)),
     'bss': _method('bss'),
     'mars': _method('mars'),

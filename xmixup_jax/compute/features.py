@@ -276,8 +276,5 @@ def _cache_path(config: ConfigDict, backbone: Weights, records: Records, name: s
     if precision != 'float32':
         key['precision'] = precision
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return (
-        Path(config.cache_dir).expanduser()
-        / 'features'
-        / f'{short_name(records.name)}-{digest}.npz'
-    )
+    file = f'{short_name(records.name)}-{digest}.npz'
+    return Path(config.cache_dir).expanduser() / 'features' / file

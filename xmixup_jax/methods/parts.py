@@ -63,24 +63,17 @@ def linear_classifier(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
     return kernel.astype(np.float32), bias.astype(np.float32)
 
 
-def target_classifier(
-    setup: Setup, needed_by: str, state: Any = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """`linear_classifier` of the features of the training images' centre crops.
+def target_classifier(setup: Setup, needed_by: str) -> tuple[np.ndarray, np.ndarray]:
+    """`linear_classifier` of the pre-trained features of the training images' centre crops.
 
     Args:
       setup: of the run.
       needed_by: the flag that asks for it, for the error.
-      state: whose features; None: those of the pre-trained network.
 
     Raises:
       DataError: a class has no readable image.
     """
-    if state is None:
-        features, labels = setup.features(setup.target)
-    else:
-        outputs = setup.outputs(state, setup.target)
-        features, labels = outputs['features'], outputs['label']
+    features, labels = setup.features(setup.target)
     missing = np.setdiff1d(np.arange(setup.sizes.target), labels)
     if len(missing):
         raise DataError(
@@ -90,16 +83,16 @@ def target_classifier(
     return linear_classifier(features, labels)
 
 
-def with_linear_head(setup: Setup, state: Any = None) -> Any:
-    """The initial state, or another one, with its `target_classifier` in the target's columns.
+def with_linear_head(setup: Setup) -> Any:
+    """The initial state with `target_classifier` in the target's columns.
 
     Linear probing comes first, as in Kumar et al., "Fine-Tuning can Distort Pretrained Features
     and Underperform Out-of-Distribution", ICLR 2022.
     """
     places = slice(None, setup.sizes.target)
     needed_by = 'config.warm_head=True' if setup.config.warm_head else 'config.freeze=backbone'
-    classifier = target_classifier(setup, needed_by, state)
-    return _with_columns(setup.state if state is None else state, places, *classifier)
+    classifier = target_classifier(setup, needed_by)
+    return _with_columns(setup.state, places, *classifier)
 
 
 def with_pretrained_head(setup: Setup) -> Any:

@@ -37,9 +37,13 @@ def prepare(setup: Setup) -> Prepared:
     params, batch_stats = setup.train(auxiliary, source.restrict(chosen), 'auxiliary')
     params = params | {HEAD: setup.state.params[HEAD]}
     state = replace(setup.state, params=params, batch_stats=batch_stats)
-    if setup.config.warm_head:  # of the features that it will be trained with
-        state = with_linear_head(setup, state)
-    return Prepared(state, {})
+
+    def features(records):
+        outputs = setup.outputs(state, records)
+        return outputs['features'], outputs['label']
+
+    setup = setup._replace(state=state, features=features)  # of the network just trained
+    return Prepared(with_linear_head(setup) if setup.config.warm_head else state, {})
 
 
 METHOD = Method(
