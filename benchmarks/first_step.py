@@ -41,7 +41,7 @@ import tensorflow_datasets as tfds
 
 from benchmarks import synthetic
 from xmixup_jax.cli.flags import read_command
-from xmixup_jax.cli.program import run_and_exit
+from xmixup_jax.cli.program import run_and_exit, use_huge_pages
 from xmixup_jax.compute import step
 from xmixup_jax.data.names import imagenet_ids
 from xmixup_jax.run import start, train
@@ -197,4 +197,5 @@ def run(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
+    use_huge_pages()
     run_and_exit(run, sys.argv)

@@ -28,7 +28,7 @@ import jax
 
 from benchmarks import synthetic
 from xmixup_jax.cli.flags import read_command
-from xmixup_jax.cli.program import run_and_exit
+from xmixup_jax.cli.program import run_and_exit, use_huge_pages
 from xmixup_jax.compute.cost import BATCHES, drop_unused
 
 
@@ -103,4 +103,5 @@ def origins(program: str) -> dict[str, tuple[str, str]]:
 
 
 if __name__ == '__main__':
+    use_huge_pages()
     run_and_exit(run, sys.argv)

@@ -25,7 +25,7 @@ import jax
 
 from benchmarks import synthetic
 from xmixup_jax.cli.flags import read_command
-from xmixup_jax.cli.program import run_and_exit
+from xmixup_jax.cli.program import run_and_exit, use_huge_pages
 from xmixup_jax.compute import cost
 from xmixup_jax.compute.step import train_steps
 from xmixup_jax.devices import chosen_precision
@@ -86,4 +86,5 @@ def step_gflop(start: Start, batches: PyTree) -> float:
 
 
 if __name__ == '__main__':
+    use_huge_pages()
     run_and_exit(run, sys.argv)

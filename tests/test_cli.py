@@ -72,6 +72,46 @@ def test_whoever_reads_the_output_may_stop(tmp_path):
         assert len(done.stdout) == 1 and not done.stderr
 
 
+@pytest.mark.skipif(
+    'glibc' not in (os.confstr('CS_GNU_LIBC_VERSION') or ''), reason='glibc reads the variable'
+)
+@pytest.mark.parametrize(
+    ('setting', 'before', 'after'),
+    [
+        ('always [madvise] never', '', 'glibc.malloc.hugetlb=1'),
+        (
+            'always [madvise] never',
+            'glibc.malloc.arena_max=2',
+            'glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1',
+        ),
+        ('always [madvise] never', 'glibc.malloc.hugetlb=0', 'glibc.malloc.hugetlb=0'),
+        ('[always] madvise never', '', ''),
+    ],
+)
+def test_huge_pages(tmp_path, setting, before, after):
+    """The process starts again, once, with the same arguments."""
+    (tmp_path / 'enabled').write_text(setting)
+    code = """
+import os, sys
+from pathlib import Path
+from xmixup_jax.cli import program
+print('started', sys.argv[1:], flush=True)
+program._SYSTEM_SETTING = Path(sys.argv[1])
+program.use_huge_pages()
+print(os.environ.get('GLIBC_TUNABLES', ''))
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', code, tmp_path / 'enabled', 'a b'],
+        capture_output=True,
+        text=True,
+        env=ONE_DEVICE | {'GLIBC_TUNABLES': before},
+        check=True,
+    )
+    *starts, tunables = done.stdout.splitlines()
+    assert tunables == after
+    assert starts == [f"started ['{tmp_path}/enabled', 'a b']"] * (1 + (before != after))
+
+
 def test_in_a_terminal(config, records, tmp_path):
     """It shows progress bars, and a summary of the files at the end."""
     ours, theirs = pty.openpty()

@@ -29,6 +29,7 @@ from xmixup_jax.data.records import Records
 from xmixup_jax.errors import ConfigError, DataError
 from xmixup_jax.files import AVERAGE, BEST
 from xmixup_jax.models import create_model, forward
+from xmixup_jax.models.cpu import any_platform
 from xmixup_jax.optimizer import HEAD
 from xmixup_jax.text import one_line
 from xmixup_jax.weights.files import read_metadata
@@ -91,13 +92,16 @@ class TrainedModel:
     def logits(self, images: jax.Array) -> jax.Array:
         """Computes the logits of one view of each image; a pure function, for use in `jax.jit`.
 
+        It can be exported for every platform, see `jax.export`.
+
         Args:
           images: uint8 RGB [B, S, S, 3], S = config.image_size.
 
         Returns:
           float32 [B, K].
         """
-        return self._logits_of(augment.normalize(images, self.config.model))
+        with any_platform():
+            return self._logits_of(augment.normalize(images, self.config.model))
 
     def _logits_of(self, views: jax.Array) -> jax.Array:
         outputs, _ = forward(self.graphdef, self.params, self.batch_stats, views, train=False)

@@ -59,7 +59,7 @@ def fit(task: Task, config: ConfigDict, state: TrainState, data: Data) -> dict[s
     """
     state = replicate(state)
     train = outputs_of(task, config, state, data.target)
-    kernel, bias = linear_classifier(train['features'], train['label'])
+    kernel, bias = linear_classifier(train['features'], train['label'], data.target.class_names)
     fitted = time.perf_counter()
     test = outputs_of(task, config, state, data.test)
 

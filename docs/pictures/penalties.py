@@ -57,7 +57,7 @@ def mars(bench):
 
 
 def delta_(bench):
-    classifier = linear_classifier(np.asarray(bench.outputs.features), bench.labels)
+    classifier = linear_classifier(np.asarray(bench.outputs.features), bench.labels, bench.names)
     arguments = bench.params, bench.batch_stats, bench.images, bench.labels, classifier
     weights = delta.channel_weights(bench.forward, *arguments)
     figure, axes = panels(1, 4, 2.2, width_ratios=(2.4, 1, 1, 1))

@@ -121,11 +121,12 @@ def gflop(function: Callable, *args: PyTree) -> float:
     return cost['flops'] / 1e9
 
 
-def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
+def in_turns(actions: dict[str, Callable[[int], None]], calls: int = 1) -> dict[str, list[float]]:
     """Times every action once a round, in random order, since each may slow down the next one.
 
     Args:
       actions: by name; each is called with the number of the round.
+      calls: number of calls in each turn, of which only the last is timed.
 
     Returns:
       the times of each action in ms, without the WARM_UP rounds.
@@ -138,6 +139,8 @@ def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]
         if i >= WARM_UP + least and time.perf_counter() - started > SECONDS:
             break
         for name in rng.permutation(list(actions)):
+            for _ in range(calls - 1):
+                actions[name](i)
             begun = time.perf_counter()
             actions[name](i)
             times[name].append(1e3 * (time.perf_counter() - begun))

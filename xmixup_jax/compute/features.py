@@ -24,6 +24,7 @@ from xmixup_jax.devices import chosen_precision, replicate
 from xmixup_jax.errors import DataError
 from xmixup_jax.files import Resumable, file_lock, load_arrays
 from xmixup_jax.methods.base import Sizes
+from xmixup_jax.methods.parts import linear_classifier
 from xmixup_jax.processes import all_gather, is_first
 from xmixup_jax.weights.pretrained import Weights
 
@@ -121,20 +122,6 @@ def class_means(
     return (sums / counts[:, None]).astype(np.float32)
 
 
-def backbone_features(
-    config: ConfigDict, backbone: Weights | None, records: Records
-) -> tuple[np.ndarray, np.ndarray]:
-    """Computes the features of all readable images in the network that the run starts from.
-
-    Returns:
-      (features float32 [N, D], labels int32 [N]), in the order of `outputs_of`.
-    """
-    # The width of the head that `backbone_class_means` has: they share their compiled program.
-    task, state = plain_network(config, 1, backbone)
-    outputs = outputs_of(task, config, state, records)
-    return outputs['features'], outputs['label']
-
-
 def plain_network(
     config: ConfigDict, num_logits: int, backbone: Weights | None, *, with_head: bool = False
 ) -> tuple[Task, TrainState]:
@@ -224,6 +211,40 @@ def backbone_class_means(
         return class_means(task, config, state, records, resumable)
 
     return means(None) if backbone is None else _cached(config, backbone, records, 'means', means)
+
+
+def backbone_classifier(
+    config: ConfigDict, backbone: Weights | None, target: Records
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fits `linear_classifier` to features of the network that the run starts from.
+
+    It sees the centre crops of all readable images, and is cached in config.cache_dir.
+
+    Args:
+      config: of the experiment.
+      backbone: weights of the network. None for random weights, for which nothing is cached.
+      target: labelled images.
+
+    Returns:
+      (kernel float32 [D, K], bias float32 [K]).
+
+    Raises:
+      DataError: a class has no readable image.
+    """
+
+    def rows(resumable: Resumable | None) -> np.ndarray:
+        del resumable  # the target is small
+        # The width of the head that `backbone_class_means` has: they share their compiled program.
+        task, state = plain_network(config, 1, backbone)
+        outputs = outputs_of(task, config, state, target)
+        names = target.class_names
+        return np.vstack(linear_classifier(outputs['features'], outputs['label'], names))
+
+    if backbone is None:
+        fitted = rows(None)
+    else:
+        fitted = _cached(config, backbone, target, 'classifier', rows)
+    return fitted[:-1], fitted[-1]
 
 
 def _cached(

@@ -103,8 +103,8 @@ class Setup(NamedTuple):
     """Maps Records to (centre crops float32 [N, H, W, 3], labels int32 [N])."""
     outputs: Callable[[Any, Any], dict[str, np.ndarray]]
     """Maps (TrainState, Records) to 'features' [N, D], 'logits' [N, K] and 'label' [N]."""
-    features: Callable[[Any], tuple[np.ndarray, np.ndarray]]
-    """Maps Records to (their features in the pre-trained backbone [N, D], labels [N])."""
+    classifier: Callable[[], tuple[np.ndarray, np.ndarray]]
+    """Returns `parts.linear_classifier` of the target's features in the pre-trained backbone."""
     class_means: Callable[[Any], np.ndarray]
     """Maps Records to the mean features of each class in the pre-trained backbone, [K, D]."""
     source_test: Callable[[], Any]

@@ -32,7 +32,6 @@ from xmixup_jax.methods.options import count, non_negative
 from xmixup_jax.methods.parts import (
     reference,
     reference_outputs,
-    target_classifier,
     without_weight_decay,
 )
 
@@ -148,13 +147,12 @@ def attention(rises: np.ndarray) -> np.ndarray:
 
 
 def prepare(setup: Setup) -> Prepared:
-    classifier = target_classifier(setup, f'config.method={setup.name}')
     chosen = min(setup.options.images, len(setup.target))
     spread = np.linspace(0, len(setup.target) - 1, chosen).astype(int)
     images, labels = setup.images(setup.target.select(spread))
     state, constants = reference(setup)
     weights = channel_weights(
-        setup.network, state.params, state.batch_stats, images, labels, classifier
+        setup.network, state.params, state.batch_stats, images, labels, setup.classifier()
     )
     channels = {f'stage{i}': weight for i, weight in enumerate(weights)}
     return Prepared(state, constants | {'channels': channels})

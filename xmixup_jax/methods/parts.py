@@ -1,5 +1,6 @@
 """Parts that several methods share: the reference network, heads, an optimiser."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,16 +44,29 @@ def pretrained_columns(options: ConfigDict, sizes: Sizes) -> int:
     return sizes.pretrained
 
 
-def linear_classifier(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def linear_classifier(
+    features: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Logistic regression, scikit-learn's with its default penalty.
 
     Args:
       features: float [N, D].
-      labels: int [N], each of the K classes at least once.
+      labels: int [N].
+      class_names: K names.
 
     Returns:
       (kernel float32 [D, K], bias float32 [K]).
+
+    Raises:
+      DataError: a class has no image.
     """
+    missing = np.setdiff1d(np.arange(len(class_names)), labels)
+    if len(missing):
+        raise DataError(
+            f'class {class_names[missing[0]]!r} of the target has no readable training image. Each '
+            'class needs one for a linear classifier, which DELTA, config.warm_head=True and '
+            'config.freeze=backbone start with'
+        )
     # Takes over a second to import, and few runs need it.
     from sklearn.linear_model import LogisticRegression
 
@@ -63,36 +77,13 @@ def linear_classifier(features: np.ndarray, labels: np.ndarray) -> tuple[np.ndar
     return kernel.astype(np.float32), bias.astype(np.float32)
 
 
-def target_classifier(setup: Setup, needed_by: str) -> tuple[np.ndarray, np.ndarray]:
-    """`linear_classifier` of the pre-trained features of the training images' centre crops.
-
-    Args:
-      setup: of the run.
-      needed_by: the flag that asks for it, for the error.
-
-    Raises:
-      DataError: a class has no readable image.
-    """
-    features, labels = setup.features(setup.target)
-    missing = np.setdiff1d(np.arange(setup.sizes.target), labels)
-    if len(missing):
-        raise DataError(
-            f'{needed_by} needs a readable training image of each class: '
-            f'{setup.target.class_names[missing[0]]} has none'
-        )
-    return linear_classifier(features, labels)
-
-
 def with_linear_head(setup: Setup) -> Any:
-    """The initial state with `target_classifier` in the target's columns.
+    """The initial state with `Setup.classifier` in the target's columns.
 
     Linear probing comes first, as in Kumar et al., "Fine-Tuning can Distort Pretrained Features
     and Underperform Out-of-Distribution", ICLR 2022.
     """
-    places = slice(None, setup.sizes.target)
-    needed_by = 'config.warm_head=True' if setup.config.warm_head else 'config.freeze=backbone'
-    classifier = target_classifier(setup, needed_by)
-    return _with_columns(setup.state, places, *classifier)
+    return _with_columns(setup.state, slice(None, setup.sizes.target), *setup.classifier())
 
 
 def with_pretrained_head(setup: Setup) -> Any:

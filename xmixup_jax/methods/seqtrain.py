@@ -19,7 +19,7 @@ import numpy as np
 from xmixup_jax.matching import domain_similarity
 from xmixup_jax.methods.base import Method, Prepared, Setup
 from xmixup_jax.methods.options import count
-from xmixup_jax.methods.parts import always, with_linear_head
+from xmixup_jax.methods.parts import always, linear_classifier, with_linear_head
 from xmixup_jax.optimizer import HEAD
 
 
@@ -38,11 +38,11 @@ def prepare(setup: Setup) -> Prepared:
     params = params | {HEAD: setup.state.params[HEAD]}
     state = replace(setup.state, params=params, batch_stats=batch_stats)
 
-    def features(records):
-        outputs = setup.outputs(state, records)
-        return outputs['features'], outputs['label']
+    def classifier():
+        outputs = setup.outputs(state, target)
+        return linear_classifier(outputs['features'], outputs['label'], target.class_names)
 
-    setup = setup._replace(state=state, features=features)  # of the network just trained
+    setup = setup._replace(state=state, classifier=classifier)  # of the network just trained
     return Prepared(with_linear_head(setup) if setup.config.warm_head else state, {})
 
 

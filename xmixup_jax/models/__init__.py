@@ -1,7 +1,7 @@
 """Backbones, as plain pytrees for the training step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from flax import nnx
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from xmixup_jax.devices import chosen_precision
 from xmixup_jax.models import convnext, efficientnet_lite, inception, resnet, vit
-from xmixup_jax.models.base import Outputs, at_least_float32, draw_head
+from xmixup_jax.models.base import Keys, Outputs, at_least_float32, draw_head
 from xmixup_jax.models.normalization import BatchNorm
 
 __all__ = [
@@ -149,7 +149,7 @@ def create_model(
       (graphdef, params, batch_stats); the last two are nested dicts of float32 arrays. The head
       is params['fc'] in every network.
     """
-    rngs = nnx.Rngs(seed)
+    rngs = cast(nnx.Rngs, Keys(seed))
     model = module(config, num_logits, image_size, norm, rngs)
     fc = model.fc
     assert fc.bias is not None  # every network has one
@@ -186,7 +186,7 @@ def create_head(
     @jax.jit
     def head_key():
         nonlocal inputs
-        rngs = nnx.Rngs(seed)
+        rngs = cast(nnx.Rngs, Keys(seed))
         inputs = module(config, num_logits, image_size, norm, rngs).fc.in_features
         return rngs.params()  # what does not lead to it is not computed
 

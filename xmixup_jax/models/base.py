@@ -25,6 +25,23 @@ class Outputs(NamedTuple):
     networks whose stages do not end in a single convolution, the same as `stages`."""
 
 
+class Keys:
+    """Draws the same keys as `nnx.Rngs(seed).params`.
+
+    Its counter is a number in place of an array, so that a network is traced in a third of the
+    time.
+    """
+
+    def __init__(self, seed: int):
+        self._key, self._count = jax.random.key(seed), 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        key = jax.random.fold_in(self._key, self._count)
+        self._count += 1
+        return key
+
+
 HEAD_INITS = ('uniform', 'normal', 'zero')
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from xmixup_jax.compute import step as step_lib
 from xmixup_jax.compute.features import (
     backbone_class_means,
-    backbone_features,
+    backbone_classifier,
     check_counts,
     images_of,
     outputs_of,
@@ -157,7 +157,7 @@ def begin(
         network=partial(step_lib.network, task.graphdef),
         images=partial(images_of, config),
         outputs=lambda state, records: outputs_of(task, config, replicate(state), records),
-        features=partial(backbone_features, config, backbone),
+        classifier=partial(backbone_classifier, config, backbone, data.target),
         class_means=partial(backbone_class_means, config, backbone),
         source_columns=source_columns,
         source_test=source_test,
