@@ -131,9 +131,7 @@ def run(argv: list[str]) -> None:
             jax.block_until_ready((states[name], metrics))
 
         actions |= {f'jax {name}': lambda i, name=name: our_step(name, i) for name in beside}
-        # One library's step leaves memory behind in which the other's next step takes longer.
-        timed = cost.in_turns(actions, calls=2)
-        times = {name: float(np.median(each)) for name, each in timed.items()}
+        times = {name: float(np.median(each)) for name, each in cost.in_turns(actions).items()}
     print(
         f'{config.model.name}, {config.image_size} px, batch {config.batch_size}, '
         f'{config.precision}, {jax.devices()[0].device_kind}, torch {torch.__version__}, '

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 
 from xmixup_jax.models.base import conv
-from xmixup_jax.models.cpu import matrix_product
+from xmixup_jax.models.cpu import DepthwiseConv, any_platform, matrix_product
 
 
 @pytest.mark.parametrize('side', [1, 2, 3, 5])
@@ -46,6 +47,17 @@ def test_small_maps_and_pointwise_kernels_take_it(side, kernel, products):
     layer = conv(3, 4, kernel, 1, nnx.Rngs(0))
     lowered = jax.jit(lambda x: layer(x)).lower(np.zeros((2, side, side, 3), np.float32))
     assert lowered.as_text().count('stablehlo.dot_general') == products
+
+
+@pytest.mark.parametrize('exported', [False, True])
+def test_the_usual_forms_are_kept_for_an_export(exported):
+    """The program for a CPU has no grouped convolution, and one for every platform has it."""
+    layer = DepthwiseConv(6, 3, 1, nnx.Rngs(0))
+    with any_platform() if exported else nullcontext():
+        program = jax.export.export(jax.jit(lambda x: layer(x)), platforms=('cpu', 'cuda'))(
+            np.zeros((2, 8, 8, 6), np.float32)
+        )
+    assert ('feature_group_count = 6' in program.mlir_module()) == exported
 
 
 CONVOLVE = """

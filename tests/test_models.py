@@ -1,11 +1,13 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import load_file
 
 from xmixup_jax.models import create_head, create_model, forward
+from xmixup_jax.models.base import Keys
 from xmixup_jax.weights.files import save_weights
 
 
@@ -30,6 +32,12 @@ def test_a_head_alone_is_that_of_the_whole_network(law):
     assert head.keys() == params['fc'].keys()
     for key, leaf in head.items():
         np.testing.assert_array_equal(leaf, params['fc'][key])
+
+
+def test_keys_are_flaxs():
+    ours, theirs = Keys(5), nnx.Rngs(5)
+    for _ in range(3):
+        np.testing.assert_array_equal(*map(jax.random.key_data, (ours.params(), theirs.params())))
 
 
 # Published sizes of torchvision's networks with 1,000 classes.

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import scipy.special
 from safetensors.numpy import load_file, save_file
+from sklearn.linear_model import LogisticRegression
 
 from xmixup_jax.checks import validate
 from xmixup_jax.compute import step as step_lib
-from xmixup_jax.compute.features import images_of
+from xmixup_jax.compute.features import backbone_classifier, images_of
 from xmixup_jax.data.names import imagenet_ids, readable
 from xmixup_jax.data.selection import Data, train_and_test
 from xmixup_jax.errors import ConfigError, DataError
@@ -58,6 +59,26 @@ def test_similarity_is_the_mean_probability_and_no_image_of_the_source_is_read(
     # The next run has them from the cache.
     again = find_match(config, backbone, Data(replace(target, read=unreadable), None, source))
     np.testing.assert_array_equal(again.similarity, match.similarity)
+
+
+def test_the_linear_classifier_is_cached(config, records, tmp_path):
+    target = records[0]
+    backbone = weights_of(config, tmp_path / 'w.safetensors', 10)
+    kernel, bias = backbone_classifier(config, backbone, target)
+
+    task, state = step_lib.create_task(config, Sizes(10), backbone)
+    images, labels = images_of(config, target)
+    outputs, _ = forward(task.graphdef, state.params, state.batch_stats, images, train=False)
+    fitted = LogisticRegression(max_iter=1000).fit(outputs.features, labels)
+    np.testing.assert_allclose(kernel, fitted.coef_.T, atol=2e-3, rtol=1e-3)
+    np.testing.assert_allclose(bias, fitted.intercept_, atol=2e-3, rtol=1e-3)
+
+    def unreadable(number):
+        raise AssertionError(f'record {number} was read')
+
+    again = backbone_classifier(config, backbone, replace(target, read=unreadable))
+    np.testing.assert_array_equal(again[0], kernel)
+    np.testing.assert_array_equal(again[1], bias)
 
 
 def test_columns_are_found_by_id_word_and_name(config, tmp_path):

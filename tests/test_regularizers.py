@@ -1,7 +1,5 @@
 """L2-SP, DTNH, DELTA, FSP, BSS, MARS and MMD compared with their public code."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +22,7 @@ from xmixup_jax.methods import (
     mars,
     mmd,
 )
-from xmixup_jax.methods.base import Sizes
-from xmixup_jax.methods.parts import linear_classifier, with_linear_head
+from xmixup_jax.methods.parts import linear_classifier
 
 
 @pytest.mark.parametrize('name', ['l2sp', 'dtnh'])
@@ -171,20 +168,14 @@ def test_delta_channel_weights_by_zeroing_each_filter():
 def test_linear_classifier(num_classes):
     labels = np.arange(40) % num_classes
     features = normal(40, D) + 3 * np.eye(D, dtype=np.float32)[labels]
-    kernel, bias = linear_classifier(features, labels)
+    kernel, bias = linear_classifier(features, labels, range(num_classes))
     assert kernel.shape == (D, num_classes) and bias.shape == (num_classes,)
     assert np.mean((features @ kernel + bias).argmax(1) == labels) > 0.9
 
 
-def test_a_warm_head_needs_an_image_of_each_class():
-    setup = SimpleNamespace(
-        config=SimpleNamespace(warm_head=True),
-        sizes=Sizes(3),
-        target=SimpleNamespace(class_names=['cat', 'dog', 'emu']),
-        features=lambda records: (normal(4, D), np.array([0, 0, 2, 2])),
-    )
-    with pytest.raises(DataError, match=r'warm_head=True.* dog has none'):
-        with_linear_head(setup)
+def test_a_linear_classifier_needs_an_image_of_each_class():
+    with pytest.raises(DataError, match=r"'dog' of the target .*warm_head=True"):
+        linear_classifier(normal(4, D), np.array([0, 0, 2, 2]), ['cat', 'dog', 'emu'])
 
 
 @pytest.mark.parametrize(('size', 'half'), [(4, 2), (5, 3), (7, 3)])

@@ -47,7 +47,7 @@ from benchmarks.study.names import NAMES, PROBE
 from benchmarks.study.plan import Case, Group, Row
 from benchmarks.study.probe import probe
 from xmixup_jax.checks import validate
-from xmixup_jax.cli.program import run_and_exit, setup
+from xmixup_jax.cli.program import run_and_exit, setup, use_huge_pages
 from xmixup_jax.data.selection import Opened
 from xmixup_jax.errors import ConfigError, Interrupted, UserError
 from xmixup_jax.files import METRICS
@@ -254,4 +254,5 @@ def append(path: Path, row: Row) -> None:
 
 
 if __name__ == '__main__':
+    use_huge_pages()
     run_and_exit(run, sys.argv)

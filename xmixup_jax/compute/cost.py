@@ -121,12 +121,14 @@ def gflop(function: Callable, *args: PyTree) -> float:
     return cost['flops'] / 1e9
 
 
-def in_turns(actions: dict[str, Callable[[int], None]], calls: int = 1) -> dict[str, list[float]]:
+def in_turns(actions: dict[str, Callable[[int], None]]) -> dict[str, list[float]]:
     """Times every action once a round, in random order, since each may slow down the next one.
+
+    Each action is called twice in its turn, and the second call is timed: in the first one, caches
+    and memory are still those of another action.
 
     Args:
       actions: by name; each is called with the number of the round.
-      calls: number of calls in each turn, of which only the last is timed.
 
     Returns:
       the times of each action in ms, without the WARM_UP rounds.
@@ -139,8 +141,7 @@ def in_turns(actions: dict[str, Callable[[int], None]], calls: int = 1) -> dict[
         if i >= WARM_UP + least and time.perf_counter() - started > SECONDS:
             break
         for name in rng.permutation(list(actions)):
-            for _ in range(calls - 1):
-                actions[name](i)
+            actions[name](i)
             begun = time.perf_counter()
             actions[name](i)
             times[name].append(1e3 * (time.perf_counter() - begun))

@@ -91,7 +91,7 @@ class DepthwiseConv(nnx.Module):
     """A depthwise convolution with TensorFlow's padding 'SAME'.
 
     On a CPU it is computed as a sum over the positions in the kernel, since XLA's grouped
-    convolution takes 3 to 46 times as long (`python -m benchmarks.depthwise`).
+    convolution takes 3 to 31 times as long (`python -m benchmarks.depthwise`).
     """
 
     def __init__(
