@@ -187,11 +187,11 @@ def use_huge_pages() -> None:
     """Starts the process again with huge pages for its memory, if the system gives them on request.
 
     XLA allocates the memory of a step anew each time. With pages of 4 KB, a step on a CPU takes up
-    to 1.6 times as long (benchmarks/RESULTS.md, "Huge pages"). The C library asks for huge pages if
-    an environment variable says so at the start of the process, which glibc 2.35 introduced.
+    to 1.6 times as long (benchmarks/RESULTS.md, "Huge pages"). glibc 2.35 and later ask for huge
+    pages if GLIBC_TUNABLES says so when the process starts.
 
     Does nothing if GLIBC_TUNABLES has the setting already, or if a debugger traces the process.
-    Call it before anything else.
+    Call it early: everything done before is done again.
     """
     tunables = os.environ.get('GLIBC_TUNABLES', '')
     try:

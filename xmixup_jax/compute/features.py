@@ -210,7 +210,7 @@ def backbone_class_means(
         task, state = plain_network(config, 1, backbone)
         return class_means(task, config, state, records, resumable)
 
-    return means(None) if backbone is None else _cached(config, backbone, records, 'means', means)
+    return _cached(config, backbone, records, 'means', means)
 
 
 def backbone_classifier(
@@ -240,16 +240,13 @@ def backbone_classifier(
         names = target.class_names
         return np.vstack(linear_classifier(outputs['features'], outputs['label'], names))
 
-    if backbone is None:
-        fitted = rows(None)
-    else:
-        fitted = _cached(config, backbone, target, 'classifier', rows)
+    fitted = _cached(config, backbone, target, 'classifier', rows)
     return fitted[:-1], fitted[-1]
 
 
 def _cached(
     config: ConfigDict,
-    backbone: Weights,
+    backbone: Weights | None,
     records: Records,
     name: str,
     compute: Callable[[Resumable | None], np.ndarray],
@@ -257,10 +254,12 @@ def _cached(
     """Returns an array of `records` from config.cache_dir, or computes and saves it.
 
     Args:
-      config, backbone, records: what the array depends on.
+      config, backbone, records: what the array depends on. Without a backbone nothing is cached.
       name: of the array in its file.
       compute: makes it; called with the file to save unfinished sums in, or None.
     """
+    if backbone is None:
+        return compute(None)
     path = _cache_path(config, backbone, records, name)
     found = load_arrays(path, name)
     everywhere = all_gather(np.array(found is not None)).all()

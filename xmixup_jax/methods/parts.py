@@ -63,9 +63,9 @@ def linear_classifier(
     missing = np.setdiff1d(np.arange(len(class_names)), labels)
     if len(missing):
         raise DataError(
-            f'class {class_names[missing[0]]!r} of the target has no readable training image. Each '
-            'class needs one for a linear classifier, which DELTA, config.warm_head=True and '
-            'config.freeze=backbone start with'
+            f'class {class_names[missing[0]]!r} of the target has no readable training image, but '
+            'DELTA, config.warm_head=True and config.freeze=backbone start with a linear '
+            'classifier of all classes: add an image, or remove the class'
         )
     # Takes over a second to import, and few runs need it.
     from sklearn.linear_model import LogisticRegression

@@ -181,17 +181,10 @@ def create_head(
     Returns:
       {'kernel' float32 [D, K], 'bias' float32 [K]}.
     """
-    inputs = 0
-
-    @jax.jit
-    def head_key():
-        nonlocal inputs
-        rngs = cast(nnx.Rngs, Keys(seed))
-        inputs = module(config, num_logits, image_size, norm, rngs).fc.in_features
-        return rngs.params()  # what does not lead to it is not computed
-
-    key = head_key()
-    return draw_head(key, inputs, num_logits, head_init)
+    rngs = cast(nnx.Rngs, Keys(seed))
+    # Only counts the keys that the rest of the network takes.
+    model = nnx.eval_shape(lambda: module(config, num_logits, image_size, norm, rngs))
+    return draw_head(rngs.params(), model.fc.in_features, num_logits, head_init)
 
 
 def forward(

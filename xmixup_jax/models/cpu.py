@@ -11,13 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 _SMALL = 3  # px, largest side of an output map that counts as tiny
-_MIDDLE, _LARGE = 5, 7  # px, smallest sides of depthwise kernels that count as such
+# Smallest sides, px, of the depthwise kernels ...
+_SHIFTED = 5  # ... whose gradient by the images is a sum of shifts as well
+_LOOPED = 7  # ... whose gradient by the kernel is computed in a loop
 _any_platform = ContextVar('_any_platform', default=False)
 
 
 @contextmanager
 def any_platform() -> Iterator[None]:
-    """Networks that are traced within can be exported for every platform."""
+    """Within it, networks are traced for every platform, so that they can be exported."""
     token = _any_platform.set(True)
     try:
         yield
@@ -148,14 +150,14 @@ def _backward(stride, saved, grad):
     x, kernel = saved
     side, channels = len(kernel), x.shape[-1]
     grad_x = _gradient_of_images(x, kernel, stride, grad)
-    if side >= _LARGE and side % 2 and stride == 1:
+    if side >= _LOOPED and side % 2 and stride == 1:
         return grad_x, _kernel_gradient_in_a_loop(x, grad, side).reshape(kernel.shape)
     ones = jnp.ones((1, grad.shape[1] * grad.shape[2]), grad.dtype)
 
     def one_image(image_and_grad):
         image, grad = image_and_grad
         parts = _shifts(image[None], side, stride)
-        # XLA sums by a product with ones in less time than by a reduction.
+        # For most layers a product with ones takes less time than a reduction.
         return jnp.concatenate([ones @ (part[0] * grad).reshape(-1, channels) for part in parts])
 
     # One sum over the whole batch takes several times as long as image by image.
@@ -166,11 +168,11 @@ def _backward(stride, saved, grad):
 def _gradient_of_images(x, kernel, stride, grad):
     """The gradient of `sum_of_shifts` by the images."""
     side = len(kernel)
-    if side < _MIDDLE or not side % 2:
+    if side < _SHIFTED or not side % 2:
         (grad_x,) = jax.linear_transpose(lambda x: _sum_of_shifts(x, kernel, stride), x)(grad)
         return grad_x
-    # The transpose makes a padded map for each position in the kernel. Shifts of the gradient, with
-    # zeros between its pixels at stride 2, take less time despite the zeros.
+    # The transpose pads a map for each position in the kernel. Shifts of the output's gradient take
+    # less time, although a strided convolution needs zeros between its pixels.
     edges = []
     for size, count in zip(x.shape[1:3], grad.shape[1:3], strict=True):
         before = (side - 1) - max((count - 1) * stride + side - size, 0) // 2
